@@ -1,0 +1,9 @@
+"""Lightning callbacks for models that answer speech with speech.
+
+Both are imported here, and not on first use: only then does a YAML find them by their short names.
+"""
+
+from lightning_s2s.callbacks.audio_logger import AudioLogger
+from lightning_s2s.callbacks.streaming_latency import StreamingLatency
+
+__all__ = ["AudioLogger", "StreamingLatency"]

@@ -1,0 +1,47 @@
+"""`conv`: OpenS2S's adapter, strided convolutions and a bottleneck."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_s2s.interfaces import Adapter, lengths_to_mask
+from lightning_s2s.registry import ADAPTERS
+
+
+@ADAPTERS.register("conv")
+class ConvAdapter(Adapter):
+    """Convolutions of stride 2 with GLU, a residual bottleneck and LayerNorm: 25 Hz -> 6.25 Hz by default.
+
+    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler.
+
+    Args:
+        kernel_sizes: one convolution each, every one halving the rate.
+        inner_width: of the bottleneck.
+    """
+
+    def __init__(self, kernel_sizes: tuple[int, ...] = (5, 5), inner_width: int = 512):
+        super().__init__()
+        if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+            raise ValueError(f"adapter conv: kernel_sizes must be odd and at least one; got {list(kernel_sizes)}")
+        self.kernel_sizes, self.inner_width = tuple(kernel_sizes), inner_width
+        self.downsampling = 2 ** len(kernel_sizes)
+
+    def connect(self, input_width: int, output_width: int) -> None:
+        widths = [*[input_width] * (len(self.kernel_sizes) - 1), output_width]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(input_width, 2 * width, size, stride=2, padding=size // 2)
+            for width, size in zip(widths, self.kernel_sizes, strict=True)
+        )
+        self.fc1 = nn.Linear(output_width, self.inner_width, bias=False)
+        self.fc2 = nn.Linear(self.inner_width, output_width, bias=False)
+        self.norm = nn.LayerNorm(output_width)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = hidden_states.transpose(1, 2)
+        for conv in self.convs:
+            # Padding is silenced before each convolution, so that a clip in a batch equals the clip alone.
+            x = F.glu(conv(x * lengths_to_mask(lengths, x.shape[-1]).unsqueeze(1)), dim=1)
+            lengths = (lengths - 1) // 2 + 1
+        x = x.transpose(1, 2)
+        return self.norm(x + self.fc2(F.gelu(self.fc1(x)))), lengths

@@ -1,0 +1,57 @@
+"""Stage n starts from stage n - 1: weights from a model folder, a run's folder or a Lightning checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightning_s2s.checkpoints.weights import load_tensors
+
+
+def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
+    """The model's tensors and the file they came from.
+
+    Args:
+        source: a folder with `model.safetensors` or `model/model.safetensors`, or a Lightning `.ckpt` file.
+
+    Raises:
+        ValueError: there is no such file, or it can't be read.
+    """
+    source = Path(source)
+    candidates = [source / "model.safetensors", source / "model" / "model.safetensors"] if source.is_dir() else [source]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise ValueError(f"init_from: {source}: expected a folder with model.safetensors, or a .ckpt file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), path
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+        raise ValueError(f"init_from: {path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}, path
+
+
+def load_handoff(model: nn.Module, source: str | Path) -> str:
+    """Load every part of the model that the checkpoint has; a part is taken whole or refused.
+
+    Returns:
+        One line that says which parts were loaded, and which stay as they were built.
+
+    Raises:
+        ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
+    """
+    tensors, path = read_tensors(source)
+    loaded, kept = [], []
+    for name, part in model.named_children():
+        found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if found:
+            load_tensors(part, found, f"init_from: {path}: {name}")
+        (loaded if found else kept).append(name)
+    if not loaded:
+        raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
+    return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")

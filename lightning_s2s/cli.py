@@ -1,0 +1,144 @@
+"""`lightning-s2s`: finds the subcommand and runs it. Torch, Lightning and the parsers load with the command."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from lightning_s2s.commands.messages import CommandError, one_line
+from lightning_s2s.registry import unknown_name
+
+DEBUG_VARIABLE = "LIGHTNING_S2S_DEBUG"
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+COMMANDS = {
+    "fit": ("train", "train a stage: --config YAML [--config YAML ...] [overrides] [--resume]"),
+    "validate": ("train", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
+    "respond": ("respond", "answer a spoken question: MODEL question.wav --out reply.wav --json reply.json"),
+    "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
+    "construct": ("construct", "make a corpus of spoken dialogues: --config YAML [overrides]"),
+    "components": ("components", "list the encoders, adapters, LLMs, speech decoders and vocoders"),
+}
+"""Name -> (module in `lightning_s2s.commands`, line of help). A module has `run(name, arguments) -> exit status`."""
+
+HELP = """usage: lightning-s2s COMMAND [options]
+
+Train, run and measure speech-to-speech models. `lightning-s2s COMMAND --help` tells more.
+
+commands:
+{commands}
+
+options:
+  --help       show this text
+  --version    show the version
+  --debug      show the traceback of an error (or set {debug}=1)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line, without the program's name; None takes the process's own.
+
+    Returns:
+        The exit status: 0, 1 for a ValueError while running, 2 for a mistake on the command line, 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in given:
+        given.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    try:
+        return _dispatch(given)
+    except CommandError as error:
+        return _report(error, str(error), error.code, debug)
+    except KeyboardInterrupt:
+        return _report(None, "interrupted", INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        extra = extra_with(error.name or "")
+        if extra is None:
+            raise
+        install = f"pip install 'lightning-s2s[{extra}]'"
+        return _report(error, f"the package {error.name} is missing; install it with {install}", 1, debug)
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
+            raise
+        root = _root(error)
+        if isinstance(root, OSError) and root.filename is not None and root.strerror:
+            return _report(error, f"{root.filename}: {root.strerror.lower()}", 1, debug)
+        written_for_users = _raised_here(root) or type(root).__name__ == "MisconfigurationException"
+        hint = "" if written_for_users else f" ({DEBUG_VARIABLE}=1 shows where)"
+        return _report(error, one_line(root) + hint, 1, debug)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+        print(HELP.format(commands=lines, debug=DEBUG_VARIABLE), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lightning-s2s {installed_version()}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise CommandError(unknown_name("option" if name.startswith("-") else "command", name, COMMANDS))
+    module = importlib.import_module(f"lightning_s2s.commands.{COMMANDS[name][0]}")
+    return module.run(name, rest)
+
+
+def installed_version() -> str:
+    """The installed package's version; `unknown` when it runs from a source tree that isn't installed."""
+    try:
+        return version("lightning-s2s")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def extra_with(package: str) -> str | None:
+    """The extra of this project that installs an optional package; None when none does."""
+    try:
+        requirements = requires("lightning-s2s") or []
+    except PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        name, _, marker = requirement.partition(";")
+        if name.strip().lower().startswith(package.partition(".")[0].lower()) and "extra ==" in marker:
+            return marker.rpartition("extra ==")[2].strip().strip("\"'")
+    return None
+
+
+def _report(error: Exception | None, message: str, code: int, debug: bool) -> int:
+    if debug and error is not None:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised from, and so on: jsonargparse wraps the errors of the constructors that it calls."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the error comes from this project's code, whose messages are written for users."""
+    package = Path(__file__).resolve().parent
+    homes = (package, package.parent / "callbacks")
+    frames = list(traceback.walk_tb(error.__traceback__))
+    last = Path(frames[-1][0].f_code.co_filename).resolve() if frames else package
+    return any(home in last.parents for home in homes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

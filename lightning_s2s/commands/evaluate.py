@@ -1,0 +1,39 @@
+"""`lightning-s2s evaluate answers` and `evaluate speech`: a trained model's figures on held-out questions."""
+
+from __future__ import annotations
+
+from lightning_s2s.commands.messages import CommandError
+from lightning_s2s.commands.settings import parse_settings
+from lightning_s2s.registry import unknown_name
+
+KINDS = {
+    "answers": "answer a manifest of spoken questions: emotion heard, replies, latency, report",
+    "speech": "word error of speech by an ASR model: of replies, a vocoder or a speech decoder",
+}
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run one kind of evaluation.
+
+    Raises:
+        CommandError: a mistake in the options.
+        ValueError: a model or file that the options name is missing or broken.
+    """
+    program = f"lightning-s2s {name}"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {program} KIND [options]\n\nkinds:")
+        for kind, summary in KINDS.items():
+            print(f"  {kind:<8} {summary}")
+        return 0 if arguments else 2
+    kind, *rest = arguments
+    if kind not in KINDS:
+        raise CommandError(unknown_name("kind of evaluation", kind, KINDS))
+    if kind == "answers":
+        from lightning_s2s.evaluation.answers import EvaluateAnswersConfig, evaluate_answers
+
+        evaluate_answers(parse_settings(f"{program} {kind}", EvaluateAnswersConfig, rest))
+    else:
+        from lightning_s2s.evaluation.speech import EvaluateSpeechConfig, evaluate_speech
+
+        evaluate_speech(parse_settings(f"{program} {kind}", EvaluateSpeechConfig, rest))
+    return 0

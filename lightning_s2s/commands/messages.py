@@ -1,0 +1,162 @@
+"""What a user reads after a mistake: one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_s2s.registry import REGISTRY, near_names, unknown_name
+
+NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Given value: NestedArg",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+)
+"""Lines of jsonargparse's nested messages that say how it searched, not what is wrong."""
+
+
+LONGEST = 800
+
+
+class CommandError(Exception):
+    """A mistake in what the user gave; `main` prints it as one line and exits with `code`."""
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `CommandError`, with near names for unknown options."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        raise CommandError(explain(message, options))
+
+
+def one_line(message: object) -> str:
+    """The message without line breaks and runs of spaces, cut where it gets too long to read."""
+    return textwrap.shorten(str(message), LONGEST, placeholder=" ...")
+
+
+Names = dict[str, tuple[str, Iterable[str]]]
+"""Key of a configuration -> what it holds, in words, and the short names it takes."""
+
+
+def explain(message: str, options: Iterable[str] = (), names: Names | None = None) -> str:
+    """A parser's message as one line, with near names for what does not exist.
+
+    Args:
+        message: of argparse or jsonargparse; the latter's are nested over many lines.
+        options: all options of the command, such as `--trainer.max_epochs`.
+        names: of keys that hold no component.
+    """
+    options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
+    if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        return _unknown_option(found[1].split()[0], options)
+    not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
+    if found := re.fullmatch(not_accepted, message):
+        return _unknown_option(found[1], options)
+    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
+        missing = re.sub(r"\b(fit|validate)\.", "", found[1])
+        return f"missing: {missing}; give it as an option or in a --config file"
+    if found := re.fullmatch(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return unknown_name("command", found[1], re.findall(r"[\w-]+", found[2]))
+
+    keys, leaves, class_path = [], [], None
+    for raw in message.splitlines():
+        line = raw.strip().removeprefix("- ")
+        while found := re.match(r'Parser key "([^"]+)":\s*', line):
+            keys.append(found[1])
+            line = line[found.end() :]
+        if found := re.match(r"Problem with given class_path '([^']+)':", line):
+            class_path = found[1]
+        elif line and not line.startswith(NOISE) and line not in leaves:
+            leaves.append(line)
+    key = ".".join(keys)
+    where = f"{key}: " if key else ""
+
+    for leaf in leaves:
+        if found := re.match(r"Expected a dot import path string: (.*)", leaf):
+            kind, known = _names_of(keys[-1] if keys else "", names or {})
+            return where + unknown_name(kind, found[1], known)
+        if (found := re.match(r"Option '(.*)' is not accepted", leaf)) and class_path:
+            known = _options_of(class_path)
+            return where + unknown_name(f"option of {class_path.rpartition('.')[2]}", found[1], known)
+    expected = [found[1] for leaf in leaves if (found := re.match(r"Expected a <class '(.*?)'>", leaf))]
+    given = [found[1] for leaf in leaves if (found := re.search(r"(?:Given|Got) value: (.*)", leaf))]
+    if expected and given:
+        return f"{where}got {given[0]!r}; allowed: {' or '.join(expected)}"
+    return where + one_line("; ".join(leaves)) if leaves else one_line(message)
+
+
+def check_configs(arguments: list[str]) -> None:
+    """See that every `--config` file is there and holds a YAML mapping; the parsers' own messages don't name the file.
+
+    Raises:
+        CommandError: one doesn't.
+    """
+    import yaml
+
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, joined = option.partition("=")
+        if name not in ("--config", "-c"):
+            continue
+        path = Path(joined if equals else value)
+        if not path.is_file():
+            near = near_names(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
+            hint = f"; did you mean {near.replace(' or ', '.yaml or ')}.yaml?" if near else ""
+            raise CommandError(f"{name} {path}: no such file{hint}")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}:" if mark else ""
+            raise CommandError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        if not isinstance(content, dict):
+            raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
+
+
+def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:
+    """The wording for a file of a kind that can't be written."""
+    return f"{option} {path}: the name must end in {' or '.join(allowed)}"
+
+
+def _unknown_option(given: str, options: list[str]) -> str:
+    option = given.partition("=")[0]
+    dashes = option[: len(option) - len(option.lstrip("-"))]
+    near = near_names(option, [dashes + known for known in options])
+    hint = f"; did you mean {near}?" if near else "; --help lists all options"
+    return f"unknown option {option!r}{hint}"
+
+
+def _names_of(key: str, names: Names) -> tuple[str, Iterable[str]]:
+    """What a key holds, in words, and the short names it takes."""
+    last = key.rpartition(".")[2]
+    for registry in REGISTRY:
+        if registry.kind == last:
+            return registry.kind, registry.names()
+    return names.get(last, ("class", ()))
+
+
+def _options_of(class_path: str) -> list[str]:
+    """The parameters of a class, those that it passes on to its bases included."""
+    from jsonargparse import ArgumentParser
+
+    module, _, name = class_path.rpartition(".")
+    try:
+        return ArgumentParser().add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+    except Exception:  # only a hint; the message stands without it
+        return []

@@ -1,0 +1,133 @@
+"""`lightning-s2s respond`: one spoken question in, text and speech out, with the time of every event."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
+from lightning_s2s.commands.models import find_model, open_model
+
+if TYPE_CHECKING:
+    import argparse
+
+    from lightning_s2s.streaming.events import Reply
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+
+
+@dataclass(frozen=True)
+class TimedEvent:
+    """An event of the reply: its name and the seconds since the question's end."""
+
+    event: str
+    time_sec: float
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `lightning-s2s respond`."""
+    parser = OneLineParser(prog="lightning-s2s respond", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="model folder, folder of a run, or a stage's .ckpt file")
+    parser.add_argument("question", help="audio of the question: wav, flac, ogg, opus or mp3")
+    parser.add_argument("--out", type=Path, help=f"write the spoken reply here ({', '.join(AUDIO_SUFFIXES)})")
+    parser.add_argument("--json", type=Path, help="write text, ids and event times here")
+    parser.add_argument("--greedy", action="store_true", help="always take the most likely token; the default draws")
+    parser.add_argument("--no-audio", action="store_true", help="make no sound; --out is not written")
+    parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
+    return parser
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Answer the question, print the reply's text and its latency, write the files that were asked for.
+
+    Raises:
+        CommandError: a mistake in the options.
+        ValueError: no such model, the question's audio can't be used, or the model can't answer speech.
+    """
+    options = build_parser().parse_args(arguments)
+    _check(options)
+    from lightning_s2s.data.audio import load_audio
+
+    model = open_model(options.model)
+    if not model.can_answer:
+        raise ValueError(f"{options.model}: this model has no encoder, it can't hear a question")
+    sample_rate = model.encoder.sample_rate
+    waveform = load_audio(str(options.question), ".", sample_rate)
+
+    events: list[TimedEvent] = []
+    reply = None
+    start = time.perf_counter()
+    for event in model.stream(
+        waveform, sample_rate, greedy=options.greedy, vocode=not options.no_audio, seed=options.seed
+    ):
+        events.append(TimedEvent(type(event).__name__, event.time_sec - start))
+        reply = getattr(event, "reply", reply)
+    assert reply is not None, "a stream ends with Done"
+
+    if options.json is not None:
+        content = json.dumps(reply_as_json(reply, events), indent=2, ensure_ascii=False) + "\n"
+        write_then_rename(options.json, lambda path: path.write_text(content, encoding="utf-8"))
+    if options.out is not None:
+        _write_audio(options.out, reply)
+    print(reply.text)
+    print(summary(reply))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Find mistakes before anything slow is loaded."""
+    find_model(options.model)
+    if not Path(options.question).is_file() and not Path(options.question.rsplit(":", 2)[0]).is_file():
+        raise ValueError(f"{options.question}: no such audio file")
+    if options.out is not None and options.out.suffix.lower() not in AUDIO_SUFFIXES:
+        raise CommandError(unknown_suffix("--out", options.out, AUDIO_SUFFIXES))
+    for option, path in (("--out", options.out), ("--json", options.json)):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise CommandError(f"{option} {path}: the folder {path.parent} does not exist")
+
+
+def reply_as_json(reply: Reply, events: list[TimedEvent]) -> dict[str, Any]:
+    """What `--json` holds; all times are seconds since the question's end."""
+    return {
+        "text": reply.text,
+        "text_ids": list(reply.text_ids),
+        "unit_ids": list(reply.unit_ids),
+        "events": [{"event": event.event, "time_sec": round(event.time_sec, 6)} for event in events],
+        "marks": {mark: round(seconds, 6) for mark, seconds in reply.marks.items()},
+        "audio_sec": reply.audio_sec,
+        "real_time_factor": reply.real_time_factor,
+    }
+
+
+def summary(reply: Reply) -> str:
+    """One line on what came when."""
+    parts = [f"{mark.replace('_', ' ')} {reply.marks[mark]:.3f} s" for mark in ("first_text_token", "first_audio")
+             if mark in reply.marks]
+    if reply.real_time_factor is not None:
+        parts.append(f"{reply.audio_sec:.2f} s of audio, real-time factor {reply.real_time_factor:.2f}")
+    return f"[{'; '.join(parts) or 'no reply'}]"
+
+
+def _write_audio(path: Path, reply: Reply) -> None:
+    import soundfile
+
+    if reply.waveform is None:
+        print(f"{path} is not written: the reply has no sound")
+        return
+    samples = reply.waveform.clamp(-1, 1).cpu().numpy()
+    write_then_rename(path, lambda temporary: soundfile.write(temporary, samples, reply.sample_rate))
+
+
+def write_then_rename(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path` and rename it, so that `path` is never half-written."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""The LightningDataModule of all stages."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+
+from lightning_s2s.data.batching import DurationBatchSampler, Note, ResumableLoader
+from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, collate_vocoder
+from lightning_s2s.data.dataset import SpeechDialogueDataset
+from lightning_s2s.data.requirements import DataRequirements
+
+log = logging.getLogger(__name__)
+
+
+class SpeechDialogueData(L.LightningDataModule):
+    """Spoken dialogues from JSONL manifests, in batches of bounded duration.
+
+    What tokenizer, sample rate and units the batches must fit, it asks the stage (`data_requirements()`). Training
+    resumes mid-epoch with the same order. The keys of a batch: `lightning_s2s.data.collate.collate_dialogues` and,
+    for the vocoder, `collate_vocoder`.
+
+    Args:
+        train: manifest or manifests (JSONL) to train on.
+        validation: manifest or manifests to validate on.
+        batch_duration_sec: upper bound of a batch, padding included; a row costs its user audio, its units at the
+            vocoder's rate, and 0.1 s for a text token.
+        max_batch_size: upper bound of rows in a batch.
+        num_buckets: groups of similar duration that batches are drawn from.
+        num_workers: processes that decode audio; 0 decodes in the main process.
+        on_error: "raise" at a broken line or file, or "skip" and count it.
+        min_audio_sec: rows with shorter audio are dropped and counted.
+        cache_audio: keep decoded audio in memory, for small corpora; needs `num_workers: 0`.
+        seed: with the epoch, all that the order of training depends on.
+
+    Attributes:
+        problems: "train" and "validation" -> reason -> number of rows left out, or of clipped files.
+
+    Raises:
+        ValueError: an option is out of range, or (at setup) a manifest or, with `on_error: raise`, a row is broken.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        validation: str | list[str] | None = None,
+        batch_duration_sec: float = 60.0,
+        max_batch_size: int = 64,
+        num_buckets: int = 8,
+        num_workers: int = 0,
+        on_error: Literal["skip", "raise"] = "raise",
+        min_audio_sec: float = 0.5,
+        cache_audio: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if on_error not in ("skip", "raise"):
+            raise ValueError(f"on_error: got {on_error!r}; allowed: skip, raise")
+        for name, value in (("batch_duration_sec", batch_duration_sec), ("max_batch_size", max_batch_size)):
+            if value <= 0:
+                raise ValueError(f"{name}: got {value}; a positive number is needed")
+        for name, value in (("num_workers", num_workers), ("min_audio_sec", min_audio_sec), ("seed", seed)):
+            if value < 0:
+                raise ValueError(f"{name}: got {value}; 0 or more is needed")
+        if cache_audio and num_workers:
+            raise ValueError(f"cache_audio: keeps audio in the main process; it needs num_workers 0, got {num_workers}")
+        self.manifests = {"train": _as_list(train), "validation": _as_list(validation)}
+        self.batch_duration_sec, self.max_batch_size, self.num_buckets = batch_duration_sec, max_batch_size, num_buckets
+        self.num_workers, self.on_error, self.min_audio_sec = num_workers, on_error, min_audio_sec
+        self.cache_audio, self.seed = cache_audio, seed
+        self.datasets: dict[str, SpeechDialogueDataset] = {}
+        self._collate: Callable[..., Any] = collate_vocoder
+        self._left_out: dict[str, Counter[str]] = {}
+        self._noted: dict[str, dict[tuple[str, str], str]] = {"train": {}, "validation": {}}
+
+    @property
+    def problems(self) -> dict[str, Counter[str]]:
+        """What was left out or is clipped so far; what only decoding shows is counted when a row is first read."""
+        return {
+            split: self._left_out.get(split, Counter()) + Counter(noted.values())
+            for split, noted in self._noted.items()
+        }
+
+    def setup(self, stage: str) -> None:
+        """Check the manifests and measure the rows; done once for each split."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        for split in ["train", "validation"] if stage == "fit" else ["validation"]:
+            if split == "train" and not self.manifests["train"]:
+                raise ValueError("data.train: is empty; at least one manifest (JSONL) is needed to fit")
+            if self.manifests[split] and split not in self.datasets:
+                self.prepare_split(split, module.data_requirements())
+
+    def prepare_split(self, split: str, requirements: DataRequirements) -> SpeechDialogueDataset:
+        """The dataset of "train" or "validation", without a trainer.
+
+        Raises:
+            ValueError: a manifest or, with `on_error: raise`, a row is broken.
+        """
+        dataset = SpeechDialogueDataset(
+            self.manifests[split],
+            requirements,
+            on_error=self.on_error,
+            min_audio_sec=self.min_audio_sec,
+            max_duration_sec=self.batch_duration_sec,
+            cache_audio=self.cache_audio,
+        )
+        if requirements.task == "dialogue":
+            assert requirements.tokenizer is not None
+            self._collate = partial(collate_dialogues, pad_id=requirements.tokenizer.pad_id)
+        else:
+            self._collate = collate_vocoder
+        self.datasets[split] = dataset
+        self._left_out[split] = dataset.problems
+        return dataset
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled by seed and epoch, resumable; in a fixed order while Lightning overfits a few batches."""
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        return self.loader("train", shuffle=not overfit)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """In a fixed order; nothing without manifests for validation."""
+        return self.loader("validation", shuffle=False) if self.manifests["validation"] else []
+
+    def loader(self, split: str, shuffle: bool) -> ResumableLoader:
+        """A loader over a prepared split."""
+        dataset = self.datasets[split]
+        replicas: dict[str, Any] = {}
+        if self.trainer is not None and self.trainer.world_size > 1:
+            replicas = dict(self.trainer.distributed_sampler_kwargs or {})
+        sampler = DurationBatchSampler(
+            dataset.durations,
+            self.batch_duration_sec,
+            self.max_batch_size,
+            self.num_buckets,
+            self.seed,
+            shuffle,
+            **replicas,
+        )
+        if self.num_workers:
+            # Fast tokenizers warn of their threads after a fork; workers are parallel already.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        collate = SkippingCollate(dataset, self._collate)
+        return ResumableLoader(dataset, sampler, collate, partial(self._note, split), num_workers=self.num_workers)
+
+    def teardown(self, stage: str) -> None:
+        """Sum up what decoding showed."""
+        for split, noted in self._noted.items():
+            if noted:
+                counts = "; ".join(f"{count} x {reason}" for reason, count in sorted(Counter(noted.values()).items()))
+                log.warning("%s: noted while reading audio: %s", split, counts)
+
+    def _note(self, split: str, notes: list[Note]) -> None:
+        for note in notes:
+            key = (note.reason, note.place)
+            if key not in self._noted[split]:
+                self._noted[split][key] = note.reason
+                log.warning("%s", note.message)
+
+
+def _as_list(manifests: str | list[str] | None) -> list[str]:
+    return [manifests] if isinstance(manifests, str) else list(manifests or [])

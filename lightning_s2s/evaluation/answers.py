@@ -1,0 +1,153 @@
+"""Ask a model a manifest's questions and judge its answers: emotion heard, reply, its emotion, latency."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+
+from lightning_s2s.construction.pipeline import TASKS
+from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.manifest import read_manifest
+from lightning_s2s.evaluation.answer import Answer, Figure, percentile
+from lightning_s2s.evaluation.report import print_table, write_report
+from lightning_s2s.model import SpeechToSpeechModel
+
+
+@dataclass
+class EvaluateAnswersConfig:
+    """Answers every question of a manifest and reports.
+
+    Args:
+        model: a model folder, or the folder of a stage's run.
+        questions: manifest with one spoken question a line, `transcript` and `emotion` beside its audio.
+        grammar: YAML of the lines and replies, which judges the replies' form, emotion and topic.
+        output_dir: gets `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
+        num_warmup: answers before the clock counts.
+        limit: only so many questions; 0 for all.
+        title: heading of the page.
+    """
+
+    model: str
+    questions: str
+    grammar: str
+    output_dir: str
+    num_warmup: int = 2
+    limit: int = 0
+    title: str = "Spoken questions and answers"
+
+
+def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
+    """Answer, judge, print the table and the figures, and write the report.
+
+    Raises:
+        ValueError: model, manifest or grammar are missing or broken.
+    """
+    from tqdm import tqdm
+
+    grammar = DialogueGrammar(config.grammar)
+    rows = read_manifest(config.questions)
+    rows = rows[: config.limit or None]
+    model = SpeechToSpeechModel.from_pretrained(config.model)
+    output = Path(config.output_dir)
+    (output / "replies").mkdir(parents=True, exist_ok=True)
+    for row in rows[: config.num_warmup]:
+        answer_question(model, row, grammar)
+    answers = [answer_question(model, row, grammar) for row in tqdm(rows, "answering", unit="question")]
+    figures = summarise(answers, grammar)
+
+    lines = []
+    for answer in answers:
+        wav = output / "replies" / f"{answer.id}.wav"
+        if answer.reply.waveform is not None:
+            _replace(wav, lambda path, reply=answer.reply: sf.write(path, reply.waveform.numpy(), reply.sample_rate))
+        lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
+    _write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
+    _write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
+    write_report(output / "report.html", config.title, answers, figures)
+    print_table(answers)
+    print_figures(figures)
+    print(f"\nlisten and look: {output / 'report.html'}")
+    return figures
+
+
+def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: DialogueGrammar) -> Answer:
+    """One row's question answered greedily, in text and sound, and asked for its emotion."""
+    item = content_items(row["messages"][0]["content"])[0]
+    sample_rate = model.encoder.sample_rate
+    waveform = load_audio(item["audio"], row["folder"], sample_rate)
+    reply = model.respond(waveform, sample_rate, greedy=True)
+    heard = model.respond(
+        waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
+    ).text.lower()
+    judged = grammar.judge(reply.text)
+    return Answer(
+        id=row["id"], speaker=row.get("speaker", ""), pair=row.get("pair", row["id"]),
+        ambiguous=bool(row.get("ambiguous")), said=item.get("transcript", ""), emotion_spoken=item["emotion"],
+        emotion_heard=heard if heard in EMOTIONS else None, reply=reply,
+        reply_emotion=judged[0] if judged else None, fits=bool(judged and judged[0] == item["emotion"]),
+        waveform=waveform, sample_rate=sample_rate,
+    )
+
+
+def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figure]:
+    """The measures of the answers with their targets."""
+
+    def share(values: Iterable[bool]) -> float:
+        values = list(values)
+        return sum(values) / len(values) if values else float("nan")
+
+    pairs = [answer for answer in answers if answer.ambiguous]
+    per_pair = [len({other.emotion_spoken for other in pairs if other.pair == answer.pair}) for answer in pairs]
+    chance = statistics.mean(1 / count for count in per_pair) if per_pair else float("nan")
+    topics = [(grammar.judge(answer.reply.text), grammar.topic_of(answer.said)) for answer in answers]
+    first_audio = [a.reply.marks["first_audio"] for a in answers if "first_audio" in a.reply.marks]
+    factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
+    return [
+        Figure("emotion recognised", share(a.emotion_heard == a.emotion_spoken for a in answers), 0.85,
+               note="speakers and sentences never heard in training"),
+        Figure("minimal pairs: reply fits the emotion", share(a.fits for a in pairs), 0.8,
+               note=f"from the words alone: {100 * chance:.0f} %"),
+        Figure("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
+        Figure("replies on the topic asked about", share(bool(j) and j[1] == topic for j, topic in topics)),
+        Figure("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
+        Figure("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
+        Figure("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
+    ]
+
+
+def print_figures(figures: Sequence[Figure]) -> None:
+    """One line for each figure, with its target."""
+    width = max(len(figure.name) for figure in figures)
+    print()
+    for figure in figures:
+        verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
+        target = f"(target {figure.format_target()}: {verdict})" if figure.target is not None else ""
+        print(f"{figure.name:<{width}}  {figure.format(figure.value):>8}  {target} {figure.note}".rstrip())
+
+
+def _record(answer: Answer, wav: Path) -> dict[str, Any]:
+    return {
+        "id": answer.id, "speaker": answer.speaker, "pair": answer.pair, "said": answer.said,
+        "emotion_spoken": answer.emotion_spoken, "emotion_heard": answer.emotion_heard, "reply": answer.reply.text,
+        "reply_emotion": answer.reply_emotion, "fits": answer.fits, "marks": answer.reply.marks,
+        "real_time_factor": answer.reply.real_time_factor, "audio": str(wav.relative_to(wav.parent.parent)),
+    }
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

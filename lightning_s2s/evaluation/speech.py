@@ -1,0 +1,155 @@
+"""Word error of speech by an ASR model: of spoken replies, of the codec, and of the speech decoder alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.manifest import parse_units, read_manifest
+from lightning_s2s.sampling import Sampler
+
+
+@dataclass
+class EvaluateSpeechConfig:
+    """Word error of speech against the text it should say.
+
+    One of `answers`, `vocoder` or `model` says what is measured.
+
+    Args:
+        asr: hub id or folder of a Whisper model that listens.
+        answers: a folder that `evaluate answers` wrote: its replies against their own text.
+        vocoder: folder of pocket weights: the manifest's units re-synthesised.
+        model: a model folder: its speech decoder speaks the manifest's texts from text conditions (stage 2a).
+        manifest: texts with units, for `vocoder` and `model`.
+        limit: only so many sentences; 0 for all.
+        mos: also estimate the quality (DistillMOS; extra `evaluation`).
+    """
+
+    asr: str = "openai/whisper-base"
+    answers: str | None = None
+    vocoder: str | None = None
+    model: str | None = None
+    manifest: str | None = None
+    limit: int = 0
+    mos: bool = False
+
+
+class Transcriber:
+    """A Whisper model that writes English down."""
+
+    def __init__(self, name: str):
+        from lightning_s2s.llms.causal import load_pretrained
+
+        self.processor = load_pretrained("WhisperProcessor", name)
+        self.model = load_pretrained("WhisperForConditionalGeneration", name).eval()
+
+    @torch.inference_mode()
+    def __call__(self, waveform: np.ndarray) -> str:
+        """(T,) float32 at 16 kHz -> text."""
+        features = self.processor(waveform, sampling_rate=16_000, return_tensors="pt").input_features
+        ids = self.model.generate(features, language="en", task="transcribe", max_new_tokens=100)
+        return self.processor.batch_decode(ids, skip_special_tokens=True)[0]
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, contractions opened: both sides of the comparison in one spelling."""
+    text = text.lower().replace("\u2019", "'")
+    for short, full in (("can't", "can not"), ("cannot", "can not"), ("won't", "will not"), ("n't", " not"), ("'re", " are"),
+                        ("'m", " am"), ("let's", "let us"), ("'ll", " will"), ("alright", "all right"), ("okay", "ok"),
+                        ("that's", "that is"), ("it's", "it is"), ("what's", "what is")):
+        text = text.replace(short, full)
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text).split())
+
+
+def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
+    """Word error rate over all sentences, and by request the mean opinion score; printed and returned.
+
+    Raises:
+        ValueError: not exactly one of `answers`, `vocoder`, `model` is given, or a file is missing.
+    """
+    from torchmetrics.text import WordErrorRate
+    from tqdm import tqdm
+
+    given = [name for name in ("answers", "vocoder", "model") if getattr(config, name)]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of answers, vocoder, model; got {', '.join(given) or 'none'}")
+    if given != ["answers"] and not config.manifest:
+        raise ValueError(f"manifest: is missing; {given[0]} needs texts with units")
+    sentences = list({"answers": _from_answers, "vocoder": _from_vocoder, "model": _from_decoder}[given[0]](config))
+    transcriber, errors, opinions = Transcriber(config.asr), WordErrorRate(), []
+    judge = _load_distillmos() if config.mos else None
+    for text, waveform in tqdm(sentences, "listening", unit="sentence"):
+        heard = transcriber(waveform)
+        errors.update(normalise(heard), normalise(text))
+        if judge is not None:
+            with torch.inference_mode():
+                opinions.append(float(judge(torch.from_numpy(waveform).unsqueeze(0))))
+    figures = {"word_error_rate": float(errors.compute()), "sentences": len(sentences)}
+    if opinions:
+        figures["distillmos"] = float(np.mean(opinions))
+    print(json.dumps(figures))
+    return figures
+
+
+def _limited(rows: Sequence[Any], limit: int) -> Sequence[Any]:
+    """Evenly spread over all rows, so that a few stand for the whole."""
+    return rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def _from_answers(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
+    folder = Path(config.answers)
+    path = folder / "answers.jsonl"
+    if not path.is_file():
+        raise ValueError(f"answers: {path}: no such file; expected a folder that `evaluate answers` wrote")
+    for line in _limited(path.read_text(encoding="utf-8").splitlines(), config.limit):
+        record = json.loads(line)
+        yield record["reply"], load_audio(record["audio"], folder, 16_000)
+
+
+def _spoken_rows(config: EvaluateSpeechConfig) -> Iterable[tuple[str, list[int]]]:
+    for row in _limited(read_manifest(config.manifest), config.limit):
+        for item in content_items(row["messages"][-1]["content"]):
+            if item.get("speech_units"):
+                yield item["text"], parse_units(item["speech_units"])
+
+
+def _from_vocoder(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
+    from lightning_s2s.vocoders.pocket import PocketVocoder
+
+    vocoder = PocketVocoder(checkpoint=config.vocoder).eval()
+    for text, units in _spoken_rows(config):
+        yield text, _at_16k(vocoder.synthesize(torch.tensor([units]))[0], vocoder.sample_rate)
+
+
+def _from_decoder(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
+    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.streaming.speak import speak_text
+
+    model = SpeechToSpeechModel.from_pretrained(config.model)
+    for text, _ in _spoken_rows(config):
+        units = speak_text(model, text, Sampler(temperature=0.0))
+        waveform = model.vocoder.synthesize(torch.tensor([units or [0]]))[0]
+        yield text, _at_16k(waveform, model.vocoder.sample_rate)
+
+
+def _at_16k(waveform: torch.Tensor, sample_rate: int) -> np.ndarray:
+    import soxr
+
+    return soxr.resample(waveform.numpy(), sample_rate, 16_000)
+
+
+def _load_distillmos() -> Any:
+    try:
+        import distillmos
+    except ImportError:
+        raise ValueError("mos: needs the package distillmos: pip install 'lightning-s2s[evaluation]'") from None
+    return distillmos.ConvTransformerSQAModel().eval()

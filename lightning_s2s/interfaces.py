@@ -1,0 +1,245 @@
+"""The contracts of the five slots: shapes, rates and streaming.
+
+B batch, T samples, F frames, S positions, U units, D width. `lengths` are (B,) int64; a mask is True where valid.
+Waveforms are float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Component(nn.Module):
+    """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
+
+    Attributes:
+        init_args: the arguments the component was built with.
+    """
+
+    licence: ClassVar[str] = ""
+    """Licence of the weights that the component loads, where it names any by default."""
+    init_args: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remember_arguments(cls.__init__)
+
+    def pretrained_args(self, folder: Path) -> dict[str, Any]:
+        """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
+
+        A component that needs files beside its weights (a tokenizer, say) writes them into `folder` here and names
+        them relative to it.
+        """
+        return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
+
+
+def _remember_arguments(init: Any) -> Any:
+    """Wrap a constructor so that the outermost call leaves its arguments, defaults included, in `self.init_args`."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        outermost = "init_args" not in self.__dict__
+        if outermost:
+            self.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        init(self, *args, **kwargs)
+
+    return wrapped
+
+
+class AudioEncoder(Component, ABC):
+    """Speech -> hidden states.
+
+    Attributes:
+        sample_rate: Hz that `forward` expects.
+        frame_rate_hz: hidden states per second.
+        width: D of the hidden states.
+    """
+
+    sample_rate: int
+    frame_rate_hz: float
+    width: int
+
+    @abstractmethod
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), right-padded, and (B,) samples -> (B, F, D) and (B,) frames."""
+
+
+class Adapter(Component, ABC):
+    """The encoder's hidden states -> the LLM's input embeddings, usually at a lower rate.
+
+    Attributes:
+        downsampling: frames in for one position out.
+    """
+
+    downsampling: int
+
+    @abstractmethod
+    def connect(self, input_width: int, output_width: int) -> None:
+        """Build the layers between the encoder's width and the LLM's. Called once by the model."""
+
+    @abstractmethod
+    def forward(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D) and (B,) -> (B, S, D_llm) and (B,) positions."""
+
+
+class Vocoder(Component, ABC):
+    """Discrete units <-> waveform.
+
+    Attributes:
+        sample_rate: Hz of the waveforms.
+        samples_per_unit: samples that one unit stands for.
+        num_units: size of the codebook; units are 0 <= unit < num_units.
+    """
+
+    sample_rate: int
+    samples_per_unit: int
+    num_units: int
+    num_codebooks: int = 1
+
+    @property
+    def unit_rate_hz(self) -> float:
+        """Units per second."""
+        return self.sample_rate / self.samples_per_unit
+
+    @abstractmethod
+    def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), right-padded, and (B,) samples -> units (B, U) int64 and (B,) unit counts."""
+
+    @abstractmethod
+    def synthesize(self, units: Tensor) -> Tensor:
+        """Units (B, U) -> (B, U * samples_per_unit), in one shot.
+
+        Raises:
+            ValueError: a unit lies outside the codebook.
+        """
+
+    @abstractmethod
+    def start_stream(self) -> Any:
+        """The state of a new stream, apart from the weights."""
+
+    @abstractmethod
+    def stream(self, units: Tensor, state: Any, last: bool) -> Tensor:
+        """The next units (B, U) -> the samples that are final now (B, T); all chunks joined equal `synthesize`.
+
+        Args:
+            units: may be empty (B, 0), to close a stream with `last`.
+            state: from `start_stream`, updated in place.
+            last: no units follow.
+        """
+
+    def check_units(self, units: Tensor) -> None:
+        """Raise ValueError when a unit lies outside the codebook."""
+        if units.numel() and (int(units.min()) < 0 or int(units.max()) >= self.num_units):
+            raise ValueError(
+                f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}"
+            )
+
+
+def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B,) -> (B, size) bool, True where valid."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+class LanguageModel(Component, ABC):
+    """The instruction-following LLM: tokens and audio positions in, hidden states and text out.
+
+    Attributes:
+        width: D of embeddings and hidden states.
+        vocabulary: V of `logits`.
+        tokenizer: turns dialogues into ids, see `lightning_s2s.data.chat.ChatTokenizer`.
+    """
+
+    width: int
+    vocabulary: int
+    tokenizer: Any
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, S) int64 -> (B, S, D)."""
+
+    @abstractmethod
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, S, D) and (B, S) bool -> (B, S, D), the hidden states after the final norm."""
+
+    @abstractmethod
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) -> (..., V): what follows each position."""
+
+    @abstractmethod
+    def start_stream(self) -> Any:
+        """An empty cache."""
+
+    @abstractmethod
+    def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
+        """The next positions (B, S, D) -> their hidden states (B, S, D); the cache grows by S."""
+
+
+class SpeechDecoder(Component, ABC):
+    """Hidden states of the LLM -> units, interleaved, so that speech begins before the text is complete.
+
+    A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
+    speak on its own (stage 2a), the embedding of the text token which that hidden state predicts.
+
+    Attributes:
+        width: D of the decoder's own hidden states and conditions.
+        eos_unit: the unit id that closes speech; it follows the vocoder's units.
+        chunk_conditions: conditions that open speech.
+        chunk_units: units given out at a time.
+    """
+
+    width: int
+    eos_unit: int
+    chunk_conditions: int
+    chunk_units: int
+
+    @abstractmethod
+    def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
+        """Build what depends on the neighbours: projections and the unit vocabulary. Called once by the model."""
+
+    @abstractmethod
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """The LLM's hidden states (..., D_llm) -> conditions (..., D)."""
+
+    @abstractmethod
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Text token ids (...) -> conditions (..., D)."""
+
+    @abstractmethod
+    def forward(
+        self, conditions: Tensor, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor, speaker: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forced training over M spoken turns.
+
+        Args:
+            conditions: (M, S, D), right-padded.
+            condition_lengths: (M,).
+            units: (M, U) without `eos_unit`, right-padded.
+            unit_lengths: (M,).
+            speaker: (M, 512) embeddings, zeros when unknown.
+
+        Returns:
+            Logits (P, V) at the P positions that a unit follows, and these units (P,), each turn closed by `eos_unit`.
+        """
+
+    @abstractmethod
+    def start_stream(self, speaker: Tensor, sampler: Any) -> Any:
+        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
+
+    @abstractmethod
+    def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
+        """Feed conditions (1, S, D); yield the units that are due, at most `chunk_units` at a time, without eos.
+
+        Once `last` was given, units follow until `eos_unit`.
+        """

@@ -1,0 +1,121 @@
+"""`causal`: any causal LM of transformers, with its tokenizer and chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s2s.data.chat import ChatTokenizer
+from lightning_s2s.interfaces import LanguageModel
+from lightning_s2s.llms.tokenizer import train_tokenizer
+from lightning_s2s.registry import LLMS
+
+
+def build_causal_lm(config: dict[str, Any]):
+    """A transformers causal LM with random weights.
+
+    Raises:
+        ValueError: `config` has no `model_type`, or transformers has no causal LM of it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(config)
+    model_type = settings.pop("model_type", None)
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    except (ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"config: no causal LM of transformers fits model_type {model_type!r} ({reason})") from None
+
+
+@LLMS.register("causal")
+class CausalLanguageModel(LanguageModel):
+    """Any causal LM of transformers, by hub id or folder, or small and from scratch by its configuration.
+
+    Args:
+        checkpoint: hub id or folder with weights, configuration and tokenizer.
+        config: instead of a checkpoint, the configuration of a model with random weights, with its `model_type`;
+            `vocab_size` is taken from the tokenizer.
+        tokenizer: hub id or folder of the tokenizer, when it isn't the checkpoint's.
+        tokenizer_corpus: instead of a tokenizer, a manifest whose texts a new one is trained on.
+        tokenizer_size: vocabulary of that new tokenizer, special tokens included.
+        dtype: of the weights, such as `float32` or `bfloat16`.
+        lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        tokenizer_corpus: str | None = None,
+        tokenizer_size: int = 768,
+        dtype: str = "float32",
+        lora: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if (checkpoint is None) == (config is None):
+            raise ValueError("llm causal: give either checkpoint or config")
+        if checkpoint is None and (tokenizer is None) == (tokenizer_corpus is None):
+            raise ValueError("llm causal: with config give either tokenizer (hub id or folder) or tokenizer_corpus")
+        self.tokenizer = ChatTokenizer(
+            train_tokenizer(tokenizer_corpus, tokenizer_size)
+            if tokenizer_corpus
+            else load_pretrained("AutoTokenizer", tokenizer or checkpoint)
+        )
+        if checkpoint is not None:
+            self.model = load_pretrained("AutoModelForCausalLM", checkpoint, dtype=dtype)
+        else:
+            self.model = build_causal_lm({**config, "vocab_size": len(self.tokenizer)})
+        self.tokenizer.ensure_special_tokens()
+        if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
+            self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        if lora is not None:
+            from peft import LoraConfig, inject_adapter_in_model
+
+            self.model = inject_adapter_in_model(LoraConfig(**lora), self.model)
+        self.width = self.model.config.hidden_size
+
+    @property
+    def vocabulary(self) -> int:
+        """V of `logits`."""
+        return self.model.get_input_embeddings().num_embeddings
+
+    def pretrained_args(self, folder: Path) -> dict[str, Any]:
+        self.tokenizer.save_pretrained(folder)
+        config = self.model.config.to_diff_dict()
+        return {**self.init_args, "checkpoint": None, "config": config, "tokenizer": ".", "tokenizer_corpus": None}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), use_cache=False
+        ).last_hidden_state
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden_states)
+
+    def start_stream(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds, past_key_values=state, use_cache=True
+        ).last_hidden_state
+
+
+def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
+    """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
+    import transformers
+
+    try:
+        return getattr(transformers, auto_class).from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None

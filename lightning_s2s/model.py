@@ -1,0 +1,179 @@
+"""SpeechToSpeechModel: wires encoder, adapter, LLM, speech decoder and vocoder. No losses, no Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
+from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Logits at labelled positions alone, P of them for text and Q for units, with their labels.
+
+    Attributes:
+        text_logits: (P, V).
+        text_labels: (P,).
+        unit_logits: (Q, V_units), None without spoken turns.
+        unit_labels: (Q,), None without spoken turns.
+        audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
+        audio_lengths: (N,), None without audio.
+    """
+
+    text_logits: Tensor
+    text_labels: Tensor
+    unit_logits: Tensor | None = None
+    unit_labels: Tensor | None = None
+    audio_embeds: Tensor | None = None
+    audio_lengths: Tensor | None = None
+
+
+class SpeechToSpeechModel(nn.Module):
+    """Raw speech -> encoder -> adapter -> LLM -> interleaved speech decoder -> vocoder (OpenS2S, arXiv:2507.05177).
+
+    Args:
+        encoder: speech -> hidden states; without one the model reads text alone.
+        adapter: the encoder's hidden states -> the LLM's embeddings; goes with the encoder.
+        llm: the language model.
+        speech_decoder: hidden states -> units; without one the model answers in text.
+        vocoder: units -> waveform; goes with the speech decoder.
+
+    Raises:
+        ValueError: parts don't fit each other.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        encoder: AudioEncoder | None = None,
+        adapter: Adapter | None = None,
+        speech_decoder: SpeechDecoder | None = None,
+        vocoder: Vocoder | None = None,
+    ):
+        super().__init__()
+        if (encoder is None) != (adapter is None):
+            raise ValueError("encoder and adapter go together: give both or neither")
+        if (speech_decoder is None) != (vocoder is None):
+            raise ValueError("speech_decoder and vocoder go together: give both or neither")
+        self.encoder, self.adapter, self.llm = encoder, adapter, llm
+        self.speech_decoder, self.vocoder = speech_decoder, vocoder
+        if encoder is not None:
+            adapter.connect(encoder.width, llm.width)
+        if speech_decoder is not None:
+            if vocoder.num_codebooks != 1:
+                raise ValueError(
+                    f"speech_decoder {type(speech_decoder).__name__} speaks one codebook, vocoder "
+                    f"{type(vocoder).__name__} has {vocoder.num_codebooks}"
+                )
+            speech_decoder.connect(llm.width, llm.vocabulary, vocoder.num_units)
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether the model hears: only then can it answer a spoken question."""
+        return self.encoder is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's weights are."""
+        return next(self.llm.parameters()).device
+
+    def encode_audio(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, T) and (N,) samples -> the LLM's input (N, F, D) and (N,) positions."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: it can't hear audio")
+        return self.adapter(*self.encoder(waveform, lengths))
+
+    def splice(self, batch: dict[str, Any], audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
+        """The LLM's input for a batch of dialogues, see `lightning_s2s.splice.splice_audio`."""
+        token_embeds = self.llm.embed(batch["input_ids"].clamp(min=0))
+        if audio_embeds is None:
+            audio_embeds, audio_lengths = token_embeds.new_zeros(0, 0, self.llm.width), batch["input_lengths"][:0]
+        return splice_audio(
+            batch["input_ids"], batch["input_lengths"], batch["labels"], batch["segments"],
+            token_embeds, audio_embeds, audio_lengths,
+        )
+
+    def forward(self, batch: dict[str, Any], speak: bool = True) -> ModelOutput:
+        """Teacher-forced logits for a batch of `lightning_s2s.data` (its docstring lists the keys).
+
+        Args:
+            batch: the batch.
+            speak: also run the speech decoder over the batch's spoken turns.
+        """
+        audio_embeds = audio_lengths = None
+        if len(batch["waveform_lengths"]):
+            audio_embeds, audio_lengths = self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+        spliced = self.splice(batch, audio_embeds, audio_lengths)
+        hidden = self.llm(spliced.inputs_embeds, spliced.mask)
+        following = spliced.labels[:, 1:]
+        labelled = following != IGNORE
+        text = (self.llm.logits(hidden[:, :-1][labelled]), following[labelled])
+        units = (None, None)
+        num_turns = len(batch["unit_lengths"])
+        if speak and num_turns and self.speech_decoder is not None:
+            conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
+            units = self.speech_decoder(
+                self.speech_decoder.project(conditions), lengths,
+                batch["units"], batch["unit_lengths"], batch["speaker_embedding"],
+            )
+        return ModelOutput(*text, *units, audio_embeds, audio_lengths)
+
+    def forward_text_to_units(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.
+
+        The hidden state at a position predicts the next token, so the text condition of a position is the token after
+        it. Stage 2b then replaces a token by the state that predicts it.
+
+        Returns:
+            Logits (Q, V_units) and unit labels (Q,).
+        """
+        ids, segments = batch["input_ids"], batch["segments"]
+        following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
+        tokens, lengths = gather_segments(following, segments, len(batch["unit_lengths"]))
+        return self.speech_decoder(
+            self.speech_decoder.embed_text(tokens), lengths,
+            batch["units"], batch["unit_lengths"], batch["speaker_embedding"],
+        )
+
+    def stream(self, waveform: Any, sample_rate: int, **options: Any) -> Iterator[Any]:
+        """Answer a spoken question, event by event; see `lightning_s2s.streaming.session.StreamingSession`.
+
+        Args:
+            waveform: (T,) float32 in [-1, 1].
+            sample_rate: Hz.
+            options: of the session: `greedy`, `speak`, `seed`, `history`, and so on.
+        """
+        from lightning_s2s.streaming.session import StreamingSession
+
+        session = StreamingSession(self, sample_rate, **options)
+        session.push(waveform)
+        return session.finish()
+
+    def respond(self, waveform: Any, sample_rate: int, **options: Any) -> Any:
+        """`stream` to its end -> the `Reply`."""
+        *_, done = self.stream(waveform, sample_rate, **options)
+        return done.reply
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and the tokenizer; see `lightning_s2s.checkpoints.folder`."""
+        from lightning_s2s.checkpoints.folder import save_model
+
+        save_model(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> SpeechToSpeechModel:
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder isn't one, or its parts don't fit; the message names the file.
+        """
+        from lightning_s2s.checkpoints.folder import load_model
+
+        return load_model(folder)

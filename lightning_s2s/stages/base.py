@@ -1,0 +1,150 @@
+"""What the training stages share: the model's parts, freezing, hand-off, optimiser and the folder at the end."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
+from lightning_s2s.model import SpeechToSpeechModel
+
+
+class Stage(L.LightningModule):
+    """A training recipe around a SpeechToSpeechModel.
+
+    Args:
+        llm: the language model.
+        encoder: speech -> hidden states.
+        adapter: the encoder's hidden states -> the LLM's embeddings.
+        speech_decoder: the LLM's hidden states -> units.
+        vocoder: units -> waveform; never trained by a stage.
+        init_from: where the weights come from: the folder or checkpoint of an earlier stage. Parts that it lacks stay
+            as they were built.
+        freeze: patterns of parameter names that are not trained, such as `llm.*`.
+        lr: peak learning rate of AdamW.
+        lr_scale: factors on `lr` for the parameters that a pattern matches.
+        weight_decay: on matrices; vectors have none.
+        warmup_steps: linear warm-up, then a cosine down to `min_lr_ratio` of the peak.
+        min_lr_ratio: see `warmup_steps`.
+
+    Raises:
+        ValueError: parts don't fit, a pattern matches nothing, or nothing is left to train.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        encoder: AudioEncoder | None = None,
+        adapter: Adapter | None = None,
+        speech_decoder: SpeechDecoder | None = None,
+        vocoder: Vocoder | None = None,
+        init_from: str | None = None,
+        freeze: list[str] | None = None,
+        lr: float = 1e-4,
+        lr_scale: dict[str, float] | None = None,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        min_lr_ratio: float = 0.1,
+    ):
+        super().__init__()
+        self.model = SpeechToSpeechModel(llm, encoder, adapter, speech_decoder, vocoder)
+        if init_from is not None:
+            rank_zero_info(load_handoff(self.model, init_from))
+        self.lr, self.lr_scale, self.weight_decay = lr, dict(lr_scale or {}), weight_decay
+        self.warmup_steps, self.min_lr_ratio = warmup_steps, min_lr_ratio
+        if vocoder is not None:
+            vocoder.requires_grad_(False)
+        self._set_frozen(freeze or [])
+
+    def _matching(self, option: str, pattern: str) -> list[str]:
+        names = [name for name, _ in self.model.named_parameters()]
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise ValueError(f"{option}: the pattern {pattern!r} matches no parameter; the model's parts are {parts}")
+        return matching
+
+    def _set_frozen(self, patterns: list[str]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for pattern in patterns:
+            for name in self._matching("freeze", pattern):
+                parameters[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in parameters.values()):
+            raise ValueError("freeze: every parameter is frozen, nothing is left to train")
+
+    def data_requirements(self) -> DataRequirements:
+        """What batches must fit."""
+        encoder, vocoder = self.model.encoder, self.model.vocoder
+        return DataRequirements(
+            tokenizer=self.model.llm.tokenizer,
+            sample_rate=encoder.sample_rate if encoder else None,
+            unit_rate_hz=vocoder.unit_rate_hz if vocoder else None,
+            num_units=vocoder.num_units if vocoder else None,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
+        self._calm_frozen_parts()
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        self._calm_frozen_parts()
+
+    def _calm_frozen_parts(self) -> None:
+        for part in self.model.children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        scales = {
+            name: factor for pattern, factor in self.lr_scale.items() for name in self._matching("lr_scale", pattern)
+        }
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                decay = self.weight_decay if parameter.dim() > 1 else 0.0
+                groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": p, "lr": self.lr * scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
+            betas=(0.9, 0.98),
+        )
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def log_loss(self, split: str, name: str, logits: Tensor, labels: Tensor, accuracy: bool = False) -> Tensor:
+        """Cross-entropy of labelled positions, logged as `{split}/{name}_loss`, by request with its accuracy."""
+        loss = F.cross_entropy(logits.float(), labels)
+        size = {"batch_size": len(labels), "on_epoch": split == "val", "on_step": split == "train"}
+        self.log(f"{split}/{name}_loss", loss, prog_bar=True, **size)
+        if accuracy:
+            self.log(f"{split}/{name}_accuracy", (logits.argmax(-1) == labels).float().mean(), **size)
+        return loss
+
+    def on_fit_end(self) -> None:
+        """The model as a folder beside the checkpoints, ready to answer or to start the next stage from."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            folder = Path(self.trainer.default_root_dir) / "model"
+            self.model.save_pretrained(folder)
+            self.export(Path(self.trainer.default_root_dir))
+            rank_zero_info(f"model written to {folder}")
+
+    def export(self, folder: Path) -> None:
+        """A stage that makes a component for others to build on writes it here, in half precision."""

@@ -1,0 +1,83 @@
+"""Validation by answering: emotion and word accuracy of what the model says on its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from torchmetrics import MeanMetric
+from torchmetrics.text import WordErrorRate
+
+from lightning_s2s.data.chat import content_items
+from lightning_s2s.model import SpeechToSpeechModel
+
+
+def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The content items of a manifest row's user turns that have audio, in order."""
+    return [
+        dict(item)
+        for message in row["messages"] if message["role"] == "user"
+        for item in content_items(message["content"]) if item.get("audio")
+    ]
+
+
+def heard_text(row: dict[str, Any]) -> list[str]:
+    """For each clip of a row, what the LLM would read in its place: '(emotion) words'.
+
+    Raises:
+        ValueError: a clip has no transcript.
+    """
+    texts = []
+    for item in audio_items(row):
+        if not item.get("transcript"):
+            raise ValueError(f"row {row.get('id', '?')}: the CTC loss needs `transcript` beside `audio`")
+        texts.append(f"({item['emotion']}) {item['transcript']}" if item.get("emotion") else item["transcript"])
+    return texts
+
+
+class FreeAnswerMetrics(nn.Module):
+    """Greedy answers to rows whose `task` is `emotion` or `transcribe`, against the answer in the row.
+
+    Args:
+        num_rows: rows of each task that are answered in one validation.
+    """
+
+    def __init__(self, num_rows: int):
+        super().__init__()
+        self.num_rows = num_rows
+        self.emotion, self.word_errors = MeanMetric(), WordErrorRate()
+        self.seen: Counter[str] = Counter()
+
+    def update(self, model: SpeechToSpeechModel, batch: dict[str, Any]) -> None:
+        """Answer the batch's rows that still count."""
+        clip = 0
+        for row in batch["rows"]:
+            items = audio_items(row)
+            task = row.get("task")
+            if len(items) == 1 and task in ("emotion", "transcribe") and self.seen[task] < self.num_rows:
+                self.seen[task] += 1
+                waveform = batch["waveform"][clip, : int(batch["waveform_lengths"][clip])].float().cpu()
+                reply = model.respond(
+                    waveform, model.encoder.sample_rate, instruction=items[0].get("text") or "", speak=False,
+                    max_text_tokens=48,
+                )
+                expected = "".join(item.get("text") or "" for item in content_items(row["messages"][-1]["content"]))
+                if task == "emotion":
+                    self.emotion.update(torch.tensor(float(reply.text.lower() == expected.strip().lower())))
+                else:
+                    self.word_errors.update(reply.text.lower(), expected.strip().lower())
+            clip += len(items)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The measures of the tasks that were seen; starts over."""
+        measures = {}
+        if self.seen["emotion"]:
+            measures["val/emotion_accuracy"] = self.emotion.compute()
+        if self.seen["transcribe"]:
+            measures["val/word_accuracy"] = 1 - self.word_errors.compute()
+        self.emotion.reset()
+        self.word_errors.reset()
+        self.seen.clear()
+        return measures

@@ -1,0 +1,53 @@
+"""Stage 2: speech generation pre-training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.stages.base import Stage
+
+
+class SpeechGenerationPretraining(Stage):
+    """Teaches the speech decoder to speak: first alone, then behind the frozen LLM.
+
+    `condition: text` is stage 2a: text tokens -> units, without the LLM. `condition: hidden_states` is stage 2b: the
+    LLM's hidden states take the tokens' place. Source: OpenS2S, arXiv:2507.05177, Sec. 3.2.
+
+    Args:
+        condition: what the speech decoder reads.
+        stage_options: see `Stage`. In 2b freeze `llm.*`; encoder and adapter are not used.
+    """
+
+    def __init__(
+        self, *args: Any, condition: Literal["text", "hidden_states"] = "hidden_states", **stage_options: Any
+    ):
+        super().__init__(*args, **stage_options)
+        if self.model.speech_decoder is None:
+            raise ValueError("SpeechGenerationPretraining needs speech_decoder and vocoder")
+        self.condition = condition
+
+    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
+        if not len(batch["unit_lengths"]):
+            raise ValueError("stage 2 needs rows with speech_units in the assistant's turns; this batch has none")
+        if self.condition == "text":
+            logits, labels = self.model.forward_text_to_units(batch)
+        else:
+            output = self.model(batch)
+            logits, labels = output.unit_logits, output.unit_labels
+        return self.log_loss(split, "unit", logits, labels, accuracy=True)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        return self._step("train", batch)
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._step("val", batch)
+
+    def export(self, folder: Path) -> None:
+        """After stage 2a, the decoder's weights alone, `speech_decoder`, in float16."""
+        if self.condition == "text":
+            save_weights(self.model.speech_decoder, folder / "speech_decoder", torch.float16)

@@ -1,0 +1,48 @@
+"""Stage 3: empathetic speech instruction tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.free_answers import FreeAnswerMetrics
+
+
+class EmpatheticInstructionTuning(Stage):
+    """Trains everything but the encoder to understand words and emotion and to answer with empathy, in speech.
+
+    Source: OpenS2S, arXiv:2507.05177, Sec. 3.3. LoRA is an option of the LLM (`model.llm.init_args.lora`).
+
+    Args:
+        unit_weight: of the unit loss beside the text loss.
+        num_generated: validation rows of each task that are answered freely, for emotion and word accuracy.
+        stage_options: see `Stage`.
+    """
+
+    def __init__(self, *args: Any, unit_weight: float = 1.0, num_generated: int = 48, **stage_options: Any):
+        super().__init__(*args, **stage_options)
+        if self.model.encoder is None or self.model.speech_decoder is None:
+            raise ValueError("EmpatheticInstructionTuning needs encoder, adapter, speech_decoder and vocoder")
+        self.unit_weight = unit_weight
+        self.free_answers = FreeAnswerMetrics(num_generated)
+
+    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
+        output = self.model(batch)
+        loss = self.log_loss(split, "text", output.text_logits, output.text_labels)
+        if output.unit_logits is not None:
+            unit_loss = self.log_loss(split, "unit", output.unit_logits, output.unit_labels, accuracy=True)
+            loss = loss + self.unit_weight * unit_loss
+        self.log(f"{split}/loss", loss, batch_size=len(batch["rows"]))
+        return loss
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        return self._step("train", batch)
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._step("val", batch)
+        self.free_answers.update(self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.free_answers.compute(), prog_bar=True)

@@ -1,0 +1,32 @@
+"""Speak a given text with the speech decoder alone: what a model can do after stage 2a."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.sampling import Sampler
+
+
+@torch.inference_mode()
+def speak_text(model: SpeechToSpeechModel, text: str, sampler: Sampler, speaker: torch.Tensor | None = None) -> list[int]:
+    """Units for a text, from text conditions, in the order in which a stream would give them.
+
+    Args:
+        model: with a speech decoder that was trained on text conditions.
+        text: what is said.
+        sampler: draws the units.
+        speaker: (512,) embedding; zeros when None.
+
+    Raises:
+        ValueError: the model has no speech decoder.
+    """
+    if model.speech_decoder is None:
+        raise ValueError("this model has no speech decoder: it can't speak")
+    tokenizer, decoder = model.llm.tokenizer, model.speech_decoder
+    # The tokens that the hidden states of `<|im_tts_start|>`, the text and `<|im_tts_end|>` predict.
+    ids = [*tokenizer.encode_text(text), tokenizer.tts_end_id, tokenizer.im_end_id]
+    speaker = torch.zeros(512) if speaker is None else speaker
+    state = decoder.start_stream(speaker.unsqueeze(0).to(model.device), sampler)
+    conditions = decoder.embed_text(torch.tensor([ids], device=model.device))
+    return [unit for units in decoder.stream(conditions, state, last=True) for unit in units]
