@@ -38,13 +38,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 # --- the demo -----------------------------------------------------------------------------------------------------
 # Ctrl-C stops a stage and saves it; `make demo` again goes on from there.
 
-RUNS := runs/demo
+RUNS := runs/tiny
 
 demo: setup
 	$(S2S) fit --config experiments/tiny/1_understanding.yaml --resume
 	$(S2S) fit --config experiments/tiny/2_generation.yaml --resume
-	$(S2S) fit --config experiments/tiny/3_empathetic.yaml --resume
-	$(S2S) evaluate $(RUNS)/3_empathetic
+	$(S2S) fit --config experiments/tiny/3_tuning.yaml --resume
+	$(S2S) evaluate answers --model $(RUNS)/3_tuning --questions experiments/tiny/corpus/test.jsonl.gz \
+	    --grammar experiments/tiny/grammar.yaml --output_dir $(RUNS)/answers
 
 # --- checks -------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ class InterleaveLayout:
     """Where each input of a batch of interleaved sequences comes from.
 
     Attributes:
-        source: (M, L) index into `[speaker, conditions..., units...]`, laid side by side; 0 where padded.
+        source: (M, L) index into `[speaker, units..., conditions...]`, laid side by side; 0 where padded.
         labels: (M, L) the unit that stands at each position, -100 where none does.
         mask: (M, L) bool, True where valid.
     """
@@ -78,8 +78,8 @@ class Interleave:
 
         # One column more than needed takes what is padding, and is cut off.
         source = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
-        source.scatter_(1, condition_positions, 1 + index)
-        source.scatter_(1, unit_positions, 1 + max_conditions + unit_index)
+        source.scatter_(1, condition_positions, 1 + units.shape[1] + index)
+        source.scatter_(1, unit_positions, 1 + unit_index)
         labels = torch.full((batch, length + 1), -100, dtype=torch.long, device=device)
         labels.scatter_(1, unit_positions, units)
         lengths = 1 + condition_lengths + unit_lengths

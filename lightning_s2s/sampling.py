@@ -16,7 +16,7 @@ class Sampler:
         temperature: 0 takes the most likely token.
         top_k: draw among the k most likely; 0 for all.
         top_p: draw among the most likely that make up this share of the probability.
-        repetition_window: how many of the last drawn tokens `repetition_penalty` looks at.
+        repetition_window: how many of the last drawn tokens `repetition_penalty` looks at; 0 for all.
         repetition_penalty: divides the probability odds of tokens drawn within the window; 1 changes nothing.
         seed: of the draw; None takes torch's global generator.
     """
@@ -34,6 +34,11 @@ class Sampler:
         for name, value, low, high in (("temperature", self.temperature, 0.0, 100.0), ("top_p", self.top_p, 0.0, 1.0)):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be between {low} and {high}; got {value}")
+        for name, count in (("top_k", self.top_k), ("repetition_window", self.repetition_window)):
+            if count < 0:
+                raise ValueError(f"{name} must be 0 or more; got {count}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0; got {self.repetition_penalty}")
 
     def __call__(self, logits: Tensor) -> int:
         """(V,) -> one id."""
@@ -54,6 +59,7 @@ class Sampler:
         if self.top_p < 1.0:
             ordered, order = logits.sort(descending=True)
             beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= self.top_p
+            beyond[0] = False  # the most likely always stays, however small the nucleus
             logits = logits.index_fill(0, order[beyond], float("-inf"))
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(logits.device).manual_seed(self.seed)

@@ -13,7 +13,8 @@ from lightning_s2s.registry import ADAPTERS
 class ConvAdapter(Adapter):
     """Convolutions of stride 2 with GLU, a residual bottleneck and LayerNorm: 25 Hz -> 6.25 Hz by default.
 
-    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler.
+    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler. Departure: padding is
+    silenced; the published code lets it reach the last position of the shorter clips of a batch.
 
     Args:
         kernel_sizes: one convolution each, every one halving the rate.

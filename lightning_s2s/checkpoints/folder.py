@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +31,9 @@ def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
                 "class_path": registry.name_of(type(component)), "init_args": component.pretrained_args(folder)
             }
     save_weights(model, folder)
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".config", delete=False, encoding="utf-8") as file:
-        json.dump(config, file, indent=2, default=str)
-        file.write("\n")
-    os.replace(file.name, folder / "config.json")
+    temporary = folder / f".config.json.{os.getpid()}"
+    temporary.write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(folder / "config.json")
 
 
 def load_model(folder: str | Path) -> SpeechToSpeechModel:
@@ -59,13 +57,18 @@ def load_model(folder: str | Path) -> SpeechToSpeechModel:
     parts = {}
     for slot, registry in SLOTS.items():
         if slot in config:
-            init_args = dict(config[slot]["init_args"])
+            part = config[slot] if isinstance(config[slot], dict) else {}
+            if not isinstance(part.get("class_path"), str) or not isinstance(part.get("init_args"), dict):
+                raise ValueError(f"{path}: key {slot!r} must hold class_path (a name) and init_args (a mapping)")
+            init_args = dict(part["init_args"])
             if init_args.get("tokenizer") == ".":
                 init_args["tokenizer"] = str(folder)
             try:
-                parts[slot] = registry.get(config[slot]["class_path"])(**init_args)
+                parts[slot] = registry.get(part["class_path"])(**init_args)
             except TypeError as error:
                 raise ValueError(f"{path}: {slot}.init_args: {error}") from None
+    if "llm" not in parts:
+        raise ValueError(f"{path}: key 'llm' is missing; every model has a language model")
     model = SpeechToSpeechModel(**parts)
     load_weights(model, folder)
     return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_s2s.commands.messages import CommandError
+from lightning_s2s.commands.models import find_model
 from lightning_s2s.commands.settings import parse_settings
 from lightning_s2s.registry import unknown_name
 
@@ -31,7 +32,9 @@ def run(name: str, arguments: list[str]) -> int:
     if kind == "answers":
         from lightning_s2s.evaluation.answers import EvaluateAnswersConfig, evaluate_answers
 
-        evaluate_answers(parse_settings(f"{program} {kind}", EvaluateAnswersConfig, rest))
+        settings = parse_settings(f"{program} {kind}", EvaluateAnswersConfig, rest)
+        settings.model = str(find_model(settings.model))
+        evaluate_answers(settings)
     else:
         from lightning_s2s.evaluation.speech import EvaluateSpeechConfig, evaluate_speech
 

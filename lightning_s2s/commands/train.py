@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from lightning_s2s.registry import REGISTRY
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""
+STAGE_WITH_ALL_SLOTS = "EmpatheticInstructionTuning"
 
 
 class StageParser(LightningArgumentParser):
@@ -131,7 +133,7 @@ def run(name: str, arguments: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1,
             auto_configure_optimizers=False,
-            args=[name, *arguments],
+            args=[name, *with_stage_for_help(arguments)],
         )
     except SystemExit as end:
         if run_checkpoint.signal is not None:
@@ -141,6 +143,15 @@ def run(name: str, arguments: list[str]) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
     return 0
+
+
+def with_stage_for_help(arguments: list[str]) -> list[str]:
+    """`--model.encoder.help whisper` needs a stage to be known at all: the one with all slots, when none is given."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    asks = any(re.fullmatch(r"--model\.\w+\.help", argument) for argument in given)
+    if not asks or given & {"--config", "-c", "--model"}:
+        return arguments
+    return ["--model", STAGE_WITH_ALL_SLOTS, *arguments]
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import random
 import zipfile
@@ -22,6 +23,8 @@ from lightning_s2s.construction.tts import KokoroTTS
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 
 QUESTION_RATE = 16_000
+QUESTION_LEVEL = 0.05
+"""Root mean square of a neutral question; leaves room for an angry one."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -144,14 +147,21 @@ def plan_questions(grammar: DialogueGrammar, config: CorpusConfig) -> list[Quest
     return questions
 
 
-def speak_question(question: Question, tts: KokoroTTS, config: CorpusConfig) -> bytes:
-    """The question as an Ogg Opus file at 16 kHz."""
+def analyse_line(question: Question, tts: KokoroTTS, config: CorpusConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The question's words in its speaker's neutral voice, analysed; the questions of a pair share it."""
     waveform = tts.synthesise(question.text, question.speaker, config.user_speed)
     waveform = soxr.resample(waveform, tts.sample_rate, QUESTION_RATE)
-    waveform *= 0.12 / max(1e-4, float(np.sqrt((waveform**2).mean())))
+    waveform *= QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean())))
+    return analyse(waveform, QUESTION_RATE)
+
+
+def speak_question(
+    question: Question, analysis: tuple[np.ndarray, np.ndarray, np.ndarray], config: CorpusConfig
+) -> bytes:
+    """The question with its emotion, as an Ogg Opus file at 16 kHz."""
     rng = random.Random(f"{config.seed}-{question.id}")
     prosody = config.prosody[question.emotion].jitter(rng, config.jitter)
-    coloured = render(analyse(waveform, QUESTION_RATE), QUESTION_RATE, prosody)
+    coloured = render(analysis, QUESTION_RATE, prosody)
     buffer = io.BytesIO()
     sf.write(buffer, coloured, QUESTION_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
     return buffer.getvalue()
@@ -192,10 +202,14 @@ def construct(config: CorpusConfig) -> None:
 
     spoken = (work / "questions") / f"{_fingerprint(config)}"
     spoken.mkdir(parents=True, exist_ok=True)
-    for question in tqdm(questions, "questions", unit="clip"):
-        path = spoken / f"{question.id}.opus"
-        if not path.exists():
-            _write(path, speak_question(question, tts, config))
+    with tqdm(total=len(questions), desc="questions", unit="clip") as bar:
+        for _, group in itertools.groupby(questions, key=lambda question: question.pair):
+            pair = list(group)
+            missing = [question for question in pair if not (spoken / f"{question.id}.opus").exists()]
+            analysis = analyse_line(missing[0], tts, config) if missing else None
+            for question in missing:
+                _write(spoken / f"{question.id}.opus", speak_question(question, analysis, config))
+            bar.update(len(pair))
     places = _zip(output / "questions.zip", [spoken / f"{question.id}.opus" for question in questions])
 
     replies = [reply for group in plan_replies(grammar, config).values() for reply in group]

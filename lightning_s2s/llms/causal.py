@@ -37,7 +37,7 @@ class CausalLanguageModel(LanguageModel):
     Args:
         checkpoint: hub id or folder with weights, configuration and tokenizer.
         config: instead of a checkpoint, the configuration of a model with random weights, with its `model_type`;
-            `vocab_size` is taken from the tokenizer.
+            `vocab_size` is at least the tokenizer's.
         tokenizer: hub id or folder of the tokenizer, when it isn't the checkpoint's.
         tokenizer_corpus: instead of a tokenizer, a manifest whose texts a new one is trained on.
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
@@ -68,7 +68,9 @@ class CausalLanguageModel(LanguageModel):
         if checkpoint is not None:
             self.model = load_pretrained("AutoModelForCausalLM", checkpoint, dtype=dtype)
         else:
-            self.model = build_causal_lm({**config, "vocab_size": len(self.tokenizer)})
+            # Published models often have more embeddings than their tokenizer has tokens.
+            size = max(len(self.tokenizer), config.get("vocab_size", 0))
+            self.model = build_causal_lm({**config, "vocab_size": size})
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)

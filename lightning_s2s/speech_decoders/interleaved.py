@@ -93,9 +93,9 @@ class InterleavedSpeechDecoder(SpeechDecoder):
         return self.lm.get_output_embeddings()(hidden[:, :-1][labelled]), following[labelled]
 
     def interleaved_inputs(self, conditions: Tensor, units: Tensor, speaker: Tensor, source: Tensor) -> Tensor:
-        """One gather from `[speaker, conditions, units]` -> (M, L, D)."""
+        """One gather from `[speaker, units, conditions]` -> (M, L, D)."""
         everything = torch.cat(
-            [self.embed_speaker(speaker), conditions, self.lm.get_input_embeddings()(units)], dim=1
+            [self.embed_speaker(speaker), self.lm.get_input_embeddings()(units), conditions], dim=1
         )
         return everything.gather(1, source.unsqueeze(-1).expand(-1, -1, self.width))
 

@@ -184,7 +184,14 @@ class VocoderTraining(L.LightningModule):
         waveform, lengths = batch["waveform"], batch["waveform_lengths"]
         values, units = self.vocoder.quantize(waveform)
         reconstructed = self.vocoder.decode_values(values)
-        mel_loss, _ = self.spectral_loss(reconstructed, waveform[:, : reconstructed.shape[1]])
+        # Clip by clip: in the padding of a batch the target is digital silence, which no speech has.
+        losses = [
+            self.spectral_loss(ours[None, :length], clip[None, :length])[0]
+            for ours, clip, length in zip(
+                reconstructed, waveform, (lengths // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit), strict=True
+            )
+        ]
+        mel_loss = torch.stack(losses).mean()
         mask = lengths_to_mask(lengths // self.vocoder.samples_per_unit, units.shape[1])
         used = torch.bincount(units[mask], minlength=self.vocoder.num_units).float()
         share = used / used.sum()

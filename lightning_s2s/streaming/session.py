@@ -108,12 +108,13 @@ class StreamingSession:
     @torch.inference_mode()
     def _answer(self, waveform: Tensor, start: float) -> Iterator[Event]:
         model, reply = self.model, Reply()
-        was_training = model.training
+        training = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             yield from self._run(waveform, reply, start)
         finally:
-            model.train(was_training)
+            for module, was_training in training:  # frozen parts may have been in eval mode while others train
+                module.training = was_training
 
     def _run(self, waveform: Tensor, reply: Reply, start: float) -> Iterator[Event]:
         model = self.model

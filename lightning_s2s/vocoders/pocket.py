@@ -222,8 +222,13 @@ class PocketVocoder(Vocoder):
 
     @torch.inference_mode()
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        _, units = self.quantize(waveform)
-        return units, lengths // self.samples_per_unit
+        counts = lengths // self.samples_per_unit
+        rows = [
+            # The encoder looks ahead: a clip is cut to its own units, so that it gets the same ones in any batch.
+            self.quantize(clip[None, : count * self.samples_per_unit])[1][0] if count else lengths.new_zeros(0)
+            for clip, count in zip(waveform, counts.tolist(), strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
 
     def decode_values(self, values: Tensor) -> Tensor:
         """Quantised values (B, U, dims) -> (B, 640 U), in one shot and with gradients."""
