@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_s2s.commands.messages import one_line
+
 if TYPE_CHECKING:
     from lightning_s2s.model import SpeechToSpeechModel
 
@@ -46,24 +48,29 @@ def open_model(source: str | Path) -> SpeechToSpeechModel:
 
 
 def _open_checkpoint(path: Path) -> SpeechToSpeechModel:
-    """The model of a stage's checkpoint: built again from the configuration that Lightning stored in it."""
+    """The model of a stage's checkpoint: built again from the configuration that `fit` stored in it."""
     import pickle
 
     import torch
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
 
-    from lightning_s2s import stages
+    import lightning_s2s.stages  # noqa: F401 (so that the parser knows the stages)
+    from lightning_s2s.commands.run_checkpoint import STAGE_KEY
     from lightning_s2s.registry import REGISTRY
 
-    REGISTRY.load()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        settings = dict(content["hyper_parameters"])
-        stage_class = getattr(stages, settings["_class_path"].rpartition(".")[2])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no checkpoint of a stage ({str(error).splitlines()[0]})") from None
-    # Its own weights follow, so those that it started from need not exist any more.
-    changes = {"init_from": None} if "init_from" in settings else {}
-    stage = stage_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **changes)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        settings, weights = content[STAGE_KEY], content["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: no checkpoint of `lightning-s2s fit` ({one_line(error)})") from None
+    if "init_from" in settings["init_args"]:  # its own weights follow, so those it started from need not exist any more
+        settings["init_args"]["init_from"] = None
+    REGISTRY.load()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "stage", fail_untyped=False)
+    stage = parser.instantiate(parser.parse_object({"stage": settings})).stage
     if not hasattr(stage, "model"):
-        raise ValueError(f"{path}: {stage_class.__name__} trains no model that answers")
+        raise ValueError(f"{path}: {type(stage).__name__} trains no model that answers")
+    stage.load_state_dict(weights)
     return stage.model.eval()

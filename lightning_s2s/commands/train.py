@@ -10,13 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_s2s import callbacks, stages
+import lightning_s2s.callbacks  # noqa: F401 (so that YAML knows their short names)
+from lightning_s2s import stages
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint, last_checkpoint
 from lightning_s2s.data import SpeechDialogueData
@@ -49,6 +51,7 @@ def _all_options(parser: Any) -> set[str]:
 
 
 def _short_names(base: type) -> Iterable[str]:
+    subclass: type
     for subclass in base.__subclasses__():
         if not subclass.__module__.startswith(__name__):
             yield subclass.__name__
@@ -99,7 +102,8 @@ class StageCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Turn `--resume` into the checkpoint to go on from."""
+        """Tell checkpoints what they belong to, and turn `--resume` into the checkpoint to go on from."""
+        self.run_checkpoint.stage = yaml.safe_load(self._parser("fit").dump(self.config["fit"]))["model"]
         config = self.config_init["fit"]
         if not config.get("resume"):
             return
@@ -109,6 +113,7 @@ class StageCLI(LightningCLI):
         if last.exists():
             rank_zero_info(f"resuming from {last}")
             config["ckpt_path"] = str(last)
+            config["weights_only"] = bool(config.get("weights_only"))  # unset, Lightning says so at length
         else:
             rank_zero_info(f"{last} does not exist: starting afresh")
 
@@ -133,6 +138,7 @@ def run(name: str, arguments: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=1,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
             args=[name, *with_stage_for_help(arguments)],
         )
     except SystemExit as end:
@@ -156,6 +162,3 @@ def with_stage_for_help(arguments: list[str]) -> list[str]:
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: For seamless" not in record.getMessage()
-
-
-__all__ = ["StageCLI", "StageParser", "callbacks", "run"]

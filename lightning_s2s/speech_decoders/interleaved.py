@@ -40,6 +40,8 @@ class InterleavedSpeechDecoder(SpeechDecoder):
         config: of the transformers causal LM, with its `model_type`; the vocabulary is set from the vocoder.
         checkpoint: folder with the weights of a decoder trained before (stage 2a); projections may be missing from it.
         max_units: a turn ends after so many units even without eos.
+        unit_dropout: while training, the share of input units that are blanked, so that the decoder has to read its
+            conditions rather than continue what it has heard.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class InterleavedSpeechDecoder(SpeechDecoder):
         config: dict[str, Any] | None = None,
         checkpoint: str | None = None,
         max_units: int = 1500,
+        unit_dropout: float = 0.0,
     ):
         super().__init__()
         self.interleave = Interleave.parse(interleave)
         self.config, self.checkpoint, self.max_units = dict(config or {"model_type": "qwen3"}), checkpoint, max_units
+        self.unit_dropout = unit_dropout
         self.chunk_conditions, self.chunk_units = self.interleave.num_conditions, self.interleave.num_units
 
     def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:

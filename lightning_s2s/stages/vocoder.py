@@ -127,14 +127,12 @@ class VocoderTraining(L.LightningModule):
         values, _ = self.vocoder.quantize(waveform)
         ctc_loss = self._ctc_loss(values, lengths // hop, batch["texts"])
         window = min(round(self.hparams.window_sec * self.vocoder.unit_rate_hz), int(lengths.min()) // hop)
-        starts = [int(torch.randint(0, int(n) // hop - window + 1, ())) for n in lengths]
+        # One window in four opens the clip: the first sounds have no left context, and must be learnt, too.
+        starts = [int(torch.rand(()) > 0.25) * int(torch.randint(0, int(n) // hop - window + 1, ())) for n in lengths]
         target = torch.stack([row[start * hop : (start + window) * hop] for row, start in zip(waveform, starts, strict=True)])
         predicted = self.vocoder.decode_values(
             torch.stack([row[start : start + window] for row, start in zip(values, starts, strict=True)])
         )
-        # The first units lack their left context, which a running decoder would have: they don't count.
-        skip = min(4, window - 1) * hop
-        predicted, target = predicted[:, skip:], target[:, skip:]
         mel_loss, magnitude_loss = self.spectral_loss(predicted, target)
         loss = mel_loss + 0.5 * magnitude_loss + self.hparams.ctc_weight * ctc_loss
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
