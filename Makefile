@@ -44,8 +44,8 @@ demo: setup
 	$(S2S) fit --config experiments/tiny/1_understanding.yaml --resume
 	$(S2S) fit --config experiments/tiny/2_generation.yaml --resume
 	$(S2S) fit --config experiments/tiny/3_tuning.yaml --resume
-	$(S2S) evaluate answers --model $(RUNS)/3_tuning --questions experiments/tiny/corpus/test.jsonl.gz \
-	    --grammar experiments/tiny/grammar.yaml --output_dir $(RUNS)/answers
+	$(S2S) evaluate answers --config experiments/tiny/answers.yaml
+	@echo "curves, latency and sound in TensorBoard: $(BIN)/tensorboard --logdir $(RUNS)"
 
 # --- checks -------------------------------------------------------------------------------------------------------
 

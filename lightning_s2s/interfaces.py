@@ -31,7 +31,7 @@ class Component(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _remember_arguments(cls.__init__)
+            setattr(cls, "__init__", _remember_arguments(cls.__init__))  # noqa: B010 (mypy forbids plain assignment)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
@@ -50,9 +50,12 @@ def _remember_arguments(init: Any) -> Any:
     def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        outermost = "init_args" not in self.__dict__
-        if outermost:
-            self.__dict__["init_args"] = dict(list(bound.arguments.items())[1:])
+        if "init_args" not in self.__dict__:
+            arguments = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    arguments |= arguments.pop(parameter.name, {})
+            self.__dict__["init_args"] = arguments
         init(self, *args, **kwargs)
 
     return wrapped

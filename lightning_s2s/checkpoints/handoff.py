@@ -46,7 +46,8 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
     tensors, path = read_tensors(source)
-    loaded, kept = [], []
+    loaded: list[str] = []
+    kept: list[str] = []
     for name, part in model.named_children():
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:

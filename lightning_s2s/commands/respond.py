@@ -16,6 +16,7 @@ from lightning_s2s.commands.models import find_model, open_model
 if TYPE_CHECKING:
     import argparse
 
+    from lightning_s2s.model import SpeechToSpeechModel
     from lightning_s2s.streaming.events import Reply
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Answer the question, print the reply's text and its latency, write the files that were asked for.
+    """Answer the question after a warm-up, print the reply's text and latency, write the files that were asked for.
 
     Raises:
         CommandError: a mistake in the options.
@@ -59,6 +60,7 @@ def run(name: str, arguments: list[str]) -> int:
     sample_rate = model.encoder.sample_rate
     waveform = load_audio(str(options.question), ".", sample_rate)
 
+    warm_up(model, sample_rate, vocode=not options.no_audio)
     events: list[TimedEvent] = []
     reply = None
     start = time.perf_counter()
@@ -77,6 +79,13 @@ def run(name: str, arguments: list[str]) -> int:
     print(reply.text)
     print(summary(reply))
     return 0
+
+
+def warm_up(model: SpeechToSpeechModel, sample_rate: int, vocode: bool) -> None:
+    """Let half a second of silence through up to the first sound: a process's first answer pays for late imports."""
+    for event in model.stream([0.0] * (sample_rate // 2), sample_rate, vocode=vocode, max_text_tokens=2):
+        if type(event).__name__ == ("AudioChunk" if vocode else "Units"):
+            break
 
 
 def _check(options: argparse.Namespace) -> None:

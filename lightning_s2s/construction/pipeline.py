@@ -11,6 +11,7 @@ import random
 import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,10 @@ def plan_questions(grammar: DialogueGrammar, config: CorpusConfig) -> list[Quest
     for split in SPLITS:
         rng = random.Random(f"{config.seed}-{split}")
         unseen = split != "train"
-
-        def draw_lines(kind: str, count: int) -> list[str]:
-            lines = [line for line in grammar.lines(kind) if held_out(line, config.held_out_share) == unseen]
-            rng.shuffle(lines)
-            return [lines[i % len(lines)] for i in range(count)]
-
+        draw = partial(_draw_lines, grammar, config.held_out_share, unseen, rng)
         per_emotion = config.explicit_lines[split] // len(EMOTIONS)
-        spoken = [(line, True, None) for line in draw_lines("ambiguous", config.ambiguous_lines[split])]
-        spoken += [(line, False, emotion) for emotion in EMOTIONS for line in draw_lines(emotion, per_emotion)]
+        spoken: list[tuple[str, bool, str]] = [(line, True, "") for line in draw("ambiguous", config.ambiguous_lines[split])]
+        spoken += [(line, False, emotion) for emotion in EMOTIONS for line in draw(emotion, per_emotion)]
         voices = config.user_voices[split]
         for number, (line, ambiguous, emotion) in enumerate(spoken):
             start = rng.randrange(len(EMOTIONS))
@@ -145,6 +141,15 @@ def plan_questions(grammar: DialogueGrammar, config: CorpusConfig) -> list[Quest
                     f"{pair}-{said}", split, voices[number % len(voices)], line, said, ambiguous, pair, rng.choice(replies)
                 ))
     return questions
+
+
+def _draw_lines(
+    grammar: DialogueGrammar, share: float, unseen: bool, rng: random.Random, kind: str, count: int
+) -> list[str]:
+    """`count` lines of a kind, all different as long as there are enough."""
+    lines = [line for line in grammar.lines(kind) if held_out(line, share) == unseen]
+    rng.shuffle(lines)
+    return [lines[i % len(lines)] for i in range(count)]
 
 
 def analyse_line(question: Question, tts: KokoroTTS, config: CorpusConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,9 +211,10 @@ def construct(config: CorpusConfig) -> None:
         for _, group in itertools.groupby(questions, key=lambda question: question.pair):
             pair = list(group)
             missing = [question for question in pair if not (spoken / f"{question.id}.opus").exists()]
-            analysis = analyse_line(missing[0], tts, config) if missing else None
-            for question in missing:
-                _write(spoken / f"{question.id}.opus", speak_question(question, analysis, config))
+            if missing:
+                analysis = analyse_line(missing[0], tts, config)
+                for question in missing:
+                    _write(spoken / f"{question.id}.opus", speak_question(question, analysis, config))
             bar.update(len(pair))
     places = _zip(output / "questions.zip", [spoken / f"{question.id}.opus" for question in questions])
 

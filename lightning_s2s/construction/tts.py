@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
@@ -31,7 +32,7 @@ class KokoroTTS:
             if not (self.folder / name).exists():
                 raise ValueError(f"{self.folder}: not a Kokoro folder, {name} is missing")
         self.cache_dir.mkdir(parents=True, exist_ok=True)
-        self._session = None
+        self._session: Any = None
 
     def synthesise(self, text: str, voice: str, speed: float = 1.0) -> np.ndarray:
         """(T,) float32 at 24 kHz, silence at both ends cut to 50 ms; read from the cache if it was said before."""

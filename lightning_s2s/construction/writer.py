@@ -54,10 +54,21 @@ class DialogueGrammar:
             ]
         return lines
 
-    def topic_of(self, text: str) -> str | None:
-        """The topic that a line or a reply speaks of, None when there is none."""
+    def find_topic(self, text: str) -> str | None:
+        """The topic that a text speaks of, None when there is none."""
         words = set(self.normalise(text).split())
         return next((topic for topic in self.rules["topics"] if topic in words), None)
+
+    def topic_of(self, text: str) -> str:
+        """The topic of one of the grammar's own lines or replies.
+
+        Raises:
+            ValueError: the text names no topic.
+        """
+        topic = self.find_topic(text)
+        if topic is None:
+            raise ValueError(f"the grammar's text {text!r} names none of its topics")
+        return topic
 
     def replies(self, emotion: str) -> list[str]:
         """All replies that fit `emotion`, in a fixed order."""

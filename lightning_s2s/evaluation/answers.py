@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import read_manifest
 from lightning_s2s.evaluation.answer import Answer, Figure, percentile
 from lightning_s2s.evaluation.report import print_table, write_report
+from lightning_s2s.evaluation.runs import read_run
 from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -27,13 +28,14 @@ class EvaluateAnswersConfig:
     """Answers every question of a manifest and reports.
 
     Args:
-        model: a model folder, or the folder of a stage's run.
+        model: a model folder, such as `model` in the folder of a stage's run.
         questions: manifest with one spoken question a line, `transcript` and `emotion` beside its audio.
         grammar: YAML of the lines and replies, which judges the replies' form, emotion and topic.
         output_dir: gets `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
         num_warmup: answers before the clock counts.
         limit: only so many questions; 0 for all.
         title: heading of the page.
+        runs: folders of the trainings behind the model, whose curves the page shows.
     """
 
     model: str
@@ -43,6 +45,7 @@ class EvaluateAnswersConfig:
     num_warmup: int = 2
     limit: int = 0
     title: str = "Spoken questions and answers"
+    runs: list[str] = field(default_factory=list)
 
 
 def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
@@ -72,7 +75,7 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
         lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
     _write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
     _write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
-    write_report(output / "report.html", config.title, answers, figures)
+    write_report(output / "report.html", config.title, answers, figures, [read_run(run) for run in config.runs])
     print_table(answers)
     print_figures(figures)
     print(f"\nlisten and look: {output / 'report.html'}")
@@ -108,7 +111,7 @@ def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figur
     pairs = [answer for answer in answers if answer.ambiguous]
     per_pair = [len({other.emotion_spoken for other in pairs if other.pair == answer.pair}) for answer in pairs]
     chance = statistics.mean(1 / count for count in per_pair) if per_pair else float("nan")
-    topics = [(grammar.judge(answer.reply.text), grammar.topic_of(answer.said)) for answer in answers]
+    topics = [((grammar.judge(answer.reply.text) or ("", ""))[1], grammar.find_topic(answer.said)) for answer in answers]
     first_audio = [a.reply.marks["first_audio"] for a in answers if "first_audio" in a.reply.marks]
     factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
     return [
@@ -117,7 +120,7 @@ def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figur
         Figure("minimal pairs: reply fits the emotion", share(a.fits for a in pairs), 0.8,
                note=f"from the words alone: {100 * chance:.0f} %"),
         Figure("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
-        Figure("replies on the topic asked about", share(bool(j) and j[1] == topic for j, topic in topics)),
+        Figure("replies on the topic asked about", share(said is not None and replied == said for replied, said in topics)),
         Figure("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
         Figure("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
         Figure("real-time factor, median", percentile(factors, 50), 0.5, True, ""),

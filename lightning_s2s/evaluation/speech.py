@@ -79,12 +79,12 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
     from torchmetrics.text import WordErrorRate
     from tqdm import tqdm
 
-    given = [name for name in ("answers", "vocoder", "model") if getattr(config, name)]
+    given = [name for name in SOURCES if getattr(config, name)]
     if len(given) != 1:
         raise ValueError(f"give exactly one of answers, vocoder, model; got {', '.join(given) or 'none'}")
     if given != ["answers"] and not config.manifest:
         raise ValueError(f"manifest: is missing; {given[0]} needs texts with units")
-    sentences = list({"answers": _from_answers, "vocoder": _from_vocoder, "model": _from_decoder}[given[0]](config))
+    sentences = list(SOURCES[given[0]](getattr(config, given[0]), config.manifest or "", config.limit))
     transcriber, errors, opinions = Transcriber(config.asr), WordErrorRate(), []
     judge = _load_distillmos() if config.mos else None
     for text, waveform in tqdm(sentences, "listening", unit="sentence"):
@@ -105,40 +105,43 @@ def _limited(rows: Sequence[Any], limit: int) -> Sequence[Any]:
     return rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 
-def _from_answers(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
-    folder = Path(config.answers)
+def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
+    folder = Path(answers)
     path = folder / "answers.jsonl"
     if not path.is_file():
         raise ValueError(f"answers: {path}: no such file; expected a folder that `evaluate answers` wrote")
-    for line in _limited(path.read_text(encoding="utf-8").splitlines(), config.limit):
+    for line in _limited(path.read_text(encoding="utf-8").splitlines(), limit):
         record = json.loads(line)
         yield record["reply"], load_audio(record["audio"], folder, 16_000)
 
 
-def _spoken_rows(config: EvaluateSpeechConfig) -> Iterable[tuple[str, list[int]]]:
-    for row in _limited(read_manifest(config.manifest), config.limit):
+def _spoken_rows(manifest: str, limit: int) -> Iterable[tuple[str, list[int]]]:
+    for row in _limited(read_manifest(manifest), limit):
         for item in content_items(row["messages"][-1]["content"]):
             if item.get("speech_units"):
                 yield item["text"], parse_units(item["speech_units"])
 
 
-def _from_vocoder(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
+def _from_vocoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
     from lightning_s2s.vocoders.pocket import PocketVocoder
 
-    vocoder = PocketVocoder(checkpoint=config.vocoder).eval()
-    for text, units in _spoken_rows(config):
+    vocoder = PocketVocoder(checkpoint=folder).eval()
+    for text, units in _spoken_rows(manifest, limit):
         yield text, _at_16k(vocoder.synthesize(torch.tensor([units]))[0], vocoder.sample_rate)
 
 
-def _from_decoder(config: EvaluateSpeechConfig) -> Iterable[tuple[str, np.ndarray]]:
+def _from_decoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
     from lightning_s2s.model import SpeechToSpeechModel
     from lightning_s2s.streaming.speak import speak_text
 
-    model = SpeechToSpeechModel.from_pretrained(config.model)
-    for text, _ in _spoken_rows(config):
+    model = SpeechToSpeechModel.from_pretrained(folder)
+    for text, _ in _spoken_rows(manifest, limit):
         units = speak_text(model, text, Sampler(temperature=0.0))
         waveform = model.vocoder.synthesize(torch.tensor([units or [0]]))[0]
         yield text, _at_16k(waveform, model.vocoder.sample_rate)
+
+
+SOURCES = {"answers": _from_answers, "vocoder": _from_vocoder, "model": _from_decoder}
 
 
 def _at_16k(waveform: torch.Tensor, sample_rate: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 class SpectrogramDiscriminator(nn.Module):
     """Judges complex spectrograms at several resolutions, after EnCodec (Défossez et al., arXiv:2210.13438, Sec. 3.4).
 
-    Departures: fewer channels and layers, for training on a CPU.
+    Departures: compressed spectra, fewer channels and layers, for training on a CPU.
     """
 
     def __init__(self, fft_sizes: tuple[int, ...] = (320, 800), channels: int = 12):
@@ -35,8 +35,10 @@ class SpectrogramDiscriminator(nn.Module):
         scores, features = [], []
         for size, stack in zip(self.fft_sizes, self.stacks, strict=True):
             spectrum = torch.stft(
-                waveform, size, size // 4, window=getattr(self, f"window_{size}"), normalized=True, return_complex=True
+                waveform, size, size // 4, window=getattr(self, f"window_{size}"), return_complex=True
             )
+            # Compressed to |X| ** 0.3: quiet parts weigh as they do for the ear, and values are of the order of one.
+            spectrum = spectrum * (spectrum.abs() + 1e-4) ** -0.7
             x = torch.stack([spectrum.real, spectrum.imag], dim=1)
             for layer in stack[:-1]:
                 x = F.leaky_relu(layer(x), 0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import lightning as L
@@ -102,20 +103,23 @@ class VocoderTraining(L.LightningModule):
             self.vocoder.encoder.requires_grad_(False)
             self.transcriber.requires_grad_(False)
 
-    def configure_optimizers(self):
-        def optimiser(parameters, lr):
-            optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr, betas=(0.8, 0.95), weight_decay=0.01)
-            total, warmup = self.trainer.estimated_stepping_batches, self.hparams.warmup_steps
-            total = total // (2 if self.discriminator else 1)
-            schedule = lambda step: min(
-                (step + 1) / warmup,
-                0.1 + 0.45 * (1 + torch.cos(torch.tensor(min(1.0, step / total) * torch.pi)).item()),
-            )
-            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    def configure_optimizers(self) -> tuple[list, list]:
+        total = self.trainer.estimated_stepping_batches // (2 if self.discriminator else 1)
 
-        generator = optimiser([*self.vocoder.parameters(), *self.transcriber.parameters()], self.hparams.lr)
-        pairs = [generator] + ([optimiser(self.discriminator.parameters(), 2e-4)] if self.discriminator else [])
-        return [optimizer for optimizer, _ in pairs], [scheduler for _, scheduler in pairs]
+        def factor(step: int) -> float:
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+            return min((step + 1) / self.hparams.warmup_steps, 0.1 + 0.9 * cosine)
+
+        trained = [[*self.vocoder.parameters(), *self.transcriber.parameters()]]
+        rates = [self.hparams.lr]
+        if self.discriminator:
+            trained.append(list(self.discriminator.parameters()))
+            rates.append(2e-4)
+        optimizers = [
+            torch.optim.AdamW([p for p in group if p.requires_grad], rate, betas=(0.8, 0.95), weight_decay=0.01)
+            for group, rate in zip(trained, rates, strict=True)
+        ]
+        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         if self.discriminator or self.global_step >= self.hparams.settle_steps:
