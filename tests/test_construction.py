@@ -20,7 +20,7 @@ from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 from lightning_s2s.data import load_audio, read_manifest
 
 RULES = {
-    "topics": ["job", "house", "exam"],
+    "topics": ["job", "house", "exam", "trip", "car", "party", "school", "garden"],
     "people": ["sister", "boss"],
     "times": ["today", "yesterday"],
     "lines": {
@@ -36,7 +36,7 @@ RULES = {
     },
     "continuations": {emotion: [f"and I feel {emotion}"] for emotion in EMOTIONS},
 }  # fmt: skip
-COUNTS = {"train": 12, "validation": 3, "test": 3}
+COUNTS = {"train": 4, "validation": 1, "test": 1}
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def grammar(grammar_file) -> DialogueGrammar:
 def config(grammar_file, tmp_path) -> CorpusConfig:
     return CorpusConfig(
         grammar=str(grammar_file), output_dir=str(tmp_path / "corpus"), work_dir=str(tmp_path / "work"),
-        tts="voices", vocoder="codec", assistant_voice="anna", assistant_speed=1.0,
+        tts=str(tmp_path / "kokoro"), vocoder="codec", assistant_voice="anna", assistant_speed=1.0,
         user_voices={"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]}, user_speed=1.0,
         ambiguous_lines=dict(COUNTS), emotions_per_line={"train": 3, "validation": 4, "test": 4},
-        explicit_lines={"train": 8, "validation": 4, "test": 4}, replies_per_emotion=27, held_out_share=0.3,
+        explicit_lines={"train": 4, "validation": 4, "test": 4}, replies_per_emotion=72, held_out_share=0.3,
         prosody={emotion: Prosody() for emotion in EMOTIONS},
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_topic(grammar):
 
 def test_lines_are_distinct_and_filled_in(grammar):
     lines = grammar.lines("ambiguous")
-    assert len(lines) == len(set(lines)) == 3 + 12 + 3
+    assert len(lines) == len(set(lines)) == 8 + 32 + 8
     assert not [line for line in lines if "{" in line]
 
 
@@ -118,7 +118,7 @@ def test_the_plan_depends_on_the_seed_alone(grammar, config):
     random.seed(123)
     assert plan_questions(grammar, config) == plan
     assert plan_questions(grammar, replace(config, seed=2)) != plan
-    assert len({question.id for question in plan}) == len(plan) == 12 * 3 + 8 + 2 * (3 * 4 + 4)
+    assert len({question.id for question in plan}) == len(plan) == 4 * 3 + 4 + 2 * (4 + 4)
 
 
 def test_a_reply_fits_what_is_said_and_how(grammar, config):
@@ -156,18 +156,6 @@ def test_replies_are_chosen_once(grammar, config):
     assert all(more[emotion][:5] == few[emotion] for emotion in EMOTIONS)  # more replies keep those rendered
 
 
-class FakeTTS:
-    """A tone for every text."""
-
-    sample_rate = 24_000
-
-    def __init__(self, folder, cache_dir):
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-
-    def synthesise(self, text, voice, speed):
-        return np.sin(np.arange(24_000 * 6 // 10) * 0.05).astype(np.float32)
-
-
 class FakeCodec:
     """Units that count up."""
 
@@ -187,7 +175,10 @@ class FakeCodec:
 
 @pytest.fixture
 def corpus(config, monkeypatch) -> CorpusConfig:
-    monkeypatch.setattr(pipeline, "KokoroTTS", FakeTTS)
+    for name in ("kokoro.onnx", "vocab.json", "voices"):
+        (Path(config.tts) / name).mkdir(parents=True)
+    tone = np.sin(np.arange(24_000 * 6 // 10) * 0.05).astype(np.float32)
+    monkeypatch.setattr(KokoroTTS, "_render", lambda tts, text, voice, speed: tone)
     monkeypatch.setattr("lightning_s2s.vocoders.pocket.PocketVocoder", FakeCodec)
     monkeypatch.setattr(pipeline, "analyse", lambda waveform, rate: waveform)
     monkeypatch.setattr(pipeline, "render", lambda analysis, rate, prosody: analysis)
@@ -206,7 +197,7 @@ def test_a_constructed_corpus(corpus, grammar):
     question, reply = (message["content"][0] for message in row["messages"])
     waveform = load_audio(question["audio"], folder, 16_000)
     assert len(waveform) == pytest.approx(9600, abs=400)
-    assert np.sqrt((waveform**2).mean()) == pytest.approx(0.12, abs=0.03)
+    assert 0.02 < np.sqrt((waveform**2).mean()) < 0.2  # not silence; a low bit rate changes the level of a tone
     assert reply["speech_units"].startswith("<|audio_0|><|audio_1|>")
     assert grammar.judge(reply["text"]) == (question["emotion"], grammar.topic_of(question["transcript"]))
 

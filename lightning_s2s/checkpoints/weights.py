@@ -57,6 +57,7 @@ def load_tensors(module: nn.Module, tensors: dict[str, torch.Tensor], source: st
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, {type(module).__name__} needs {tuple(own[name].shape)}"
+                f"{source}: {name} has shape {tuple(tensor.shape)}, "
+                f"{type(module).__name__} needs {tuple(own[name].shape)}"
             )
     module.load_state_dict(tensors)

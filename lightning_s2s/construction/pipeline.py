@@ -148,6 +148,9 @@ def _draw_lines(
 ) -> list[str]:
     """`count` lines of a kind, all different as long as there are enough."""
     lines = [line for line in grammar.lines(kind) if held_out(line, share) == unseen]
+    if count and not lines:
+        kept = "kept out of training" if unseen else "left for training"
+        raise ValueError(f"grammar: no line of the kind {kind!r} is {kept} with held_out_share {share}; {count} are asked for")
     rng.shuffle(lines)
     return [lines[i % len(lines)] for i in range(count)]
 

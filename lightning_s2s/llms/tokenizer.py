@@ -45,7 +45,8 @@ def train_tokenizer(manifest: str, size: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=end, additional_special_tokens=list(SPECIAL_TOKENS)
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=end,
+        additional_special_tokens=list(SPECIAL_TOKENS),
     )
     fast.chat_template = CHATML_TEMPLATE
     return fast

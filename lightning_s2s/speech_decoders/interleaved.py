@@ -86,6 +86,8 @@ class InterleavedSpeechDecoder(SpeechDecoder):
     def forward(
         self, conditions: Tensor, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor, speaker: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if not len(units):
+            return conditions.new_zeros(0, self.eos_unit + 1), unit_lengths
         closed = nn.functional.pad(units, (0, 1)).scatter(1, unit_lengths.unsqueeze(1), self.eos_unit)
         layout = self.interleave.layout(condition_lengths, closed, unit_lengths + 1)
         inputs = self.interleaved_inputs(conditions, closed, speaker, layout.source)

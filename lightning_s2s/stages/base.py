@@ -94,6 +94,7 @@ class Stage(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
+        self.train()  # what transformers loads is in eval mode
         self._calm_frozen_parts()
 
     def on_validation_model_train(self) -> None:

@@ -9,7 +9,9 @@ from lightning_s2s.sampling import Sampler
 
 
 @torch.inference_mode()
-def speak_text(model: SpeechToSpeechModel, text: str, sampler: Sampler, speaker: torch.Tensor | None = None) -> list[int]:
+def speak_text(
+    model: SpeechToSpeechModel, text: str, sampler: Sampler, speaker: torch.Tensor | None = None
+) -> list[int]:
     """Units for a text, from text conditions, in the order in which a stream would give them.
 
     Args:

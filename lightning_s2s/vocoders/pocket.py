@@ -170,7 +170,8 @@ class PocketDecoder(nn.Module):
         length = num_frames * self.hop_length + overlap
         signal, envelope = frames.new_zeros(batch, length), frames.new_zeros(1, length)
         if num_frames:
-            signal, envelope = self._fold(frames, length), self._fold((self.window**2).expand(1, num_frames, -1), length)
+            signal = self._fold(frames, length)
+            envelope = self._fold((self.window**2).expand(1, num_frames, -1), length)
         if state.tail is not None:
             signal[:, :overlap] += state.tail
             envelope[:, :overlap] += state.tail_envelope

@@ -81,7 +81,7 @@ def test_quantiser_decodes_what_it_encoded():
     quantizer = FiniteScalarQuantizer([8, 5, 4])
     values, units = quantizer(torch.randn(200, 3) * 2)
     torch.testing.assert_close(quantizer.decode(units), values)
-    assert quantizer.num_units == 160 and 0 <= int(units.min()) and int(units.max()) < 160
+    assert quantizer.num_units == 160 and int(units.min()) >= 0 and int(units.max()) < 160
     grid = quantizer.decode(torch.arange(160))
     assert len(grid.unique(dim=0)) == 160 and grid.abs().max() <= 1
 
