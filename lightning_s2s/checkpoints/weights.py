@@ -21,6 +21,7 @@ def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | Non
     }
     path, temporary = folder / "model.safetensors", folder / f".model.safetensors.{os.getpid()}"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
     temporary.replace(path)
     return path
 

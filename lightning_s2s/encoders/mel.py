@@ -27,6 +27,9 @@ class MelEncoder(AudioEncoder):
         time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779), up to 0.2 s each.
         mel_masks: SpecAugment masks over mel bands while training, up to 12 bands each.
         gain_db: while training, the level of each clip is changed by up to so much.
+        mel_warp: while training, the mel axis of each clip is stretched by up to this share, as other vocal tracts
+            would do (Jaitly & Hinton, 2013).
+        time_warp: while training, the time axis of a batch is stretched by up to this share.
     """
 
     sample_rate = 16_000
@@ -41,9 +44,12 @@ class MelEncoder(AudioEncoder):
         time_masks: int = 2,
         mel_masks: int = 2,
         gain_db: float = 2.0,
+        mel_warp: float = 0.12,
+        time_warp: float = 0.08,
     ):
         super().__init__()
         self.width, self.time_masks, self.mel_masks, self.gain_db = width, time_masks, mel_masks, gain_db
+        self.mel_warp, self.time_warp = mel_warp, time_warp
         self.mel = LogMelSpectrogram(self.sample_rate, 80, 160, 400)
         self.stem = nn.ModuleList([
             nn.Conv1d(80, width, 5, stride=2, padding=2),
@@ -60,6 +66,7 @@ class MelEncoder(AudioEncoder):
         features = (self.mel(waveform) + 6.0) / 3.0
         lengths = lengths // self.mel.hop_length
         if self.training:
+            features, lengths = self._warp(features, lengths)
             features = self._augment(features, lengths)
         for conv in self.stem:
             features = F.gelu(conv(features * lengths_to_mask(lengths, features.shape[-1]).unsqueeze(1)))
@@ -69,6 +76,19 @@ class MelEncoder(AudioEncoder):
         x = features + F.gelu(self.position(features))
         x = self.dropout(x.transpose(1, 2) + sinusoids(x.shape[-1], self.width).to(x))
         return self.layers(x, src_key_padding_mask=~mask), lengths
+
+    def _warp(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, mels, F) stretched along mel, each clip by its own factor, and along time, all by one."""
+        batch, num_mels, frames = features.shape
+        draw = torch.rand(batch + 1, device=features.device) * 2 - 1
+        size = max(1, round(frames * (1 + self.time_warp * float(draw[-1]))))
+        mel = (torch.arange(num_mels, device=features.device) * (1 + self.mel_warp * draw[:-1, None])) / (num_mels - 1)
+        time = torch.linspace(-1, 1, size, device=features.device)
+        grid = torch.stack([
+            time.expand(batch, num_mels, size), (2 * mel - 1).unsqueeze(-1).expand(batch, num_mels, size)
+        ], dim=-1)
+        warped = F.grid_sample(features.unsqueeze(1), grid, padding_mode="border", align_corners=True)[:, 0]
+        return warped, (lengths * size // frames).clamp(min=1)
 
     def _augment(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Random gain, and SpecAugment with the masked parts set to the batch's mean."""

@@ -112,7 +112,8 @@ def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str
         raise ValueError(f"answers: {path}: no such file; expected a folder that `evaluate answers` wrote")
     for line in _limited(path.read_text(encoding="utf-8").splitlines(), limit):
         record = json.loads(line)
-        yield record["reply"], load_audio(record["audio"], folder, 16_000)
+        silent = not (folder / record["audio"]).is_file()  # a reply without sound says none of its words
+        yield record["reply"], np.zeros(16_000, np.float32) if silent else load_audio(record["audio"], folder, 16_000)
 
 
 def _spoken_rows(manifest: str, limit: int) -> Iterable[tuple[str, list[int]]]:

@@ -38,10 +38,11 @@ class InterleavedSpeechDecoder(SpeechDecoder):
     Args:
         interleave: 'N:M', N conditions before every M units.
         config: of the transformers causal LM, with its `model_type`; the vocabulary is set from the vocoder.
-        checkpoint: folder with the weights of a decoder trained before (stage 2a); projections may be missing from it.
+        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
         max_units: a turn ends after so many units even without eos.
         unit_dropout: while training, the share of input units that are blanked, so that the decoder has to read its
             conditions rather than continue what it has heard.
+        dropout: on all inputs while training.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class InterleavedSpeechDecoder(SpeechDecoder):
         checkpoint: str | None = None,
         max_units: int = 1500,
         unit_dropout: float = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.interleave = Interleave.parse(interleave)
         self.config, self.checkpoint, self.max_units = dict(config or {"model_type": "qwen3"}), checkpoint, max_units
-        self.unit_dropout = unit_dropout
+        self.unit_dropout, self.dropout = unit_dropout, nn.Dropout(dropout)
         self.chunk_conditions, self.chunk_units = self.interleave.num_conditions, self.interleave.num_units
 
     def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
@@ -100,10 +102,12 @@ class InterleavedSpeechDecoder(SpeechDecoder):
 
     def interleaved_inputs(self, conditions: Tensor, units: Tensor, speaker: Tensor, source: Tensor) -> Tensor:
         """One gather from `[speaker, units, conditions]` -> (M, L, D)."""
-        everything = torch.cat(
-            [self.embed_speaker(speaker), self.lm.get_input_embeddings()(units), conditions], dim=1
-        )
-        return everything.gather(1, source.unsqueeze(-1).expand(-1, -1, self.width))
+        embedded = self.lm.get_input_embeddings()(units)
+        if self.training and self.unit_dropout:
+            kept = torch.rand(embedded.shape[:2], device=embedded.device) >= self.unit_dropout
+            embedded = embedded * kept.unsqueeze(-1)
+        everything = torch.cat([self.embed_speaker(speaker), embedded, conditions], dim=1)
+        return self.dropout(everything).gather(1, source.unsqueeze(-1).expand(-1, -1, self.width))
 
     def start_stream(self, speaker: Tensor, sampler: Sampler) -> InterleavedStreamState:
         from transformers import DynamicCache

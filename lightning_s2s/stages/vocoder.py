@@ -96,12 +96,11 @@ class VocoderTraining(L.LightningModule):
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["vocoder"])
         self.vocoder = vocoder
-        self.transcriber = UnitTranscriber(len(vocoder.quantizer.levels))
+        self.transcriber = None if adversarial_weight else UnitTranscriber(len(vocoder.quantizer.levels))
         self.spectral_loss = SpectralLoss(vocoder.sample_rate)
         self.discriminator = SpectrogramDiscriminator() if adversarial_weight else None
         if self.discriminator:
             self.vocoder.encoder.requires_grad_(False)
-            self.transcriber.requires_grad_(False)
 
     def configure_optimizers(self) -> tuple[list, list]:
         total = self.trainer.estimated_stepping_batches // (2 if self.discriminator else 1)
@@ -110,7 +109,7 @@ class VocoderTraining(L.LightningModule):
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
             return min((step + 1) / self.hparams.warmup_steps, 0.1 + 0.9 * cosine)
 
-        trained = [[*self.vocoder.parameters(), *self.transcriber.parameters()]]
+        trained = [[*self.vocoder.parameters(), *(self.transcriber.parameters() if self.transcriber else ())]]
         rates = [self.hparams.lr]
         if self.discriminator:
             trained.append(list(self.discriminator.parameters()))
@@ -129,7 +128,6 @@ class VocoderTraining(L.LightningModule):
         waveform, lengths = batch["waveform"], batch["waveform_lengths"]
         hop = self.vocoder.samples_per_unit
         values, _ = self.vocoder.quantize(waveform)
-        ctc_loss = self._ctc_loss(values, lengths // hop, batch["texts"])
         window = min(round(self.hparams.window_sec * self.vocoder.unit_rate_hz), int(lengths.min()) // hop)
         # One window in four opens the clip: the first sounds have no left context, and must be learnt, too.
         starts = [int(torch.rand(()) > 0.25) * int(torch.randint(0, int(n) // hop - window + 1, ())) for n in lengths]
@@ -138,7 +136,11 @@ class VocoderTraining(L.LightningModule):
             torch.stack([row[start : start + window] for row, start in zip(values, starts, strict=True)])
         )
         mel_loss, magnitude_loss = self.spectral_loss(predicted, target)
-        loss = mel_loss + 0.5 * magnitude_loss + self.hparams.ctc_weight * ctc_loss
+        losses = {"train/mel_loss": mel_loss, "train/magnitude_loss": magnitude_loss}
+        loss = mel_loss + 0.5 * magnitude_loss
+        if self.transcriber:
+            losses["train/ctc_loss"] = self._ctc_loss(values, lengths // hop, batch["texts"])
+            loss = loss + self.hparams.ctc_weight * losses["train/ctc_loss"]
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
         if self.discriminator:
             loss = loss + self._adversarial_step(predicted, target, optimizers[1])
@@ -149,8 +151,7 @@ class VocoderTraining(L.LightningModule):
         self.clip_gradients(optimizers, 1.0, "norm")
         optimizers.step()
         schedulers.step()
-        self.log_dict({"train/mel_loss": mel_loss, "train/magnitude_loss": magnitude_loss, "train/ctc_loss": ctc_loss,
-                       "train/loss": loss}, prog_bar=True)
+        self.log_dict(losses | {"train/loss": loss}, prog_bar=True, batch_size=len(lengths))
 
     def _adversarial_step(self, predicted: Tensor, target: Tensor, optimizer) -> Tensor:
         """Train the discriminator once, then give the decoder's hinge and feature-matching losses, weighted."""
@@ -198,8 +199,10 @@ class VocoderTraining(L.LightningModule):
         used = torch.bincount(units[mask], minlength=self.vocoder.num_units).float()
         share = used / used.sum()
         perplexity = (-(share * share.clamp(min=1e-9).log()).sum()).exp()
-        ctc_loss = self._ctc_loss(values, lengths // self.vocoder.samples_per_unit, batch["texts"])
-        metrics = {"val/mel_loss": mel_loss, "val/ctc_loss": ctc_loss, "val/unit_perplexity": perplexity}
+        metrics = {"val/mel_loss": mel_loss, "val/unit_perplexity": perplexity}
+        if self.transcriber:
+            unit_lengths = lengths // self.vocoder.samples_per_unit
+            metrics["val/ctc_loss"] = self._ctc_loss(values, unit_lengths, batch["texts"])
         self.log_dict(metrics, prog_bar=True, batch_size=len(lengths))
 
     def data_requirements(self) -> DataRequirements:
@@ -207,8 +210,6 @@ class VocoderTraining(L.LightningModule):
         return DataRequirements(sample_rate=self.vocoder.sample_rate, task="vocoder")
 
     def on_fit_end(self) -> None:
-        """The codec's weights in half precision, `pocket`, and the transcriber's beside them to go on from."""
+        """The codec's weights in half precision, `pocket`."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            folder = Path(self.trainer.default_root_dir) / "pocket"
-            save_weights(self.vocoder, folder, torch.float16)
-            save_weights(self.transcriber, folder / "transcriber", torch.float16)
+            save_weights(self.vocoder, Path(self.trainer.default_root_dir) / "pocket", torch.float16)

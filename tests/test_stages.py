@@ -1,0 +1,175 @@
+"""The stages: what each trains, how one starts from another, and what they refuse."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from test_model import QWEN
+
+from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.encoders.mel import MelEncoder
+from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.stages import (
+    EmpatheticInstructionTuning,
+    LanguageModelPretraining,
+    SpeechGenerationPretraining,
+    SpeechUnderstandingPretraining,
+)
+from lightning_s2s.stages.free_answers import heard_text
+from lightning_s2s.vocoders.pocket import PocketVocoder
+
+
+@pytest.fixture
+def parts(tokenizer_folder):
+    """Builds fresh, small components; the codec has the tiny corpus's 1,000 units."""
+
+    def build(hears: bool = True, speaks: bool = True, width: int = 16) -> dict:
+        torch.manual_seed(0)
+        found = {"llm": CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))}
+        if hears:
+            found["encoder"] = MelEncoder(width=width, num_layers=1, num_heads=2)
+            found["adapter"] = ConvAdapter(inner_width=8)
+        if speaks:
+            found["speech_decoder"] = InterleavedSpeechDecoder("2:3", QWEN)
+            found["vocoder"] = PocketVocoder(encoder_width=8, decoder_width=8)
+        return found
+
+    return build
+
+
+def fit(stage: L.LightningModule, corpus, folder, steps: int = 2) -> dict[str, torch.Tensor]:
+    """Train for a few steps; the model's tensors from before."""
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, default_root_dir=folder, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    data = SpeechDialogueData(train=str(corpus.train), validation=str(corpus.validation), max_batch_size=4)
+    trainer.fit(stage, data)
+    return before
+
+
+def changed_parts(stage: L.LightningModule, before: dict[str, torch.Tensor]) -> set[str]:
+    after = stage.model.state_dict()
+    return {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "trained"),
+    [
+        (SpeechUnderstandingPretraining, {"freeze": ["encoder.*", "llm.*", "speech_decoder.*"]}, {"adapter"}),
+        (SpeechUnderstandingPretraining, {"freeze": ["llm.*"], "ctc_weight": 1.0}, {"encoder", "adapter"}),
+        (SpeechGenerationPretraining, {"freeze": ["llm.*"], "condition": "text"}, {"speech_decoder"}),
+        (SpeechGenerationPretraining, {"freeze": ["llm.*", "encoder.*", "adapter.*"]}, {"speech_decoder"}),
+        (EmpatheticInstructionTuning, {"freeze": ["encoder.*"]}, {"adapter", "llm", "speech_decoder"}),
+        (LanguageModelPretraining, {"freeze": ["encoder.*", "adapter.*", "speech_decoder.*"]}, {"llm"}),
+    ],
+)
+def test_a_stage_changes_what_it_trains_and_nothing_else(stage, options, trained, parts, tiny_corpus, tmp_path):
+    module = stage(**parts(), lr=1e-2, warmup_steps=1, **options)
+    before = fit(module, tiny_corpus, tmp_path)
+    assert changed_parts(module, before) == trained
+    written = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(tensor, module.model.state_dict()[name]) for name, tensor in written.state_dict().items())
+
+
+def test_lora_trains_its_matrices_alone(parts, tokenizer_folder, tiny_corpus, tmp_path):
+    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder), lora=lora)
+    module = EmpatheticInstructionTuning(**(parts() | {"llm": llm}), lr=1e-2, warmup_steps=1, freeze=["encoder.*"])
+    before = fit(module, tiny_corpus, tmp_path)
+    after = module.model.llm.state_dict()
+    changed = {name for name in after if not torch.equal(before[f"llm.{name}"], after[name])}
+    assert changed and all("lora_" in name for name in changed)
+
+
+def test_a_stage_starts_from_the_one_before(parts, tmp_path):
+    earlier = SpeechToSpeechModel(**parts(speaks=False))
+    torch.nn.init.constant_(earlier.adapter.norm.bias, 0.25)
+    earlier.save_pretrained(tmp_path / "run" / "model")
+    stage = EmpatheticInstructionTuning(**parts(), init_from=str(tmp_path / "run"))
+    assert (stage.model.adapter.norm.bias == 0.25).all()
+    line = load_handoff(stage.model, tmp_path / "run" / "model")
+    assert line.endswith("loaded encoder, adapter, llm; not in it: speech_decoder, vocoder")
+
+
+def test_a_handoff_of_another_shape_loads_nothing(parts, tmp_path):
+    SpeechToSpeechModel(**parts(speaks=False)).save_pretrained(tmp_path)
+    wider = SpeechToSpeechModel(**parts(speaks=False, width=32))
+    before = {name: tensor.clone() for name, tensor in wider.encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=r"init_from: .*model\.safetensors: encoder: .* has shape .*needs"):
+        load_handoff(wider, tmp_path)
+    assert all(torch.equal(tensor, wider.encoder.state_dict()[name]) for name, tensor in before.items())
+
+
+class Payload:
+    """Would run code when unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "pickled code"])
+def test_a_handoff_that_can_not_be_read(content, parts, tmp_path):
+    path = tmp_path / "last.ckpt"
+    if content == "empty":
+        path.write_bytes(b"")
+    elif content == "pickled code":
+        torch.save({"state_dict": Payload()}, path)
+    with pytest.raises(ValueError, match=r"init_from: .*last\.ckpt: (expected|not a readable)"):
+        EmpatheticInstructionTuning(**parts(), init_from=str(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": ["lm.*"]}, r"freeze: the pattern 'lm\.\*' matches no parameter; .*adapter, encoder, llm"),
+        ({"freeze": ["*"]}, "every parameter is frozen"),
+    ],
+)
+def test_freezing_is_checked(options, message, parts):
+    with pytest.raises(ValueError, match=message):
+        EmpatheticInstructionTuning(**parts(), **options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "shape", "message"),
+    [
+        (SpeechUnderstandingPretraining, {"hears": False}, "needs encoder and adapter"),
+        (SpeechGenerationPretraining, {"speaks": False}, "needs speech_decoder and vocoder"),
+        (EmpatheticInstructionTuning, {"speaks": False}, "needs encoder, adapter, speech_decoder and vocoder"),
+    ],
+)
+def test_a_stage_says_which_parts_it_needs(stage, shape, message, parts):
+    with pytest.raises(ValueError, match=message):
+        stage(**parts(**shape))
+
+
+def test_text_conditions_are_the_tokens_that_the_hidden_states_predict(parts, monkeypatch):
+    """Slots of `<|im_tts_start|>`, H, i, `<|im_tts_end|>` get H, i, `<|im_tts_end|>`, `<|im_end|>`."""
+    model = SpeechToSpeechModel(**parts(hears=False))
+    dialogue = [{"role": "user", "content": "?"}, {"role": "assistant", "content": [{"text": "Hi", "speech_units": [1, 2]}]}]
+    encoded = model.llm.tokenizer.encode(dialogue)
+    seen = []
+    monkeypatch.setattr(
+        model.speech_decoder, "embed_text", lambda ids: seen.append(ids) or torch.zeros(*ids.shape, model.speech_decoder.width)
+    )
+    model.forward_text_to_units({
+        "input_ids": torch.tensor([encoded.input_ids]), "segments": torch.tensor([encoded.segments]),
+        "units": torch.tensor([[1, 2]]), "unit_lengths": torch.tensor([2]), "speaker_embedding": torch.zeros(1, 512),
+    })  # fmt: skip
+    assert seen[0].tolist() == [[ord("H"), ord("i"), 261, 257]]
+
+
+def test_heard_text_names_the_emotion_in_words():
+    user = {"audio": "a.wav", "transcript": "I see.", "emotion": "sad"}
+    row = {"messages": [{"role": "user", "content": [user, {"text": "?"}]}, {"role": "assistant", "content": "Oh."}]}
+    assert heard_text(row) == ["(sad) I see."]
+    del user["transcript"]
+    with pytest.raises(ValueError, match="`transcript` beside `audio`"):
+        heard_text(row | {"id": "x"})
