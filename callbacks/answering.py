@@ -77,10 +77,17 @@ def load_questions(manifest: str, num_questions: int) -> list[SpokenQuestion]:
             audio = decode_audio(AudioReference.parse(spoken[0]["audio"], row["folder"]))
             said = spoken[0].get("transcript") or spoken[0].get("text") or ""
             answer = next((m for m in row["messages"][place + 1 :] if m["role"] == "assistant"), None)
-            questions.append(SpokenQuestion(
-                str(row["id"]), audio.waveform, audio.sample_rate, said, spoken[0].get("emotion") or "", answer,
-                row["folder"],
-            ))
+            questions.append(
+                SpokenQuestion(
+                    str(row["id"]),
+                    audio.waveform,
+                    audio.sample_rate,
+                    said,
+                    spoken[0].get("emotion") or "",
+                    answer,
+                    row["folder"],
+                )
+            )
             break
     if not questions:
         raise ValueError(f"questions: {manifest!r} has no row in which the user speaks (an item with `audio`)")

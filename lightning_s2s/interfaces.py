@@ -145,9 +145,7 @@ class Vocoder(Component, ABC):
     def check_units(self, units: Tensor) -> None:
         """Raise ValueError when a unit lies outside the codebook."""
         if units.numel() and (int(units.min()) < 0 or int(units.max()) >= self.num_units):
-            raise ValueError(
-                f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}"
-            )
+            raise ValueError(f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}")
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:

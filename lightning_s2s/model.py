@@ -96,8 +96,13 @@ class SpeechToSpeechModel(nn.Module):
         if audio_embeds is None:
             audio_embeds, audio_lengths = token_embeds.new_zeros(0, 0, self.llm.width), batch["input_lengths"][:0]
         return splice_audio(
-            batch["input_ids"], batch["input_lengths"], batch["labels"], batch["segments"],
-            token_embeds, audio_embeds, audio_lengths,
+            batch["input_ids"],
+            batch["input_lengths"],
+            batch["labels"],
+            batch["segments"],
+            token_embeds,
+            audio_embeds,
+            audio_lengths,
         )
 
     def forward(self, batch: dict[str, Any], speak: bool = True) -> ModelOutput:
@@ -120,8 +125,11 @@ class SpeechToSpeechModel(nn.Module):
         if speak and num_turns and self.speech_decoder is not None:
             conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
             units = self.speech_decoder(
-                self.speech_decoder.project(conditions), lengths,
-                batch["units"], batch["unit_lengths"], batch["speaker_embedding"],
+                self.speech_decoder.project(conditions),
+                lengths,
+                batch["units"],
+                batch["unit_lengths"],
+                batch["speaker_embedding"],
             )
         return ModelOutput(*text, *units, audio_embeds, audio_lengths)
 
@@ -138,8 +146,11 @@ class SpeechToSpeechModel(nn.Module):
         following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
         tokens, lengths = gather_segments(following, segments, len(batch["unit_lengths"]))
         return self.speech_decoder(
-            self.speech_decoder.embed_text(tokens), lengths,
-            batch["units"], batch["unit_lengths"], batch["speaker_embedding"],
+            self.speech_decoder.embed_text(tokens),
+            lengths,
+            batch["units"],
+            batch["unit_lengths"],
+            batch["speaker_embedding"],
         )
 
     def stream(self, waveform: Any, sample_rate: int, **options: Any) -> Iterator[Any]:

@@ -50,7 +50,11 @@ class BookModel(nn.Module):
         n = seed + 1
         marks = {"encoder_done": 0.01 * n, "first_text_token": 0.02 * n}
         reply = SimpleNamespace(
-            text=f"answer | {seed}", marks=marks, chunk_gaps_sec=[], real_time_factor=None, waveform=None,
+            text=f"answer | {seed}",
+            marks=marks,
+            chunk_gaps_sec=[],
+            real_time_factor=None,
+            waveform=None,
             sample_rate=None,
         )
         if self.speaks:
@@ -107,8 +111,15 @@ def fit(folder, module, callbacks, num_epochs=2, logger=None, **options):
     data = DataLoader(torch.ones(NUM_STEPS, 1))
     logger = TensorBoardLogger(folder, name="", version="run") if logger is None else logger
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=num_epochs, callbacks=callbacks, logger=logger, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, log_every_n_steps=1, **options,
+        accelerator="cpu",
+        max_epochs=num_epochs,
+        callbacks=callbacks,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        **options,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -117,9 +128,9 @@ def fit(folder, module, callbacks, num_epochs=2, logger=None, **options):
 
 
 def events(folder):
-    accumulator = EventAccumulator(str(folder / "run"), size_guidance=dict.fromkeys(
-        ("scalars", "images", "audio", "histograms", "tensors"), 0
-    ))
+    accumulator = EventAccumulator(
+        str(folder / "run"), size_guidance=dict.fromkeys(("scalars", "images", "audio", "histograms", "tensors"), 0)
+    )
     accumulator.Reload()
     return accumulator
 
@@ -138,11 +149,15 @@ def test_latency_in_tensorboard(tmp_path, questions):
     read = events(tmp_path)
     # encoder_done was 10, 20, 30 ms: the median is 20, the 95th percentile 20 + 0.9 * 10.
     expected = {
-        "encoder_done_sec": (0.02, 0.029), "first_text_token_sec": (0.04, 0.058),
-        "first_hidden_states_sec": (0.06, 0.087), "first_units_sec": (0.08, 0.116),
-        "first_audio_sec": (0.1, 0.145), "last_audio_sec": (0.2, 0.29),
+        "encoder_done_sec": (0.02, 0.029),
+        "first_text_token_sec": (0.04, 0.058),
+        "first_hidden_states_sec": (0.06, 0.087),
+        "first_units_sec": (0.08, 0.116),
+        "first_audio_sec": (0.1, 0.145),
+        "last_audio_sec": (0.2, 0.29),
         # gaps 1, 2, 3, 3, 6, 9 ms: median 3; 95 % lies 0.75 of the way from the 5th to the 6th.
-        "chunk_gap_sec": (0.003, 0.00825), "real_time_factor": (0.2, 0.29),
+        "chunk_gap_sec": (0.003, 0.00825),
+        "real_time_factor": (0.2, 0.29),
     }
     for name, values in expected.items():
         for percent, value in zip((50, 95), values, strict=True):
@@ -186,12 +201,21 @@ def test_audio_in_tensorboard(tmp_path, questions):
     fit(tmp_path, BookStage(BookModel()), [AudioLogger(questions, num_questions=3)])
     read = events(tmp_path)
     assert sorted(read.Tags()["audio"]) == [
-        "recorded_one/question", "recorded_one/reference", "recorded_one/reply",
-        "units/question", "units/reference", "units/reply", "words/question", "words/reply",
+        "recorded_one/question",
+        "recorded_one/reference",
+        "recorded_one/reply",
+        "units/question",
+        "units/reference",
+        "units/reply",
+        "words/question",
+        "words/reply",
     ]
     expected = {
-        "recorded_one/question": (RATE, RATE), "recorded_one/reference": (22_050, 2205), "units/question": (8000, 6000),
-        "units/reference": (REPLY_RATE, 20), "words/reply": (REPLY_RATE, REPLY_RATE // 2),
+        "recorded_one/question": (RATE, RATE),
+        "recorded_one/reference": (22_050, 2205),
+        "units/question": (8000, 6000),
+        "units/reference": (REPLY_RATE, 20),
+        "words/reply": (REPLY_RATE, REPLY_RATE // 2),
     }
     for tag, (rate, length) in expected.items():
         found = read.Audio(tag)
@@ -223,8 +247,16 @@ def test_every_n_validations_goes_on_after_resume(tmp_path, questions):
 
     module = BookStage(BookModel())
     data = DataLoader(torch.ones(NUM_STEPS, 1))
-    trainer = L.Trainer(accelerator="cpu", max_epochs=4, callbacks=[latency()], logger=False, default_root_dir=tmp_path,
-                        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=4,
+        callbacks=[latency()],
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
     trainer.fit(module, data, data, ckpt_path=tmp_path / "last.ckpt")
     assert len(module.model.asked) == 1  # after the third, not after the fourth
 
@@ -255,8 +287,13 @@ def test_without_tensorboard_scalars_remain(tmp_path, questions):
 
 
 def test_validate_alone(tmp_path, questions):
-    trainer = L.Trainer(accelerator="cpu", callbacks=[StreamingLatency(questions, 2, 0)], logger=False,
-                        enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        callbacks=[StreamingLatency(questions, 2, 0)],
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
     with pytest.warns(UserWarning, match="no TensorBoardLogger"):
         [metrics] = trainer.validate(BookStage(BookModel()), DataLoader(torch.ones(1, 1)), verbose=False)
     assert metrics["latency/first_audio_sec_p50"] == pytest.approx(0.075)
@@ -276,11 +313,14 @@ def test_questions(tmp_path, questions):
         fit(tmp_path, BookStage(BookModel()), [AudioLogger(str(tmp_path / "missing.jsonl"))])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"num_questions": 0}, "num_questions: got 0"),
-    ({"num_warmup": -1}, "num_warmup: got -1"),
-    ({"every_n_validations": 0}, "every_n_validations: got 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_questions": 0}, "num_questions: got 0"),
+        ({"num_warmup": -1}, "num_warmup: got -1"),
+        ({"every_n_validations": 0}, "every_n_validations: got 0"),
+    ],
+)
 def test_wrong_numbers(options, message):
     with pytest.raises(ValueError, match=message):
         StreamingLatency("questions.jsonl", **options)
@@ -305,26 +345,49 @@ def test_on_a_real_stage(tmp_path, tokenizer_folder, tiny_corpus):
 
     torch.manual_seed(0)
     config = {
-        "model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
-        "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 2048,
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 2048,
     }
     stage = EmpatheticInstructionTuning(
         llm=CausalLanguageModel(config=config, tokenizer=str(tokenizer_folder)),
-        encoder=MelEncoder(width=32, num_layers=1, num_heads=2), adapter=ConvAdapter((5,), 32),
+        encoder=MelEncoder(width=32, num_layers=1, num_heads=2),
+        adapter=ConvAdapter((5,), 32),
         speech_decoder=InterleavedSpeechDecoder("2:4", config, max_units=20),
         vocoder=PocketVocoder(encoder_width=16, decoder_width=16),
     )
     data = SpeechDialogueData(tiny_corpus.train, tiny_corpus.validation, batch_duration_sec=20, max_batch_size=4)
     callbacks = [StreamingLatency(tiny_corpus.validation, 1, 1), AudioLogger(tiny_corpus.validation, 2)]
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=2, limit_val_batches=1, val_check_interval=1, callbacks=callbacks,
-        logger=TensorBoardLogger(tmp_path, name="", version="run"), enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=1,
+        val_check_interval=1,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(tmp_path, name="", version="run"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
     )
     trainer.fit(stage, data)
     read = events(tmp_path)
-    medians = [read.Scalars(f"latency/{mark}_sec_p50")[-1].value for mark in
-               ("encoder_done", "first_text_token", "first_hidden_states", "first_units", "first_audio", "last_audio")]
+    medians = [
+        read.Scalars(f"latency/{mark}_sec_p50")[-1].value
+        for mark in (
+            "encoder_done",
+            "first_text_token",
+            "first_hidden_states",
+            "first_units",
+            "first_audio",
+            "last_audio",
+        )
+    ]
     assert medians[0] > 0 and medians == sorted(medians)
     for name in ("d12", "d13"):
         tags = [f"{name}/question", f"{name}/reference", f"{name}/reply"]

@@ -175,9 +175,7 @@ def test_decoder_logits_stand_where_a_unit_follows(decoder):
 def test_decoder_batched_equals_single_and_padding_changes_nothing(decoder):
     conditions, units, speaker = torch.randn(2, 6, 16), torch.randint(0, 20, (2, 9)), torch.randn(2, 512)
     together, _ = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), speaker)
-    alone, _ = decoder(
-        conditions[1:, :3], torch.tensor([3]), units[1:, :7], torch.tensor([7]), speaker[1:]
-    )
+    alone, _ = decoder(conditions[1:, :3], torch.tensor([3]), units[1:, :7], torch.tensor([7]), speaker[1:])
     torch.testing.assert_close(together[5:], alone, **CLOSE)
 
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from lightning_s2s.construction import pipeline
-from lightning_s2s.construction.pipeline import SPLITS, CorpusConfig, construct, held_out, plan_questions, plan_replies
+from lightning_s2s.construction.pipeline import construct
+from lightning_s2s.construction.plan import SPLITS, CorpusConfig, held_out, plan_questions, plan_replies
 from lightning_s2s.construction.prosody import Prosody, analyse, render
 from lightning_s2s.construction.tts import KokoroTTS, trim_silence
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar

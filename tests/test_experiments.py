@@ -100,7 +100,8 @@ def test_swapped_component_fits_and_answers(
     import os
 
     variable, name = {
-        "encoder": ("WHISPER_BASE", "openai/whisper-base"), "llm": ("SMOLLM2_135M", "HuggingFaceTB/SmolLM2-135M-Instruct")
+        "encoder": ("WHISPER_BASE", "openai/whisper-base"),
+        "llm": ("SMOLLM2_135M", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     }[part]
     folder = os.environ.get(variable)
     if not folder:

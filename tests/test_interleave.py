@@ -11,9 +11,7 @@ from lightning_s2s.interleave import Interleave
 def lay_out(schedule: str, condition_lengths: list[int], unit_lengths: list[int]):
     """The layout of turns whose units are 100, 101, ... in the first, 200, 201, ... in the second turn, and so on."""
     size = max(unit_lengths, default=0)
-    rows = [
-        [100 * (row + 1) + i if i < length else 0 for i in range(size)] for row, length in enumerate(unit_lengths)
-    ]
+    rows = [[100 * (row + 1) + i if i < length else 0 for i in range(size)] for row, length in enumerate(unit_lengths)]
     units = torch.tensor(rows, dtype=torch.long).reshape(len(unit_lengths), size)
     layout = Interleave.parse(schedule).layout(
         torch.tensor(condition_lengths, dtype=torch.long), units, torch.tensor(unit_lengths, dtype=torch.long)

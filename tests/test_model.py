@@ -50,8 +50,11 @@ def model(tokenizer_folder) -> SpeechToSpeechModel:
 
 def same(a, b) -> bool:
     """Whether two replies are the same but for their timing."""
-    return a.text == b.text and a.text_ids == b.text_ids and a.unit_ids == b.unit_ids and torch.equal(
-        a.waveform, b.waveform
+    return (
+        a.text == b.text
+        and a.text_ids == b.text_ids
+        and a.unit_ids == b.unit_ids
+        and torch.equal(a.waveform, b.waveform)
     )
 
 

@@ -130,9 +130,7 @@ def test_splice(llm, golden):
 @torch.inference_mode()
 def test_language_model(llm, golden):
     mask = golden["out.llm_attention_mask"].bool()
-    hidden = llm.base_model(
-        inputs_embeds=golden["out.llm_inputs_embeds"], attention_mask=mask.long()
-    ).last_hidden_state
+    hidden = llm.base_model(inputs_embeds=golden["out.llm_inputs_embeds"], attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(hidden[mask], golden["out.llm_hidden"][mask], **CLOSE)
     torch.testing.assert_close(llm.lm_head(hidden)[mask], golden["out.llm_logits"][mask], **CLOSE)
 

@@ -35,9 +35,17 @@ def answer(number, emotion, *, pair="", heard=None, reply_emotion="", spoken=Tru
         reply.waveform, reply.sample_rate, reply.real_time_factor = torch.from_numpy(tone(1.0, 200)), RATE, 0.25
     reply_emotion = emotion if reply_emotion == "" else reply_emotion
     values = {
-        "id": f"q-{number}", "speaker": "ann & co", "pair": pair or f"p-{number}", "ambiguous": bool(pair),
-        "said": "It's <late>.", "emotion_spoken": emotion, "emotion_heard": heard or emotion, "reply": reply,
-        "reply_emotion": reply_emotion, "fits": reply_emotion == emotion, "waveform": tone(0.5 + number / 10),
+        "id": f"q-{number}",
+        "speaker": "ann & co",
+        "pair": pair or f"p-{number}",
+        "ambiguous": bool(pair),
+        "said": "It's <late>.",
+        "emotion_spoken": emotion,
+        "emotion_heard": heard or emotion,
+        "reply": reply,
+        "reply_emotion": reply_emotion,
+        "fits": reply_emotion == emotion,
+        "waveform": tone(0.5 + number / 10),
         "sample_rate": RATE,
     }
     return Answer(**(values | changes))
@@ -47,9 +55,11 @@ def answer(number, emotion, *, pair="", heard=None, reply_emotion="", spoken=Tru
 def answers():
     """A pair of three emotions, out of order and apart, a lone question, and one that was answered in text alone."""
     return [
-        answer(1, "sad", pair="x"), answer(2, "happy"),
+        answer(1, "sad", pair="x"),
+        answer(2, "happy"),
         answer(3, "neutral", pair="x", heard="sad", reply_emotion="sad"),
-        answer(4, "proud", pair="x", reply_emotion=None), answer(5, "angry", spoken=False, emotion_heard=None),
+        answer(4, "proud", pair="x", reply_emotion=None),
+        answer(5, "angry", spoken=False, emotion_heard=None),
     ]
 
 
@@ -88,7 +98,8 @@ def decode(uri):
 def test_page(tmp_path, answers):
     figures = [
         Figure("emotion recognised", 0.75, 0.85, note="chance: 25 %"),
-        Figure("first audio", 0.312, 0.5, at_most=True, unit="seconds"), Figure("bare", 3.0, unit=""),
+        Figure("first audio", 0.312, 0.5, at_most=True, unit="seconds"),
+        Figure("bare", 3.0, unit=""),
     ]
     runs = [Run("stage 1", {"steps": "600"}, {"train/loss": [(0, 3.0), (10, 1.0), (20, 2.0)], "one": [(0, 1.0)]})]
     chip = {"processor": "<chip>"}
@@ -98,9 +109,26 @@ def test_page(tmp_path, answers):
     page = Page(source)
     text = re.sub(r"\s+", " ", " ".join(page.words))
 
-    for words in ("Title & more", "<chip>", "75 %", "missed", "at least 85 %", "0.312 s", "met", "chance: 25 %",
-                  "train/loss 3 → 2", "“It's <late>.”", "ann & co", "Reply 1 <b>.", "heard sad", "heard no emotion",
-                  "reply is sad, does not fit", "reply is not well-formed", "first audio 0.210 s", "no audio"):
+    for words in (
+        "Title & more",
+        "<chip>",
+        "75 %",
+        "missed",
+        "at least 85 %",
+        "0.312 s",
+        "met",
+        "chance: 25 %",
+        "train/loss 3 → 2",
+        "“It's <late>.”",
+        "ann & co",
+        "Reply 1 <b>.",
+        "heard sad",
+        "heard no emotion",
+        "reply is sad, does not fit",
+        "reply is not well-formed",
+        "first audio 0.210 s",
+        "no audio",
+    ):
         assert words in text, words
 
     cards = page.all("article", "answer")
@@ -220,7 +248,9 @@ def test_stages_and_percentiles():
     marks = {"encoder_done": 0.1, "first_text_token": 0.3, "first_audio": 0.25}
     # A stage that is missing is left out; one that came before its forerunner took no time.
     assert stage_durations(marks) == [
-        ("encoder_done", 0.1), ("first_text_token", pytest.approx(0.2)), ("first_audio", 0.0)
+        ("encoder_done", 0.1),
+        ("first_text_token", pytest.approx(0.2)),
+        ("first_audio", 0.0),
     ]
     assert percentile([3, 1, 2], 50) == 2 and percentile([0, 10], 95) == pytest.approx(9.5)
     assert np.isnan(percentile([], 50))

@@ -153,11 +153,16 @@ def test_a_stage_says_which_parts_it_needs(stage, shape, message, parts):
 def test_text_conditions_are_the_tokens_that_the_hidden_states_predict(parts, monkeypatch):
     """Slots of `<|im_tts_start|>`, H, i, `<|im_tts_end|>` get H, i, `<|im_tts_end|>`, `<|im_end|>`."""
     model = SpeechToSpeechModel(**parts(hears=False))
-    dialogue = [{"role": "user", "content": "?"}, {"role": "assistant", "content": [{"text": "Hi", "speech_units": [1, 2]}]}]
+    dialogue = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": [{"text": "Hi", "speech_units": [1, 2]}]},
+    ]
     encoded = model.llm.tokenizer.encode(dialogue)
     seen = []
     monkeypatch.setattr(
-        model.speech_decoder, "embed_text", lambda ids: seen.append(ids) or torch.zeros(*ids.shape, model.speech_decoder.width)
+        model.speech_decoder,
+        "embed_text",
+        lambda ids: seen.append(ids) or torch.zeros(*ids.shape, model.speech_decoder.width),
     )
     model.forward_text_to_units({
         "input_ids": torch.tensor([encoded.input_ids]), "segments": torch.tensor([encoded.segments]),

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from lightning_s2s.model import SpeechToSpeechModel
 
 SLOTS = {
-    "encoder": ENCODERS, "adapter": ADAPTERS, "llm": LLMS, "speech_decoder": SPEECH_DECODERS, "vocoder": VOCODERS,
+    "encoder": ENCODERS,
+    "adapter": ADAPTERS,
+    "llm": LLMS,
+    "speech_decoder": SPEECH_DECODERS,
+    "vocoder": VOCODERS,
 }
 FORMAT = "lightning_s2s"
 
@@ -28,7 +32,8 @@ def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
         component = getattr(model, slot)
         if component is not None:
             config[slot] = {
-                "class_path": registry.name_of(type(component)), "init_args": component.pretrained_args(folder)
+                "class_path": registry.name_of(type(component)),
+                "init_args": component.pretrained_args(folder),
             }
     save_weights(model, folder)
     temporary = folder / f".config.json.{os.getpid()}"

@@ -32,7 +32,9 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
             return load_file(path), path
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-        raise ValueError(f"init_from: {path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})") from None
+        raise ValueError(
+            f"init_from: {path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}, path
 
 

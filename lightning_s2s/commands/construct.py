@@ -12,7 +12,8 @@ def run(name: str, arguments: list[str]) -> int:
         CommandError: a mistake in the options or the YAML.
         ValueError: fields don't fit each other, or a file that they name is missing.
     """
-    from lightning_s2s.construction.pipeline import CorpusConfig, construct
+    from lightning_s2s.construction.pipeline import construct
+    from lightning_s2s.construction.plan import CorpusConfig
 
     construct(parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments))
     return 0

@@ -115,8 +115,11 @@ def reply_as_json(reply: Reply, events: list[TimedEvent]) -> dict[str, Any]:
 
 def summary(reply: Reply) -> str:
     """One line on what came when."""
-    parts = [f"{mark.replace('_', ' ')} {reply.marks[mark]:.3f} s" for mark in ("first_text_token", "first_audio")
-             if mark in reply.marks]
+    parts = [
+        f"{mark.replace('_', ' ')} {reply.marks[mark]:.3f} s"
+        for mark in ("first_text_token", "first_audio")
+        if mark in reply.marks
+    ]
     if reply.real_time_factor is not None:
         parts.append(f"{reply.audio_sec:.2f} s of audio, real-time factor {reply.real_time_factor:.2f}")
     return f"[{'; '.join(parts) or 'no reply'}]"

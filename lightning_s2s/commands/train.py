@@ -78,7 +78,8 @@ class StageCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument(
-                "--resume", action="store_true",
+                "--resume",
+                action="store_true",
                 help="go on from DEFAULT_ROOT_DIR/checkpoints/last.ckpt if it exists, else start afresh",
             )
         return parser
@@ -131,7 +132,9 @@ def run(name: str, arguments: list[str]) -> int:
     run_checkpoint = RunCheckpoint()
     try:
         StageCLI(
-            run_checkpoint, LightningModule, SpeechDialogueData,
+            run_checkpoint,
+            LightningModule,
+            SpeechDialogueData,
             subclass_mode_model=True,
             parser_class=StageParser,
             parser_kwargs={"prog": "lightning-s2s", **PARSER_MODE, "fit": {**PARSER_MODE}, "validate": {**PARSER_MODE}},

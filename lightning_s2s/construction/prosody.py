@@ -34,10 +34,13 @@ class Prosody:
     def jitter(self, rng: random.Random, amount: float) -> Prosody:
         """Every value moved by up to `amount` of its usual spread, so that no two speakers do the same."""
         spread = Prosody(0.15, 0.4, 0.15, 4.0, 6.0, 0.2)
-        return replace(self, **{
-            item.name: getattr(self, item.name) + rng.uniform(-amount, amount) * getattr(spread, item.name)
-            for item in fields(self)
-        })
+        return replace(
+            self,
+            **{
+                item.name: getattr(self, item.name) + rng.uniform(-amount, amount) * getattr(spread, item.name)
+                for item in fields(self)
+            },
+        )
 
 
 def analyse(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,8 +39,12 @@ class KokoroTTS:
         path = self.path(text, voice, speed)
         if not path.exists():
             temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            sf.write(temporary, trim_silence(self._render(text, voice, speed), self.sample_rate), self.sample_rate,
-                     format="FLAC")
+            sf.write(
+                temporary,
+                trim_silence(self._render(text, voice, speed), self.sample_rate),
+                self.sample_rate,
+                format="FLAC",
+            )
             temporary.replace(path)
         return sf.read(path, dtype="float32")[0]
 

@@ -221,8 +221,10 @@ _file_header = lru_cache(maxsize=4096)(_header)
 
 
 def _unreadable(reference: AudioReference, error: Exception) -> AudioError:
-    detail = f"offset and bytes must cut out one stored (uncompressed) {FORMATS} file" if reference.in_archive else (
-        f"expected a {FORMATS} file"
+    detail = (
+        f"offset and bytes must cut out one stored (uncompressed) {FORMATS} file"
+        if reference.in_archive
+        else (f"expected a {FORMATS} file")
     )
     cause = str(error).rpartition(": ")[2].rstrip(".")
     return AudioError("unreadable audio", f"audio {str(reference)!r}: can't be read ({cause}); {detail}")

@@ -51,10 +51,12 @@ class MelEncoder(AudioEncoder):
         self.width, self.time_masks, self.mel_masks, self.gain_db = width, time_masks, mel_masks, gain_db
         self.mel_warp, self.time_warp = mel_warp, time_warp
         self.mel = LogMelSpectrogram(self.sample_rate, 80, 160, 400)
-        self.stem = nn.ModuleList([
-            nn.Conv1d(80, width, 5, stride=2, padding=2),
-            nn.Conv1d(width, width, 5, stride=2, padding=2),
-        ])
+        self.stem = nn.ModuleList(
+            [
+                nn.Conv1d(80, width, 5, stride=2, padding=2),
+                nn.Conv1d(width, width, 5, stride=2, padding=2),
+            ]
+        )
         self.position = nn.Conv1d(width, width, 15, padding=7, groups=16)
         layer = nn.TransformerEncoderLayer(
             width, num_heads, 4 * width, dropout, F.gelu, batch_first=True, norm_first=True
@@ -84,9 +86,9 @@ class MelEncoder(AudioEncoder):
         size = max(1, round(frames * (1 + self.time_warp * float(draw[-1]))))
         mel = (torch.arange(num_mels, device=features.device) * (1 + self.mel_warp * draw[:-1, None])) / (num_mels - 1)
         time = torch.linspace(-1, 1, size, device=features.device)
-        grid = torch.stack([
-            time.expand(batch, num_mels, size), (2 * mel - 1).unsqueeze(-1).expand(batch, num_mels, size)
-        ], dim=-1)
+        grid = torch.stack(
+            [time.expand(batch, num_mels, size), (2 * mel - 1).unsqueeze(-1).expand(batch, num_mels, size)], dim=-1
+        )
         warped = F.grid_sample(features.unsqueeze(1), grid, padding_mode="border", align_corners=True)[:, 0]
         return warped, (lengths * size // frames).clamp(min=1)
 
@@ -98,7 +100,8 @@ class MelEncoder(AudioEncoder):
         frames = torch.arange(features.shape[-1], device=features.device)
         bands = torch.arange(num_mels, device=features.device)
         for count, limit, positions, sizes in (
-            (self.time_masks, 20, frames, lengths), (self.mel_masks, 12, bands, torch.full_like(lengths, num_mels))
+            (self.time_masks, 20, frames, lengths),
+            (self.mel_masks, 12, bands, torch.full_like(lengths, num_mels)),
         ):
             for _ in range(count):
                 size = torch.randint(0, limit + 1, (batch, 1), device=features.device)

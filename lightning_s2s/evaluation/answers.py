@@ -12,7 +12,7 @@ from typing import Any
 
 import soundfile as sf
 
-from lightning_s2s.construction.pipeline import TASKS
+from lightning_s2s.construction.rows import TASKS
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
@@ -93,11 +93,18 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
     ).text.lower()
     judged = grammar.judge(reply.text)
     return Answer(
-        id=row["id"], speaker=row.get("speaker", ""), pair=row.get("pair", row["id"]),
-        ambiguous=bool(row.get("ambiguous")), said=item.get("transcript", ""), emotion_spoken=item["emotion"],
-        emotion_heard=heard if heard in EMOTIONS else None, reply=reply,
-        reply_emotion=judged[0] if judged else None, fits=bool(judged and judged[0] == item["emotion"]),
-        waveform=waveform, sample_rate=sample_rate,
+        id=row["id"],
+        speaker=row.get("speaker", ""),
+        pair=row.get("pair", row["id"]),
+        ambiguous=bool(row.get("ambiguous")),
+        said=item.get("transcript", ""),
+        emotion_spoken=item["emotion"],
+        emotion_heard=heard if heard in EMOTIONS else None,
+        reply=reply,
+        reply_emotion=judged[0] if judged else None,
+        fits=bool(judged and judged[0] == item["emotion"]),
+        waveform=waveform,
+        sample_rate=sample_rate,
     )
 
 
@@ -111,16 +118,28 @@ def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figur
     pairs = [answer for answer in answers if answer.ambiguous]
     per_pair = [len({other.emotion_spoken for other in pairs if other.pair == answer.pair}) for answer in pairs]
     chance = statistics.mean(1 / count for count in per_pair) if per_pair else float("nan")
-    topics = [((grammar.judge(answer.reply.text) or ("", ""))[1], grammar.find_topic(answer.said)) for answer in answers]
+    topics = [
+        ((grammar.judge(answer.reply.text) or ("", ""))[1], grammar.find_topic(answer.said)) for answer in answers
+    ]
     first_audio = [a.reply.marks["first_audio"] for a in answers if "first_audio" in a.reply.marks]
     factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
     return [
-        Figure("emotion recognised", share(a.emotion_heard == a.emotion_spoken for a in answers), 0.85,
-               note="speakers and sentences never heard in training"),
-        Figure("minimal pairs: reply fits the emotion", share(a.fits for a in pairs), 0.8,
-               note=f"from the words alone: {100 * chance:.0f} %"),
+        Figure(
+            "emotion recognised",
+            share(a.emotion_heard == a.emotion_spoken for a in answers),
+            0.85,
+            note="speakers and sentences never heard in training",
+        ),
+        Figure(
+            "minimal pairs: reply fits the emotion",
+            share(a.fits for a in pairs),
+            0.8,
+            note=f"from the words alone: {100 * chance:.0f} %",
+        ),
         Figure("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
-        Figure("replies on the topic asked about", share(said is not None and replied == said for replied, said in topics)),
+        Figure(
+            "replies on the topic asked about", share(said is not None and replied == said for replied, said in topics)
+        ),
         Figure("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
         Figure("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
         Figure("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
@@ -139,10 +158,18 @@ def print_figures(figures: Sequence[Figure]) -> None:
 
 def _record(answer: Answer, wav: Path) -> dict[str, Any]:
     return {
-        "id": answer.id, "speaker": answer.speaker, "pair": answer.pair, "said": answer.said,
-        "emotion_spoken": answer.emotion_spoken, "emotion_heard": answer.emotion_heard, "reply": answer.reply.text,
-        "reply_emotion": answer.reply_emotion, "fits": answer.fits, "marks": answer.reply.marks,
-        "real_time_factor": answer.reply.real_time_factor, "audio": str(wav.relative_to(wav.parent.parent)),
+        "id": answer.id,
+        "speaker": answer.speaker,
+        "pair": answer.pair,
+        "said": answer.said,
+        "emotion_spoken": answer.emotion_spoken,
+        "emotion_heard": answer.emotion_heard,
+        "reply": answer.reply.text,
+        "reply_emotion": answer.reply_emotion,
+        "fits": answer.fits,
+        "marks": answer.reply.marks,
+        "real_time_factor": answer.reply.real_time_factor,
+        "audio": str(wav.relative_to(wav.parent.parent)),
     }
 
 

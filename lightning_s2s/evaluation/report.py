@@ -61,10 +61,20 @@ def write_report(
     body = [
         f"<header><h1>{escape(title)}</h1><p class='lead'>{_introduction(answers, len(groups))}</p></header><main>",
         _figures(figures),
-        "<div class='panels'>", _latency(answers), _heard(answers), _machine(hardware), *map(_run, runs), "</div>",
+        "<div class='panels'>",
+        _latency(answers),
+        _heard(answers),
+        _machine(hardware),
+        *map(_run, runs),
+        "</div>",
         _filter_bar(answers) if answers else "",
-        _section("Same words, another voice", "Each row is one sentence, said by one speaker with several emotions. "
-                 "The words give nothing away: only the voice tells which reply fits.", "pairs", groups),
+        _section(
+            "Same words, another voice",
+            "Each row is one sentence, said by one speaker with several emotions. "
+            "The words give nothing away: only the voice tells which reply fits.",
+            "pairs",
+            groups,
+        ),
         _section("Single questions", "The words of most of these name the emotion as well.", "singles", singles),
         "<p class='nothing' hidden>No answer is left by these filters.</p></main>",
     ]
@@ -73,7 +83,8 @@ def write_report(
         f"<meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
         "<meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' "
         f"content='light dark'><style>{STYLE}</style></head><body><a class='skip' href='#answers'>To the answers</a>\n"
-        + "\n".join(body) + f"\n<script>{SCRIPT}</script></body></html>\n"
+        + "\n".join(body)
+        + f"\n<script>{SCRIPT}</script></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -150,8 +161,10 @@ def _introduction(answers: Sequence[Answer], num_pairs: int) -> str:
     speakers = len({answer.speaker for answer in answers})
     text = f"{len(answers)} spoken questions by {speakers} speaker{'s' * (speakers != 1)}, and what was answered."
     if num_pairs:
-        text += (f" {num_pairs} sentence{'s' * (num_pairs != 1)} {'are' if num_pairs != 1 else 'is'} said with several "
-                 "emotions, to be heard one after the other.")
+        text += (
+            f" {num_pairs} sentence{'s' * (num_pairs != 1)} {'are' if num_pairs != 1 else 'is'} said with several "
+            "emotions, to be heard one after the other."
+        )
     return text
 
 
@@ -163,8 +176,10 @@ def _figures(figures: Sequence[Figure]) -> str:
             verdict = f"<span class='small'>{_verdict(figure.met, 'met' if figure.met else 'missed')}, "
             verdict += f"target {figure.format_target()}</span>"
         note = f"<span class='small'>{escape(figure.note)}</span>" if figure.note else ""
-        items.append(f"<li><span class='name'>{escape(figure.name)}</span><strong>"
-                     f"{figure.format(figure.value)}</strong>{verdict}{note}</li>")
+        items.append(
+            f"<li><span class='name'>{escape(figure.name)}</span><strong>"
+            f"{figure.format(figure.value)}</strong>{verdict}{note}</li>"
+        )
     if not items:
         return ""
     num_rows = math.ceil(len(items) / 6)
@@ -186,8 +201,10 @@ def _timeline(marks: Mapping[str, float], scale: float) -> str:
 
 def _scale(answers: Sequence[Answer]) -> float:
     """Seconds of a full bar, shared by the page; one straggler must not squeeze all others."""
-    ends = [max((answer.reply.marks[mark] for mark in MARKS if answer.reply.marks.get(mark) is not None), default=0.0)
-            for answer in answers]
+    ends = [
+        max((answer.reply.marks[mark] for mark in MARKS if answer.reply.marks.get(mark) is not None), default=0.0)
+        for answer in answers
+    ]
     return max(min(max(ends, default=0.0), 2 * percentile(ends, 95)) if ends else 0.0, 1e-3)
 
 
@@ -203,8 +220,10 @@ def _latency(answers: Sequence[Answer]) -> str:
     )
     factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
     if factors:
-        rows += (f"<tr><th scope='row'>real-time factor</th><td class='number'>{percentile(factors, 50):.3f}</td>"
-                 f"<td class='number'>{percentile(factors, 95):.3f}</td></tr>")
+        rows += (
+            f"<tr><th scope='row'>real-time factor</th><td class='number'>{percentile(factors, 50):.3f}</td>"
+            f"<td class='number'>{percentile(factors, 95):.3f}</td></tr>"
+        )
     return (
         "<section class='panel big'><h3>From question's end to first sound</h3>"
         f"{_timeline(median, max(median.values()))}<div class='scroll'><table><thead><tr><th scope='col'>reached after"
@@ -225,11 +244,14 @@ def _heard(answers: Sequence[Answer]) -> str:
         total = sum(counts[row, column] for column in columns)
         cells = "".join(
             f"<td class='{'hit' if row == column else 'miss'}' style='--share:{counts[row, column] / total:.3f}'>"
-            f"{counts[row, column]}</td>" for column in columns
+            f"{counts[row, column]}</td>"
+            for column in columns
         )
         body += f"<tr><th scope='row'>said {escape(row)}</th>{cells}</tr>"
-    return (f"<section class='panel'><h3>What it heard</h3><div class='scroll'><table class='matrix'><thead><tr><td "
-            f"style='background:none'></td>{head}</tr></thead><tbody>{body}</tbody></table></div></section>")
+    return (
+        f"<section class='panel'><h3>What it heard</h3><div class='scroll'><table class='matrix'><thead><tr><td "
+        f"style='background:none'></td>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
 
 
 def _facts(facts: Mapping[str, str]) -> str:
@@ -243,8 +265,10 @@ def _machine(hardware: Mapping[str, str]) -> str:
 
 def _run(run: Run) -> str:
     curves = "".join(_curve(name, points) for name, points in run.curves.items() if len(points) > 1)
-    return (f"<section class='panel'><h3>{escape(run.name)}</h3>{_facts(run.facts)}"
-            f"<div class='curves'>{curves}</div></section>")
+    return (
+        f"<section class='panel'><h3>{escape(run.name)}</h3>{_facts(run.facts)}"
+        f"<div class='curves'>{curves}</div></section>"
+    )
 
 
 def _curve(name: str, points: Sequence[tuple[int, float]], width: int = 150, height: int = 44) -> str:
@@ -265,7 +289,8 @@ def _curve(name: str, points: Sequence[tuple[int, float]], width: int = 150, hei
 def _filter_bar(answers: Sequence[Answer]) -> str:
     chips = "".join(
         f"<label class='chip {_tone(emotion)}'><input type='checkbox' name='emotion' value='{escape(emotion)}' checked>"
-        f"{escape(emotion)}</label>" for emotion in emotions_of(answers)
+        f"{escape(emotion)}</label>"
+        for emotion in emotions_of(answers)
     )
     return (
         "<h2 id='answers'>The answers</h2><form class='bar' hidden><fieldset><legend class='small'>said</legend>"
@@ -281,8 +306,10 @@ def _filter_bar(answers: Sequence[Answer]) -> str:
 def _section(heading: str, text: str, kind: str, blocks: list[str]) -> str:
     if not blocks:
         return ""
-    return (f"<section><h2>{heading}</h2><p class='small' style='margin-bottom:1rem'>{text}</p>"
-            f"<div class='sorted {kind}'>{''.join(blocks)}</div></section>")
+    return (
+        f"<section><h2>{heading}</h2><p class='small' style='margin-bottom:1rem'>{text}</p>"
+        f"<div class='sorted {kind}'>{''.join(blocks)}</div></section>"
+    )
 
 
 def _pair(group: list[Answer], clips: _Clips, order: dict[int, int]) -> str:
@@ -300,8 +327,11 @@ def _answer(answer: Answer, group: Sequence[Answer], clips: _Clips, order: dict[
     reply, marks = answer.reply, answer.reply.marks
     heard = answer.emotion_heard == answer.emotion_spoken
     audio, factor = marks.get("first_audio"), reply.real_time_factor
-    words = (f"<p class='words'>“{escape(answer.said)}” <span class='small'>{escape(answer.speaker)}</span></p>"
-             if single else "")
+    words = (
+        f"<p class='words'>“{escape(answer.said)}” <span class='small'>{escape(answer.speaker)}</span></p>"
+        if single
+        else ""
+    )
     named = f"heard {answer.emotion_heard or 'no emotion'}"
     of = "reply is not well-formed"
     if answer.reply_emotion:
@@ -330,14 +360,16 @@ def format_table(answers: Sequence[Answer], width: int) -> str:
     for answer in answers:
         heard, emotion = answer.emotion_heard or "none", answer.reply_emotion
         audio, factor = answer.reply.marks.get("first_audio"), answer.reply.real_time_factor
-        rows.append((
-            answer.said,
-            heard if heard == answer.emotion_spoken else f"{heard}, was {answer.emotion_spoken}",
-            printable(answer.reply.text) or "-",
-            "not well-formed" if emotion is None else emotion if answer.fits else f"{emotion} (misfit)",
-            "-" if audio is None else f"{audio:.3f} s",
-            "-" if factor is None else f"{factor:.2f}",
-        ))
+        rows.append(
+            (
+                answer.said,
+                heard if heard == answer.emotion_spoken else f"{heard}, was {answer.emotion_spoken}",
+                printable(answer.reply.text) or "-",
+                "not well-formed" if emotion is None else emotion if answer.fits else f"{emotion} (misfit)",
+                "-" if audio is None else f"{audio:.3f} s",
+                "-" if factor is None else f"{factor:.2f}",
+            )
+        )
     # The two texts share what the four short columns leave; 5 gaps of 2.
     short = {1: 13, 3: 12, 4: 9, 5: 9}
     left = max(24, width - sum(short.values()) - 10)

@@ -63,9 +63,21 @@ class Transcriber:
 def normalise(text: str) -> str:
     """Lower case, no punctuation, contractions opened: both sides of the comparison in one spelling."""
     text = text.lower().replace("\u2019", "'")
-    for short, full in (("can't", "can not"), ("cannot", "can not"), ("won't", "will not"), ("n't", " not"), ("'re", " are"),
-                        ("'m", " am"), ("let's", "let us"), ("'ll", " will"), ("alright", "all right"), ("okay", "ok"),
-                        ("that's", "that is"), ("it's", "it is"), ("what's", "what is")):
+    for short, full in (
+        ("can't", "can not"),
+        ("cannot", "can not"),
+        ("won't", "will not"),
+        ("n't", " not"),
+        ("'re", " are"),
+        ("'m", " am"),
+        ("let's", "let us"),
+        ("'ll", " will"),
+        ("alright", "all right"),
+        ("okay", "ok"),
+        ("that's", "that is"),
+        ("it's", "it is"),
+        ("what's", "what is"),
+    ):
         text = text.replace(short, full)
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", text).split())
 

@@ -32,7 +32,9 @@ def train_tokenizer(manifest: str, size: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[end, *SPECIAL_TOKENS], show_progress=False,
+        vocab_size=size,
+        special_tokens=[end, *SPECIAL_TOKENS],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     texts = (
@@ -45,7 +47,9 @@ def train_tokenizer(manifest: str, size: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=end,
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token=end,
         additional_special_tokens=list(SPECIAL_TOKENS),
     )
     fast.chat_template = CHATML_TEMPLATE

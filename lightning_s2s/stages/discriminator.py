@@ -18,13 +18,15 @@ class SpectrogramDiscriminator(nn.Module):
         self.fft_sizes = fft_sizes
         norm = nn.utils.parametrizations.weight_norm
         self.stacks = nn.ModuleList(
-            nn.ModuleList([
-                norm(nn.Conv2d(2, channels, (7, 3), stride=(2, 1), padding=(3, 1))),
-                norm(nn.Conv2d(channels, 2 * channels, (7, 3), stride=(3, 1), padding=(3, 1))),
-                norm(nn.Conv2d(2 * channels, 2 * channels, (5, 3), stride=(3, 1), padding=(2, 1), dilation=(1, 1))),
-                norm(nn.Conv2d(2 * channels, 2 * channels, (3, 3), stride=(2, 1), padding=(1, 1))),
-                norm(nn.Conv2d(2 * channels, 1, (3, 3), padding=(1, 1))),
-            ])
+            nn.ModuleList(
+                [
+                    norm(nn.Conv2d(2, channels, (7, 3), stride=(2, 1), padding=(3, 1))),
+                    norm(nn.Conv2d(channels, 2 * channels, (7, 3), stride=(3, 1), padding=(3, 1))),
+                    norm(nn.Conv2d(2 * channels, 2 * channels, (5, 3), stride=(3, 1), padding=(2, 1), dilation=(1, 1))),
+                    norm(nn.Conv2d(2 * channels, 2 * channels, (3, 3), stride=(2, 1), padding=(1, 1))),
+                    norm(nn.Conv2d(2 * channels, 1, (3, 3), padding=(1, 1))),
+                ]
+            )
             for _ in fft_sizes
         )
         for size in fft_sizes:

@@ -18,8 +18,10 @@ def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
     """The content items of a manifest row's user turns that have audio, in order."""
     return [
         dict(item)
-        for message in row["messages"] if message["role"] == "user"
-        for item in content_items(message["content"]) if item.get("audio")
+        for message in row["messages"]
+        if message["role"] == "user"
+        for item in content_items(message["content"])
+        if item.get("audio")
     ]
 
 
@@ -60,7 +62,10 @@ class FreeAnswerMetrics(nn.Module):
                 self.seen[task] += 1
                 waveform = batch["waveform"][clip, : int(batch["waveform_lengths"][clip])].float().cpu()
                 reply = model.respond(
-                    waveform, model.encoder.sample_rate, instruction=items[0].get("text") or "", speak=False,
+                    waveform,
+                    model.encoder.sample_rate,
+                    instruction=items[0].get("text") or "",
+                    speak=False,
                     max_text_tokens=48,
                 )
                 expected = "".join(item.get("text") or "" for item in content_items(row["messages"][-1]["content"]))

@@ -23,9 +23,7 @@ class SpeechGenerationPretraining(Stage):
         stage_options: see `Stage`. In 2b freeze `llm.*`; encoder and adapter are not used.
     """
 
-    def __init__(
-        self, *args: Any, condition: Literal["text", "hidden_states"] = "hidden_states", **stage_options: Any
-    ):
+    def __init__(self, *args: Any, condition: Literal["text", "hidden_states"] = "hidden_states", **stage_options: Any):
         super().__init__(*args, **stage_options)
         if self.model.speech_decoder is None:
             raise ValueError("SpeechGenerationPretraining needs speech_decoder and vocoder")

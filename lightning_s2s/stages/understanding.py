@@ -52,8 +52,11 @@ class SpeechUnderstandingPretraining(Stage):
         classes = F.normalize(torch.cat([self.ctc_blank.unsqueeze(0), vocabulary]), dim=-1)
         logits = 16.0 * F.normalize(output.audio_embeds, dim=-1) @ classes.T
         return F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1), torch.cat(targets).to(self.device) + 1,
-            output.audio_lengths, torch.tensor([len(target) for target in targets]), zero_infinity=True,
+            logits.float().log_softmax(-1).transpose(0, 1),
+            torch.cat(targets).to(self.device) + 1,
+            output.audio_lengths,
+            torch.tensor([len(target) for target in targets]),
+            zero_infinity=True,
         )
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:

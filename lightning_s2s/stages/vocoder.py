@@ -57,7 +57,9 @@ class SpectralLoss(nn.Module):
             mel_loss = mel_loss + F.l1_loss(mel(predicted), mel(target))
             magnitudes = [
                 torch.stft(x, mel.win_length, mel.hop_length, window=mel.window, return_complex=True)
-                .abs().clamp(min=1e-4).log()
+                .abs()
+                .clamp(min=1e-4)
+                .log()
                 for x in (predicted, target)
             ]
             magnitude_loss = magnitude_loss + F.l1_loss(*magnitudes)
@@ -131,7 +133,9 @@ class VocoderTraining(L.LightningModule):
         window = min(round(self.hparams.window_sec * self.vocoder.unit_rate_hz), int(lengths.min()) // hop)
         # One window in four opens the clip: the first sounds have no left context, and must be learnt, too.
         starts = [int(torch.rand(()) > 0.25) * int(torch.randint(0, int(n) // hop - window + 1, ())) for n in lengths]
-        target = torch.stack([row[start * hop : (start + window) * hop] for row, start in zip(waveform, starts, strict=True)])
+        target = torch.stack(
+            [row[start * hop : (start + window) * hop] for row, start in zip(waveform, starts, strict=True)]
+        )
         predicted = self.vocoder.decode_values(
             torch.stack([row[start : start + window] for row, start in zip(values, starts, strict=True)])
         )
@@ -169,8 +173,7 @@ class VocoderTraining(L.LightningModule):
         self.discriminator.requires_grad_(True)
         hinge = sum(-f.mean() for f in fake) / len(fake)
         matching = sum(
-            F.l1_loss(f, r) / r.abs().mean().clamp(min=1e-3)
-            for f, r in zip(fake_features, real_features, strict=True)
+            F.l1_loss(f, r) / r.abs().mean().clamp(min=1e-3) for f, r in zip(fake_features, real_features, strict=True)
         ) / len(real_features)
         return self.hparams.adversarial_weight * (hinge + 2 * matching)
 
@@ -179,8 +182,11 @@ class VocoderTraining(L.LightningModule):
             torch.tensor([CTC_CHARACTERS.index(c) + 1 for c in text.lower() if c in CTC_CHARACTERS]) for text in texts
         ]
         return F.ctc_loss(
-            self.transcriber(values).transpose(0, 1), torch.cat(targets).to(values.device), 2 * unit_lengths,
-            torch.tensor([len(target) for target in targets]), zero_infinity=True,
+            self.transcriber(values).transpose(0, 1),
+            torch.cat(targets).to(values.device),
+            2 * unit_lengths,
+            torch.tensor([len(target) for target in targets]),
+            zero_infinity=True,
         )
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
@@ -191,7 +197,10 @@ class VocoderTraining(L.LightningModule):
         losses = [
             self.spectral_loss(ours[None, :length], clip[None, :length])[0]
             for ours, clip, length in zip(
-                reconstructed, waveform, (lengths // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit), strict=True
+                reconstructed,
+                waveform,
+                (lengths // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit),
+                strict=True,
             )
         ]
         mel_loss = torch.stack(losses).mean()

@@ -95,9 +95,7 @@ def test_epochs(whole):
 
 
 @pytest.mark.parametrize("kill", [False, True])
-@pytest.mark.parametrize(
-    ("stop_after", "num_workers"), [(1, 0), (4, 0), (6, 0), (7, 0), (8, 0), (11, 0), (6, 2)]
-)
+@pytest.mark.parametrize(("stop_after", "num_workers"), [(1, 0), (4, 0), (6, 0), (7, 0), (8, 0), (11, 0), (6, 2)])
 def test_a_resumed_run_sees_what_a_whole_one_sees(
     tmp_path, requirements, make_data, whole, stop_after, kill, num_workers
 ):
