@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
 from lightning_s2s.registry import ENCODERS
@@ -20,6 +21,7 @@ class MelEncoder(AudioEncoder):
     The spectrogram's level is kept: how loud and how bright a voice is belongs to its emotion.
 
     Args:
+        checkpoint: folder with the weights of an encoder trained before, of the same sizes; None starts from nothing.
         width: D of the hidden states.
         num_layers: Transformer layers.
         num_heads: attention heads.
@@ -37,6 +39,7 @@ class MelEncoder(AudioEncoder):
 
     def __init__(
         self,
+        checkpoint: str | None = None,
         width: int = 192,
         num_layers: int = 4,
         num_heads: int = 4,
@@ -63,6 +66,8 @@ class MelEncoder(AudioEncoder):
         )
         self.layers = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(dropout)
+        if checkpoint is not None:
+            load_weights(self, checkpoint)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         features = (self.mel(waveform) + 6.0) / 3.0

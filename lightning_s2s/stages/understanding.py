@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_s2s.model import ModelOutput
+from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
 
@@ -20,6 +21,7 @@ class SpeechUnderstandingPretraining(Stage):
     (OpenS2S, arXiv:2507.05177, Sec. 3.1). Published: only the adapter is trained.
 
     Args:
+        text_weight: of the LLM's text loss; 0 leaves the LLM out, to train an encoder by CTC alone.
         ctc_weight: of an additional CTC loss that reads emotion and words from the adapter's output by its similarity
             to the LLM's own input embeddings. It aligns an encoder that starts from nothing within minutes; 0 trains
             as published.
@@ -27,42 +29,67 @@ class SpeechUnderstandingPretraining(Stage):
         stage_options: see `Stage`.
     """
 
-    def __init__(self, *args: Any, ctc_weight: float = 0.0, num_generated: int = 48, **stage_options: Any):
+    def __init__(
+        self,
+        *args: Any,
+        text_weight: float = 1.0,
+        ctc_weight: float = 0.0,
+        num_generated: int = 48,
+        **stage_options: Any,
+    ):
         super().__init__(*args, **stage_options)
+        if text_weight == ctc_weight == 0:
+            raise ValueError("text_weight and ctc_weight are both 0: nothing is learnt")
         if self.model.encoder is None:
             raise ValueError("SpeechUnderstandingPretraining needs encoder and adapter")
-        self.ctc_weight = ctc_weight
-        self.ctc_blank = torch.nn.Parameter(torch.randn(self.model.llm.width)) if ctc_weight else None
+        self.text_weight, self.ctc_weight = text_weight, ctc_weight
+        # The same direction in every run, so that one run's adapter fits the next.
+        blank = torch.randn(self.model.llm.width, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("ctc_blank", blank, persistent=False)
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        output = self.model(batch, speak=False)
-        loss = self.log_loss("train", "text", output.text_logits, output.text_labels)
-        if self.ctc_weight:
-            ctc_loss = self._ctc_loss(batch["rows"], output)
-            self.log("train/ctc_loss", ctc_loss, prog_bar=True, batch_size=len(batch["rows"]))
-            loss = loss + self.ctc_weight * ctc_loss
-        return loss
+        weights = {"text": self.text_weight, "ctc": self.ctc_weight}
+        return torch.stack([weights[name] * loss for name, loss in self._losses("train", batch).items()]).sum()
 
-    def _ctc_loss(self, rows: list[dict[str, Any]], output: ModelOutput) -> Tensor:
+    def _losses(self, split: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The losses with a weight, logged."""
+        losses = {}
+        if self.text_weight:
+            output = self.model(batch, speak=False)
+            losses["text"] = self.log_loss(split, "text", output.text_logits, output.text_labels)
+            audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
+        else:
+            audio_embeds, audio_lengths = self.model.encode_audio(batch["waveform"], batch["waveform_lengths"])
+        if self.ctc_weight and audio_embeds is not None:
+            losses["ctc"] = self._ctc_loss(batch["rows"], audio_embeds, audio_lengths)
+            self.log(f"{split}/ctc_loss", losses["ctc"], prog_bar=True, batch_size=len(batch["rows"]))
+        return losses
+
+    def _ctc_loss(self, rows: list[dict[str, Any]], audio_embeds: Tensor, audio_lengths: Tensor) -> Tensor:
         """CTC (Graves et al., 2006) between the adapter's positions and the text form of what was heard."""
         tokenizer, llm = self.model.llm.tokenizer, self.model.llm
         targets = [torch.tensor(tokenizer.encode_text(text)) for row in rows for text in heard_text(row)]
         vocabulary = llm.embed(torch.arange(llm.vocabulary, device=self.device)).detach()
         classes = F.normalize(torch.cat([self.ctc_blank.unsqueeze(0), vocabulary]), dim=-1)
-        logits = 16.0 * F.normalize(output.audio_embeds, dim=-1) @ classes.T
+        logits = 16.0 * F.normalize(audio_embeds, dim=-1) @ classes.T
         return F.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
             torch.cat(targets).to(self.device) + 1,
-            output.audio_lengths,
+            audio_lengths,
             torch.tensor([len(target) for target in targets]),
             zero_infinity=True,
         )
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        output = self.model(batch, speak=False)
-        self.log_loss("val", "text", output.text_logits, output.text_labels)
-        self.free_answers.update(self.model, batch)
+        self._losses("val", batch)
+        if self.text_weight:
+            self.free_answers.update(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.free_answers.compute(), prog_bar=True)
+
+    def export(self, folder: Path) -> None:
+        """An encoder that was trained without the LLM, `encoder`, in float16."""
+        if not self.text_weight:
+            save_weights(self.model.encoder, folder / "encoder", torch.float16)
