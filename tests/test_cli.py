@@ -532,7 +532,7 @@ def test_mistakes_of_construct(run, monkeypatch, tmp_path, arguments, code, expe
 
 
 def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
-    from lightning_s2s.construction import pipeline
+    from lightning_s2s.construction import pipeline, prosody
 
     received = []
     monkeypatch.setattr(pipeline, "construct", received.append)
@@ -540,7 +540,7 @@ def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
     assert run("construct", "--config", config, "--seed", "5", "--tts", "voices")[0] == 0
     assert isinstance(received[0], pipeline.CorpusConfig)
     assert (received[0].seed, received[0].tts) == (5, "voices")
-    assert isinstance(received[0].prosody["happy"], pipeline.Prosody)
+    assert isinstance(received[0].prosody["happy"], prosody.Prosody)
 
 
 def test_evaluate_knows_its_kinds(run):
