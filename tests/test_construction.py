@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_s2s.construction import pipeline
-from lightning_s2s.construction.pipeline import construct
+from lightning_s2s.construction.pipeline import _fingerprint, construct
 from lightning_s2s.construction.plan import SPLITS, CorpusConfig, held_out, plan_questions, plan_replies
 from lightning_s2s.construction.prosody import Prosody, analyse, render
 from lightning_s2s.construction.tts import KokoroTTS, trim_silence
@@ -280,3 +280,17 @@ def test_tilt_and_breath_change_the_colour(vowel):
     assert share_above_2_khz(Prosody(tilt_db=10.0)) > 1.5 * share_above_2_khz(Prosody())
     breathy, clear = (render(vowel, 16_000, Prosody(breath=breath)) for breath in (0.9, 0.0))
     assert not np.allclose(breathy, clear)
+
+
+def test_a_kept_clip_is_never_taken_for_other_words(grammar, config):
+    """A question's id counts places in the plan: another grammar puts other words there."""
+    question = plan_questions(grammar, config)[0]
+    name = _fingerprint(question, config)
+    assert _fingerprint(question, config) == name
+    others = [
+        _fingerprint(replace(question, text="Something else."), config),
+        _fingerprint(replace(question, speaker="someone"), config),
+        _fingerprint(question, replace(config, user_speed=config.user_speed + 0.5)),
+        _fingerprint(question, replace(config, seed=config.seed + 1)),
+    ]
+    assert len({name, *others}) == 5

@@ -19,7 +19,7 @@ import soundfile as sf
 import soxr
 
 from lightning_s2s.construction.plan import SPLITS, CorpusConfig, Question, held_out, plan_questions, plan_replies
-from lightning_s2s.construction.prosody import analyse, render
+from lightning_s2s.construction.prosody import Prosody, analyse, render
 from lightning_s2s.construction.rows import dialogue_row, language_rows, speech_rows, understanding_rows, voice_row
 from lightning_s2s.construction.tts import KokoroTTS
 from lightning_s2s.construction.writer import DialogueGrammar
@@ -41,9 +41,7 @@ def speak_question(
     question: Question, analysis: tuple[np.ndarray, np.ndarray, np.ndarray], config: CorpusConfig
 ) -> bytes:
     """The question with its emotion, as an Ogg Opus file at 16 kHz."""
-    rng = random.Random(f"{config.seed}-{question.id}")
-    prosody = config.prosody[question.emotion].jitter(rng, config.jitter)
-    coloured = render(analysis, QUESTION_RATE, prosody)
+    coloured = render(analysis, QUESTION_RATE, _prosody_of(question, config))
     buffer = io.BytesIO()
     sf.write(buffer, coloured, QUESTION_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
     return buffer.getvalue()
@@ -82,18 +80,19 @@ def construct(config: CorpusConfig) -> None:
     vocoder = PocketVocoder(checkpoint=config.vocoder).eval() if config.vocoder else None
     questions = plan_questions(grammar, config)
 
-    spoken = (work / "questions") / f"{_fingerprint(config)}"
+    spoken = work / "questions"
     spoken.mkdir(parents=True, exist_ok=True)
+    clips = {question.id: spoken / f"{_fingerprint(question, config)}.opus" for question in questions}
     with tqdm(total=len(questions), desc="questions", unit="clip") as bar:
         for _, group in itertools.groupby(questions, key=lambda question: question.pair):
             pair = list(group)
-            missing = [question for question in pair if not (spoken / f"{question.id}.opus").exists()]
+            missing = [question for question in pair if not clips[question.id].exists()]
             if missing:
                 analysis = analyse_line(missing[0], tts, config)
                 for question in missing:
-                    _write(spoken / f"{question.id}.opus", speak_question(question, analysis, config))
+                    _write(clips[question.id], speak_question(question, analysis, config))
             bar.update(len(pair))
-    places = _zip(output / "questions.zip", [spoken / f"{question.id}.opus" for question in questions])
+    places = _zip(output / "questions.zip", clips)
 
     replies = [reply for group in plan_replies(grammar, config).values() for reply in group]
     for reply in tqdm(replies, "replies", unit="clip"):
@@ -127,10 +126,15 @@ def construct(config: CorpusConfig) -> None:
         _write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
 
 
-def _fingerprint(config: CorpusConfig) -> str:
-    """Changes whenever the sound of a question may change."""
-    what = {key: value for key, value in asdict(config).items() if key in ("prosody", "jitter", "seed", "user_speed")}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+def _prosody_of(question: Question, config: CorpusConfig) -> Prosody:
+    """How this question is said: its emotion's prosody, with the variation that its id and the seed draw."""
+    return config.prosody[question.emotion].jitter(random.Random(f"{config.seed}-{question.id}"), config.jitter)
+
+
+def _fingerprint(question: Question, config: CorpusConfig) -> str:
+    """Changes whenever the sound of the question does: a clip that was kept is never taken for other words."""
+    sound = [question.text, question.speaker, config.user_speed, asdict(_prosody_of(question, config))]
+    return hashlib.sha256(json.dumps([*sound, QUESTION_RATE, QUESTION_LEVEL]).encode()).hexdigest()[:20]
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -139,16 +143,16 @@ def _write(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _zip(path: Path, members: list[Path]) -> dict[str, str]:
-    """Pack files uncompressed; gives each stem's `archive:offset:bytes`. The same files give the same archive."""
+def _zip(path: Path, clips: dict[str, Path]) -> dict[str, str]:
+    """Pack files uncompressed; gives each id's `archive:offset:bytes`. The same files give the same archive."""
     temporary, places = path.with_name(f".{path.name}.tmp"), {}
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for member in members:
-            info = zipfile.ZipInfo(member.name)
-            content = member.read_bytes()
+        for identity, clip in clips.items():
+            info = zipfile.ZipInfo(f"{identity}.opus")
+            content = clip.read_bytes()
             archive.writestr(info, content)
             offset = info.header_offset + 30 + len(info.filename.encode())
-            places[member.stem] = f"{path.name}:{offset}:{len(content)}"
+            places[identity] = f"{path.name}:{offset}:{len(content)}"
     temporary.replace(path)
     return places
 
