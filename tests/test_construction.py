@@ -157,6 +157,18 @@ def test_replies_are_chosen_once(grammar, config):
     assert all(more[emotion][:5] == few[emotion] for emotion in EMOTIONS)  # more replies keep those rendered
 
 
+def test_dialogues_may_draw_from_the_first_replies_alone(grammar, config):
+    some = plan_questions(grammar, replace(config, dialogue_replies_per_emotion=40))
+    first = {
+        reply
+        for replies in plan_replies(grammar, replace(config, replies_per_emotion=40)).values()
+        for reply in replies
+    }
+    assert {question.reply for question in some} <= first
+    assert not {question.reply for question in plan_questions(grammar, config)} <= first
+    assert some == plan_questions(grammar, replace(config, replies_per_emotion=40))
+
+
 class FakeCodec:
     """Units that count up."""
 

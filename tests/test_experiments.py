@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lightning_s2s.cli import main
 
@@ -55,6 +56,20 @@ def test_yaml_fits_resumes_and_hands_over(name: str, chain: Path, monkeypatch: p
     assert step_of(folder) == 3
     made = {"0_pocket_vocoder": "pocket", "0_language_model": "language_model", "0_speech_decoder": "speech_decoder"}
     assert (folder / made.get(name, "model") / "model.safetensors").is_file()
+
+
+def test_the_codecs_second_run_leaves_the_units_alone(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = chain / "0_pocket_vocoder" / "pocket"
+    if not first.exists():
+        pytest.skip("0_pocket_vocoder was not fitted in this run of the tests")
+    monkeypatch.chdir(ROOT)
+    clips = str(CORPUS / "understanding_validation.jsonl.gz")
+    options = ["--model.train_tokenizer", "false", "--model.adversarial_weight", "1.5", "--data.validation", clips]
+    options += ["--model.vocoder.checkpoint", str(first), "--data.train", clips]
+    assert fit("0_pocket_vocoder", tmp_path, 4, *options) == 0
+    before, after = load_file(first / "model.safetensors"), load_file(tmp_path / "pocket" / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def step_of(folder: Path) -> int:

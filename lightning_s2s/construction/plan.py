@@ -46,7 +46,8 @@ class CorpusConfig:
         ambiguous_lines: (line, voice) pairs whose words fit any emotion, by split.
         emotions_per_line: emotions that each of them is said with, by split.
         explicit_lines: (line, voice) pairs whose words name the emotion, by split.
-        replies_per_emotion: distinct spoken replies of each emotion.
+        replies_per_emotion: distinct spoken replies of each emotion, for stage 2.
+        dialogue_replies_per_emotion: so many of them, the first, answer the questions; None takes all.
         held_out_share: share of lines and of replies kept out of training.
         prosody: how each emotion changes the voice.
         jitter: 0..1, how much speakers differ in it.
@@ -70,6 +71,7 @@ class CorpusConfig:
     prosody: dict[str, Prosody]
     jitter: float = 0.4
     seed: int = 1
+    dialogue_replies_per_emotion: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("user_voices", "ambiguous_lines", "emotions_per_line", "explicit_lines"):
@@ -104,7 +106,7 @@ def plan_questions(grammar: DialogueGrammar, config: CorpusConfig) -> list[Quest
     """All questions with their replies, by split; depends on grammar, config and seed alone."""
     pool: dict[tuple, list[str]] = {}
     for emotion, replies in plan_replies(grammar, config).items():
-        for reply in replies:
+        for reply in replies[: config.dialogue_replies_per_emotion]:
             key = (emotion, grammar.topic_of(reply), held_out(reply, config.held_out_share))
             pool.setdefault(key, []).append(reply)
     questions = []

@@ -27,9 +27,10 @@ class EvaluateSpeechConfig:
     Args:
         asr: hub id or folder of a Whisper model that listens.
         answers: a folder that `evaluate answers` wrote: its replies against their own text.
-        vocoder: folder of pocket weights: the manifest's units re-synthesised.
+        vocoder: folder of pocket weights: the manifest's units, or where a reply has none its recording,
+            re-synthesised.
         model: a model folder: its speech decoder speaks the manifest's texts from text conditions (stage 2a).
-        manifest: texts with units, for `vocoder` and `model`.
+        manifest: spoken replies, for `vocoder` and `model`.
         limit: only so many sentences; 0 for all.
         mos: also estimate the quality (DistillMOS; extra `evaluation`).
     """
@@ -86,7 +87,7 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
     """Word error rate over all sentences, and by request the mean opinion score; printed and returned.
 
     Raises:
-        ValueError: not exactly one of `answers`, `vocoder`, `model` is given, or a file is missing.
+        ValueError: not exactly one of `answers`, `vocoder`, `model` is given, a file is missing, or nothing was spoken.
     """
     from torchmetrics.text import WordErrorRate
     from tqdm import tqdm
@@ -95,8 +96,11 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
     if len(given) != 1:
         raise ValueError(f"give exactly one of answers, vocoder, model; got {', '.join(given) or 'none'}")
     if given != ["answers"] and not config.manifest:
-        raise ValueError(f"manifest: is missing; {given[0]} needs texts with units")
+        raise ValueError(f"manifest: is missing; {given[0]} needs spoken replies")
     sentences = list(SOURCES[given[0]](getattr(config, given[0]), config.manifest or "", config.limit))
+    if not sentences:
+        where = config.manifest or config.answers
+        raise ValueError(f"{where}: nothing to listen to; expected replies with text and units or sound")
     transcriber, errors, opinions = Transcriber(config.asr), WordErrorRate(), []
     judge = _load_distillmos() if config.mos else None
     for text, waveform in tqdm(sentences, "listening", unit="sentence"):
@@ -128,19 +132,24 @@ def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str
         yield record["reply"], np.zeros(16_000, np.float32) if silent else load_audio(record["audio"], folder, 16_000)
 
 
-def _spoken_rows(manifest: str, limit: int) -> Iterable[tuple[str, list[int]]]:
+def _spoken_items(manifest: str, limit: int) -> Iterable[dict[str, Any]]:
     for row in _limited(read_manifest(manifest), limit):
-        for item in content_items(row["messages"][-1]["content"]):
-            if item.get("speech_units"):
-                yield item["text"], parse_units(item["speech_units"])
+        yield from (item for item in content_items(row["messages"][-1]["content"]) if item.get("text"))
 
 
 def _from_vocoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
     from lightning_s2s.vocoders.pocket import PocketVocoder
 
     vocoder = PocketVocoder(checkpoint=folder).eval()
-    for text, units in _spoken_rows(manifest, limit):
-        yield text, _at_16k(vocoder.synthesize(torch.tensor([units]))[0], vocoder.sample_rate)
+    for item in _spoken_items(manifest, limit):
+        if item.get("speech_units"):
+            units = torch.tensor([parse_units(item["speech_units"])])
+        elif item.get("audio"):
+            recording = torch.from_numpy(load_audio(item["audio"], Path(manifest).parent, vocoder.sample_rate))
+            units, _ = vocoder.tokenize(recording.unsqueeze(0), torch.tensor([len(recording)]))
+        else:
+            continue
+        yield item["text"], _at_16k(vocoder.synthesize(units)[0], vocoder.sample_rate)
 
 
 def _from_decoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
@@ -148,10 +157,10 @@ def _from_decoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str,
     from lightning_s2s.streaming.speak import speak_text
 
     model = SpeechToSpeechModel.from_pretrained(folder)
-    for text, _ in _spoken_rows(manifest, limit):
-        units = speak_text(model, text, Sampler(temperature=0.0))
+    for item in _spoken_items(manifest, limit):
+        units = speak_text(model, item["text"], Sampler(temperature=0.0))
         waveform = model.vocoder.synthesize(torch.tensor([units or [0]]))[0]
-        yield text, _at_16k(waveform, model.vocoder.sample_rate)
+        yield item["text"], _at_16k(waveform, model.vocoder.sample_rate)
 
 
 SOURCES = {"answers": _from_answers, "vocoder": _from_vocoder, "model": _from_decoder}

@@ -1,22 +1,26 @@
-"""Training of the pocket codec: reconstruction, text supervision of its units, and optionally a discriminator."""
+"""Training of the pocket codec: the speech's pitch, envelope and aperiodicity, and text supervision of its units."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import lengths_to_mask
-from lightning_s2s.stages.discriminator import SpectrogramDiscriminator
-from lightning_s2s.vocoders.pocket import ConvNeXtBlock, PocketVocoder
+from lightning_s2s.stages.discriminator import EnvelopeDiscriminator
+from lightning_s2s.vocoders.pocket import ConvNeXtBlock, PocketStreamState, PocketVocoder
+from lightning_s2s.vocoders.source_filter import SpeechParameters
 
+DISCRIMINATOR_LR = 1e-3
+MATCHING_WEIGHT = 0.5
 CTC_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 
@@ -40,45 +44,25 @@ class UnitTranscriber(nn.Module):
         return self.head(x.transpose(1, 2)).float().unflatten(-1, (2, -1)).flatten(1, 2).log_softmax(-1)
 
 
-class SpectralLoss(nn.Module):
-    """L1 of log-mel and of log-magnitude spectrograms at several resolutions (Yamamoto et al., arXiv:1910.11480)."""
-
-    def __init__(self, sample_rate: int, fft_sizes: tuple[int, ...] = (256, 512, 1024, 2048)):
-        super().__init__()
-        self.fft_sizes = fft_sizes
-        self.mels = nn.ModuleList(
-            LogMelSpectrogram(sample_rate, min(80, size // 8), size // 4, size) for size in fft_sizes
-        )
-
-    def forward(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) and (B, T) -> mel loss and magnitude loss, each a mean over the resolutions."""
-        mel_loss = magnitude_loss = predicted.new_zeros(())
-        for mel in self.mels:
-            mel_loss = mel_loss + F.l1_loss(mel(predicted), mel(target))
-            magnitudes = [
-                torch.stft(x, mel.win_length, mel.hop_length, window=mel.window, return_complex=True)
-                .abs()
-                .clamp(min=1e-4)
-                .log()
-                for x in (predicted, target)
-            ]
-            magnitude_loss = magnitude_loss + F.l1_loss(*magnitudes)
-        return mel_loss / len(self.mels), magnitude_loss / len(self.mels)
-
-
 class VocoderTraining(L.LightningModule):
     """Trains `pocket` on speech with transcripts.
 
-    The whole utterance is encoded and transcribed; a random window of it is decoded and compared. A unit that must
-    spell the text is easier to predict from text later, which is what stage 2 asks of it.
+    The decoder learns the pitch, envelope and aperiodicity that WORLD finds in the speech; the tokeniser learns with it
+    to give units that carry them, and that spell the text, too. A unit that must spell the text is easier to predict
+    from text later, which is what stage 2 asks of it.
+
+    Regression blurs the envelope, which sounds muffled. With `adversarial_weight` a discriminator keeps it sharp; that
+    is for a second run, with `train_tokenizer: false`. Each batch is then two steps of the trainer's `max_steps`.
 
     Args:
         vocoder: the codec.
-        lr: peak learning rate of AdamW, reached after `warmup_steps`, then a cosine to a tenth at the last step.
-        window_sec: length of the decoded window.
-        ctc_weight: of the CTC loss on characters, mean per character.
-        adversarial_weight: of the discriminator's losses; 0 trains without one. With one, tokeniser and units stay as
-            they are and only the decoder is trained: units that were given out keep their meaning.
+        lr: peak learning rate of AdamW, reached after `warmup_steps`, then a cosine to a twentieth at the last step.
+        train_tokenizer: False trains the decoder alone: units that were given out keep their meaning.
+        ctc_weight: of the CTC loss on characters, mean per character; not used without `train_tokenizer`.
+        pitch_weight: of the mean absolute error of log pitch in voiced frames.
+        aperiodicity_weight: of the mean absolute error of the aperiodicity; the envelope's, in nepers, weighs 1.
+        adversarial_weight: of the discriminator, relative to the envelope's loss: the gradients that the two send into
+            the envelope have this ratio. 0 trains without one.
         warmup_steps: linear warm-up.
         settle_steps: after so many steps the normalisation in front of the quantiser keeps its running statistics, so
             that training sees the units that inference gives; otherwise a clip's units depend on its batch.
@@ -87,9 +71,11 @@ class VocoderTraining(L.LightningModule):
     def __init__(
         self,
         vocoder: PocketVocoder,
-        lr: float = 8e-4,
-        window_sec: float = 0.96,
+        lr: float = 1e-3,
+        train_tokenizer: bool = True,
         ctc_weight: float = 1.0,
+        pitch_weight: float = 5.0,
+        aperiodicity_weight: float = 2.0,
         adversarial_weight: float = 0.0,
         warmup_steps: int = 100,
         settle_steps: int = 1000,
@@ -98,84 +84,125 @@ class VocoderTraining(L.LightningModule):
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["vocoder"])
         self.vocoder = vocoder
-        self.transcriber = None if adversarial_weight else UnitTranscriber(len(vocoder.quantizer.levels))
-        self.spectral_loss = SpectralLoss(vocoder.sample_rate)
-        self.discriminator = SpectrogramDiscriminator() if adversarial_weight else None
-        if self.discriminator:
-            self.vocoder.encoder.requires_grad_(False)
+        self.transcriber = UnitTranscriber(len(vocoder.quantizer.levels)) if train_tokenizer else None
+        self.vocoder.encoder.requires_grad_(train_tokenizer)
+        self.discriminator = EnvelopeDiscriminator() if adversarial_weight else None
+        self._analysed: dict[bytes, tuple[SpeechParameters, Tensor]] = {}
 
     def configure_optimizers(self) -> tuple[list, list]:
         total = self.trainer.estimated_stepping_batches // (2 if self.discriminator else 1)
 
         def factor(step: int) -> float:
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-            return min((step + 1) / self.hparams.warmup_steps, 0.1 + 0.9 * cosine)
+            return min((step + 1) / self.hparams.warmup_steps, 0.05 + 0.95 * cosine)
 
-        trained = [[*self.vocoder.parameters(), *(self.transcriber.parameters() if self.transcriber else ())]]
-        rates = [self.hparams.lr]
-        if self.discriminator:
-            trained.append(list(self.discriminator.parameters()))
-            rates.append(2e-4)
-        optimizers = [
-            torch.optim.AdamW([p for p in group if p.requires_grad], rate, betas=(0.8, 0.95), weight_decay=0.01)
-            for group, rate in zip(trained, rates, strict=True)
-        ]
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+        judge = list(self.discriminator.parameters()) if self.discriminator else []
+        judged = {id(parameter) for parameter in judge}
+        trained = [p for p in self.parameters() if p.requires_grad and id(p) not in judged]
+        optimizers = [torch.optim.AdamW(trained, self.hparams.lr, betas=(0.8, 0.95), weight_decay=0.01)]
+        schedules = [torch.optim.lr_scheduler.LambdaLR(optimizers[0], factor)]
+        if judge:
+            optimizers.append(torch.optim.AdamW(judge, DISCRIMINATOR_LR, betas=(0.5, 0.9), weight_decay=0.01))
+        return optimizers, schedules
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
-        if self.discriminator or self.global_step >= self.hparams.settle_steps:
+        if self.transcriber is None or self.global_step >= self.hparams.settle_steps:
             self.vocoder.encoder.spread.eval()
 
     def training_step(self, batch: dict, batch_index: int) -> None:
-        waveform, lengths = batch["waveform"], batch["waveform_lengths"]
-        hop = self.vocoder.samples_per_unit
-        values, _ = self.vocoder.quantize(waveform)
-        window = min(round(self.hparams.window_sec * self.vocoder.unit_rate_hz), int(lengths.min()) // hop)
-        # One window in four opens the clip: the first sounds have no left context, and must be learnt, too.
-        starts = [int(torch.rand(()) > 0.25) * int(torch.randint(0, int(n) // hop - window + 1, ())) for n in lengths]
-        target = torch.stack(
-            [row[start * hop : (start + window) * hop] for row, start in zip(waveform, starts, strict=True)]
+        losses, spoken, target, _ = self._losses(batch)
+        loss = (
+            losses["envelope_loss"]
+            + self.hparams.pitch_weight * losses["pitch_loss"]
+            + self.hparams.aperiodicity_weight * losses["aperiodicity_loss"]
+            + self.hparams.ctc_weight * losses.get("ctc_loss", 0.0)
         )
-        predicted = self.vocoder.decode_values(
-            torch.stack([row[start : start + window] for row, start in zip(values, starts, strict=True)])
-        )
-        mel_loss, magnitude_loss = self.spectral_loss(predicted, target)
-        losses = {"train/mel_loss": mel_loss, "train/magnitude_loss": magnitude_loss}
-        loss = mel_loss + 0.5 * magnitude_loss
-        if self.transcriber:
-            losses["train/ctc_loss"] = self._ctc_loss(values, lengths // hop, batch["texts"])
-            loss = loss + self.hparams.ctc_weight * losses["train/ctc_loss"]
-        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        optimizers = self.optimizers()
         if self.discriminator:
-            loss = loss + self._adversarial_step(predicted, target, optimizers[1])
-            schedulers[1].step()
-            optimizers, schedulers = optimizers[0], schedulers[0]
+            # Up to the shortest clip's end: padding would tell the two apart.
+            shortest = int(batch["waveform_lengths"].min()) // self.vocoder.synthesizer.hop_length
+            pair = spoken.log_envelope[:, :shortest], target.log_envelope[:, :shortest]
+            losses["discriminator_loss"] = self._train_discriminator(*pair, optimizers[1])
+            adversarial, matching = self._judge(*pair)
+            loss = loss + self._balance(losses["envelope_loss"], adversarial, spoken.log_envelope) * adversarial
+            loss = loss + MATCHING_WEIGHT * matching
+            losses["matching_loss"] = matching
+            optimizers = optimizers[0]
         optimizers.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizers, 1.0, "norm")
         optimizers.step()
-        schedulers.step()
-        self.log_dict(losses | {"train/loss": loss}, prog_bar=True, batch_size=len(lengths))
+        self.lr_schedulers().step()
+        logged = {f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss}
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch["texts"]))
 
-    def _adversarial_step(self, predicted: Tensor, target: Tensor, optimizer) -> Tensor:
-        """Train the discriminator once, then give the decoder's hinge and feature-matching losses, weighted."""
-        real, _ = self.discriminator(target)
-        fake, _ = self.discriminator(predicted.detach())
-        loss = sum(F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True))
+    def _train_discriminator(self, spoken: Tensor, real: Tensor, optimizer) -> Tensor:
+        """One step of the hinge loss."""
+        loss = (
+            F.relu(1 - self.discriminator(real)[0]).mean() + F.relu(1 + self.discriminator(spoken.detach())[0]).mean()
+        )
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        self.log("train/discriminator_loss", loss, prog_bar=True)
+        return loss
+
+    def _judge(self, spoken: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's adversarial and feature-matching losses."""
         self.discriminator.requires_grad_(False)
-        fake, fake_features = self.discriminator(predicted)
+        scores, features = self.discriminator(spoken)
         with torch.no_grad():
-            _, real_features = self.discriminator(target)
+            _, wanted = self.discriminator(real)
         self.discriminator.requires_grad_(True)
-        hinge = sum(-f.mean() for f in fake) / len(fake)
-        matching = sum(
-            F.l1_loss(f, r) / r.abs().mean().clamp(min=1e-3) for f, r in zip(fake_features, real_features, strict=True)
-        ) / len(real_features)
-        return self.hparams.adversarial_weight * (hinge + 2 * matching)
+        matching = [(f - w).abs().mean() / w.abs().mean() for f, w in zip(features, wanted, strict=True)]
+        return -scores.mean(), torch.stack(matching).mean()
+
+    def _balance(self, regression: Tensor, adversarial: Tensor, envelope: Tensor) -> Tensor:
+        """The factor that gives the adversarial gradient its share (as in VQGAN, Esser et al., arXiv:2012.09841)."""
+        norms = [torch.autograd.grad(loss, envelope, retain_graph=True)[0].norm() for loss in (regression, adversarial)]
+        return (self.hparams.adversarial_weight * norms[0] / (norms[1] + 1e-8)).clamp(max=1e3).detach()
+
+    def validation_step(self, batch: dict, batch_index: int) -> None:
+        losses, _, _, units = self._losses(batch)
+        used = torch.bincount(units, minlength=self.vocoder.num_units).float()
+        share = used / used.sum()
+        losses["unit_perplexity"] = (-(share * share.clamp(min=1e-9).log()).sum()).exp()
+        logged = {f"val/{name}": value for name, value in losses.items()}
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch["texts"]))
+
+    def _losses(self, batch: dict) -> tuple[dict[str, Tensor], SpeechParameters, SpeechParameters, Tensor]:
+        """Each loss by name, what was spoken, what should have been, and the batch's units (P,)."""
+        unit_lengths = batch["waveform_lengths"] // self.vocoder.samples_per_unit
+        values, units = self.vocoder.quantize(batch["waveform"])
+        spoken = self.vocoder.decoder(values, PocketStreamState(), last=True)
+        target, voiced = self._targets(batch["waveform"], batch["waveform_lengths"], spoken.log_pitch.shape[1])
+        frames = spoken.log_pitch.shape[1] // max(1, units.shape[1])
+        mask = lengths_to_mask(unit_lengths * frames, spoken.log_pitch.shape[1])
+        voiced = voiced & mask
+        losses = {
+            "envelope_loss": (spoken.log_envelope - target.log_envelope).abs()[mask].mean(),
+            "pitch_loss": (spoken.log_pitch - target.log_pitch).abs()[voiced].sum() / voiced.sum().clamp(min=1),
+            "aperiodicity_loss": (spoken.aperiodicity - target.aperiodicity).abs()[mask].mean(),
+        }
+        if self.transcriber:
+            losses["ctc_loss"] = self._ctc_loss(values, unit_lengths, batch["texts"])
+        return losses, spoken, target, units[lengths_to_mask(unit_lengths, units.shape[1])]
+
+    def _targets(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> tuple[SpeechParameters, Tensor]:
+        """WORLD's parameters of each clip, padded to `num_frames`; a clip is analysed once, then kept in memory."""
+        found = []
+        for clip, length in zip(waveform.cpu().numpy(), lengths.tolist(), strict=True):
+            clip = np.ascontiguousarray(clip[: length // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit])
+            key = hashlib.sha256(clip.tobytes()).digest()
+            if key not in self._analysed:
+                self._analysed[key] = self.vocoder.synthesizer.analyse(clip)
+            found.append(self._analysed[key])
+
+        def padded(parts: list[Tensor]) -> Tensor:
+            rows = [F.pad(part[0], (0, 0) * (part.dim() - 2) + (0, num_frames - part.shape[1])) for part in parts]
+            return torch.stack(rows).to(waveform.device)
+
+        columns = zip(*(parameters for parameters, _ in found), strict=True)
+        return SpeechParameters(*map(padded, columns)), padded([voiced for _, voiced in found])
 
     def _ctc_loss(self, values: Tensor, unit_lengths: Tensor, texts: list[str]) -> Tensor:
         targets = [
@@ -188,31 +215,6 @@ class VocoderTraining(L.LightningModule):
             torch.tensor([len(target) for target in targets]),
             zero_infinity=True,
         )
-
-    def validation_step(self, batch: dict, batch_index: int) -> None:
-        waveform, lengths = batch["waveform"], batch["waveform_lengths"]
-        values, units = self.vocoder.quantize(waveform)
-        reconstructed = self.vocoder.decode_values(values)
-        # Clip by clip: in the padding of a batch the target is digital silence, which no speech has.
-        losses = [
-            self.spectral_loss(ours[None, :length], clip[None, :length])[0]
-            for ours, clip, length in zip(
-                reconstructed,
-                waveform,
-                (lengths // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit),
-                strict=True,
-            )
-        ]
-        mel_loss = torch.stack(losses).mean()
-        mask = lengths_to_mask(lengths // self.vocoder.samples_per_unit, units.shape[1])
-        used = torch.bincount(units[mask], minlength=self.vocoder.num_units).float()
-        share = used / used.sum()
-        perplexity = (-(share * share.clamp(min=1e-9).log()).sum()).exp()
-        metrics = {"val/mel_loss": mel_loss, "val/unit_perplexity": perplexity}
-        if self.transcriber:
-            unit_lengths = lengths // self.vocoder.samples_per_unit
-            metrics["val/ctc_loss"] = self._ctc_loss(values, unit_lengths, batch["texts"])
-        self.log_dict(metrics, prog_bar=True, batch_size=len(lengths))
 
     def data_requirements(self) -> DataRequirements:
         """Pairs of audio and text at the codec's rate."""

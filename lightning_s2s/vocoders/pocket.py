@@ -1,7 +1,9 @@
-"""`pocket`: a small single-codebook codec, 25 units per second, with a causal streaming decoder.
+"""`pocket`: a small single-codebook codec, 25 units per second, with a streaming decoder.
 
-Log-mel -> ConvNeXt encoder -> finite scalar quantisation -> causal ConvNeXt decoder -> ISTFT. The blocks follow Vocos
-(Siuzdak, arXiv:2306.00814), the quantiser FSQ (Mentzer et al., arXiv:2309.15505).
+Log-mel -> ConvNeXt encoder -> finite scalar quantisation -> causal ConvNeXt decoder -> pitch, envelope and
+aperiodicity -> harmonic-plus-noise synthesis. The blocks follow Vocos (Siuzdak, arXiv:2306.00814), the quantiser FSQ
+(Mentzer et al., arXiv:2309.15505). Speech parameters instead of a spectrum with phases: they are learnt from an hour of
+speech on a CPU, where phases would need a discriminator and days.
 """
 
 from __future__ import annotations
@@ -17,16 +19,15 @@ from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.registry import VOCODERS
+from lightning_s2s.vocoders.source_filter import HarmonicNoiseSynthesizer, SpeechParameters, SynthesisState
 
 
 @dataclass
 class PocketStreamState:
-    """What a running decode keeps between chunks: the left context of each convolution and the overlap-add tail."""
+    """What a running decode keeps between chunks: the left context of each convolution, and the synthesis' state."""
 
     context: dict[nn.Module, Tensor] = field(default_factory=dict)
-    tail: Tensor | None = None
-    tail_envelope: Tensor | None = None
-    num_skipped: int = 0
+    synthesis: SynthesisState = field(default_factory=SynthesisState)
 
 
 class StreamingConv1d(nn.Conv1d):
@@ -129,25 +130,25 @@ class PocketEncoder(nn.Module):
 
 
 class PocketDecoder(nn.Module):
-    """(B, U, num_dims) quantised values at 25 Hz -> (B, 640 U) samples, 75 ms of look-ahead.
+    """(B, U, num_dims) quantised values at 25 Hz -> speech parameters at 100 Hz, with 60 ms of look-ahead.
 
-    One future unit (40 ms) and two future frames (20 ms) are seen by a convolution each, and 15 ms is the overlap of
-    the inverse Fourier transform's window.
+    One future unit (40 ms) and two future frames (20 ms) are seen by a convolution each.
     """
 
-    def __init__(self, num_dims: int, width: int, win_length: int, hop_length: int, expansion: int = 3):
+    def __init__(self, num_dims: int, width: int, num_bands: int, num_noise_bands: int, expansion: int = 3):
         super().__init__()
-        self.win_length, self.hop_length = win_length, hop_length
+        self.num_bands = num_bands
         self.stem = StreamingConv1d(num_dims, width, 3, lookahead=1)
-        self.low_blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(2))
+        self.low_blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(3))
         self.up = nn.Linear(width, 4 * width)
         self.mix = StreamingConv1d(width, width, 7, lookahead=2, groups=width)
-        self.blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(6))
+        self.blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(5))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, win_length + 2)
-        self.register_buffer("window", torch.hann_window(win_length), persistent=False)
+        self.head = nn.Linear(width, 1 + num_bands + num_noise_bands)
+        with torch.no_grad():  # where speech usually is
+            self.head.bias[1 : 1 + num_bands] = -5.0
 
-    def forward(self, values: Tensor, state: PocketStreamState, last: bool) -> Tensor:
+    def forward(self, values: Tensor, state: PocketStreamState, last: bool) -> SpeechParameters:
         x = self.stem(values.transpose(1, 2), state, last)
         for block in self.low_blocks:
             x = block(x, state, last)
@@ -155,40 +156,15 @@ class PocketDecoder(nn.Module):
         x = self.mix(x, state, last)
         for block in self.blocks:
             x = block(x, state, last)
-        if not x.shape[-1]:
-            return self._overlap_add(x.new_zeros(x.shape[0], 0, self.win_length), state, last)
-        with torch.autocast(x.device.type, enabled=False):  # a phase needs more than bfloat16's 8 bits
-            magnitude, phase = self.head(self.norm(x.transpose(1, 2).float())).chunk(2, dim=-1)
-        magnitude = magnitude.clamp(max=6.0).exp()
-        frames = torch.fft.irfft(torch.polar(magnitude, phase), self.win_length) * self.window
-        return self._overlap_add(frames, state, last)
-
-    def _overlap_add(self, frames: Tensor, state: PocketStreamState, last: bool) -> Tensor:
-        """(B, F, win_length) windowed frames -> the samples that no later frame can change."""
-        batch, num_frames, _ = frames.shape
-        overlap, edge = self.win_length - self.hop_length, (self.win_length - self.hop_length) // 2
-        length = num_frames * self.hop_length + overlap
-        signal, envelope = frames.new_zeros(batch, length), frames.new_zeros(1, length)
-        if num_frames:
-            signal = self._fold(frames, length)
-            envelope = self._fold((self.window**2).expand(1, num_frames, -1), length)
-        if state.tail is not None:
-            signal[:, :overlap] += state.tail
-            envelope[:, :overlap] += state.tail_envelope
-        state.tail, state.tail_envelope = signal[:, -overlap:], envelope[:, -overlap:]
-        end = length - edge if last else length - overlap
-        start = min(edge - state.num_skipped, end)
-        state.num_skipped += start
-        return signal[:, start:end] / envelope[:, start:end].clamp(min=1e-8)
-
-    def _fold(self, frames: Tensor, length: int) -> Tensor:
-        folded = F.fold(frames.transpose(1, 2), (1, length), (1, self.win_length), stride=(1, self.hop_length))
-        return folded[:, 0, 0]
+        with torch.autocast(x.device.type, enabled=False):  # a pitch needs more than bfloat16's 8 bits
+            y = self.head(self.norm(x.transpose(1, 2).float()))
+        envelope, aperiodicity = y[..., 1 : 1 + self.num_bands], y[..., 1 + self.num_bands :].sigmoid()
+        return SpeechParameters(y[..., 0], envelope, aperiodicity)
 
 
 @VOCODERS.register("pocket")
 class PocketVocoder(Vocoder):
-    """Single-codebook codec of 25 units per second at 16 kHz, streaming with 75 ms of look-ahead; a few MB.
+    """Single-codebook codec of 25 units per second at 16 kHz, streaming with 60 ms of look-ahead; a few MB.
 
     Args:
         checkpoint: folder with `model.safetensors`, as `save_pretrained` writes it; None starts from random weights.
@@ -210,7 +186,9 @@ class PocketVocoder(Vocoder):
         self.mel = LogMelSpectrogram(16_000, 80, 160, 640)
         self.encoder = PocketEncoder(80, encoder_width, len(levels))
         self.quantizer = FiniteScalarQuantizer(list(levels))
-        self.decoder = PocketDecoder(len(levels), decoder_width, 640, 160)
+        self.synthesizer = HarmonicNoiseSynthesizer(16_000, 160)
+        bands = self.synthesizer.num_bands, self.synthesizer.num_noise_bands
+        self.decoder = PocketDecoder(len(levels), decoder_width, *bands)
         self.sample_rate, self.samples_per_unit = 16_000, 640
         self.num_units = self.quantizer.num_units
         if checkpoint is not None:
@@ -231,14 +209,12 @@ class PocketVocoder(Vocoder):
         ]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
 
-    def decode_values(self, values: Tensor) -> Tensor:
-        """Quantised values (B, U, dims) -> (B, 640 U), in one shot and with gradients."""
-        return self.decoder(values, PocketStreamState(), last=True)
+    def decode_values(self, values: Tensor, state: PocketStreamState, last: bool) -> Tensor:
+        """Quantised values (B, U, dims) -> (B, T), what is final now; all together 640 samples for each unit."""
+        return self.synthesizer(self.decoder(values, state, last), state.synthesis)
 
-    @torch.inference_mode()
     def synthesize(self, units: Tensor) -> Tensor:
-        self.check_units(units)
-        return self.decode_values(self.quantizer.decode(units))
+        return self.stream(units, self.start_stream(), last=True)
 
     def start_stream(self) -> PocketStreamState:
         return PocketStreamState()
@@ -246,4 +222,4 @@ class PocketVocoder(Vocoder):
     @torch.inference_mode()
     def stream(self, units: Tensor, state: PocketStreamState, last: bool) -> Tensor:
         self.check_units(units)
-        return self.decoder(self.quantizer.decode(units), state, last)
+        return self.decode_values(self.quantizer.decode(units), state, last)

@@ -41,7 +41,8 @@ def test_chunks_joined_equal_one_shot(vocoder, units, sizes, empty_last):
     chunks = stream(vocoder, units, sizes, empty_last)
     expected = vocoder.synthesize(units)
     assert expected.shape == (2, NUM_UNITS * 640)
-    torch.testing.assert_close(torch.cat(chunks, dim=1), expected, rtol=1e-4, atol=1e-5)
+    # Rounding of the pitch adds up in the phase of the pulses: -80 dB, against a peak of 0.05.
+    torch.testing.assert_close(torch.cat(chunks, dim=1), expected, rtol=0, atol=5e-5)
 
 
 def test_a_stream_of_one_unit(vocoder, units):
@@ -70,11 +71,17 @@ def test_sound_is_final_at_most_80_ms_behind_the_units(vocoder, units):
 
 def test_the_state_does_not_grow(vocoder, units):
     state = vocoder.start_stream()
+
+    def size() -> int:
+        synthesis = state.synthesis
+        kept = [*state.context.values(), synthesis.tail, synthesis.phase, synthesis.cycles, *(synthesis.filters or ())]
+        return sum(tensor.numel() for tensor in kept if tensor is not None)
+
     sizes = set()
     for number in range(NUM_UNITS):
         vocoder.stream(units[:1, number : number + 1], state, last=False)
-        sizes.add(sum(tensor.numel() for tensor in state.context.values()) + state.tail.numel())
-    assert max(sizes) == sum(tensor.numel() for tensor in state.context.values()) + state.tail.numel()
+        sizes.add(size())
+    assert max(sizes) == size()
 
 
 def test_quantiser_decodes_what_it_encoded():
