@@ -10,19 +10,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_s2s.checkpoints import opens2s
+from lightning_s2s.checkpoints.folder import read_attachments
+from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
 from lightning_s2s.checkpoints.weights import load_tensors
+from lightning_s2s.model import SpeechToSpeechModel
 
 
 def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
     """The model's tensors and the file they came from.
 
     Args:
-        source: a folder with `model.safetensors` or `model/model.safetensors`, or a Lightning `.ckpt` file.
+        source: a folder with `model.safetensors` or `model/model.safetensors`, a Lightning `.ckpt` file, or a
+            published OpenS2S folder.
 
     Raises:
         ValueError: there is no such file, or it can't be read.
     """
     source = Path(source)
+    if is_opens2s_folder(source):
+        return opens2s.read_tensors(source), source / "config.json"
     candidates = [source / "model.safetensors", source / "model" / "model.safetensors"] if source.is_dir() else [source]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
@@ -57,4 +64,7 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         (loaded if found else kept).append(name)
     if not loaded:
         raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
+    attachments = attachments_of(path.parent) if is_opens2s_folder(path.parent) else read_attachments(path.parent)
+    if attachments and isinstance(model, SpeechToSpeechModel):
+        model.attachments = attachments
     return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_s2s.commands.messages import one_line
 
 if TYPE_CHECKING:
+    from lightning_s2s.interfaces import Vocoder
     from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -15,8 +16,8 @@ def find_model(source: str | Path) -> Path:
     """The model folder or checkpoint file that `source` means.
 
     Args:
-        source: a folder with `config.json`; a run's folder (`default_root_dir`), which has `model/` when the run is
-            over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file.
+        source: a folder with `config.json` (this project's or OpenS2S's); a run's folder (`default_root_dir`), which
+            has `model/` when the run is over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file.
 
     Raises:
         ValueError: nothing of this is there.
@@ -33,8 +34,12 @@ def find_model(source: str | Path) -> Path:
     raise ValueError(f"{source}: holds no model; expected one of {', '.join(places)}")
 
 
-def open_model(source: str | Path) -> SpeechToSpeechModel:
+def open_model(source: str | Path, vocoder: str | None = None) -> SpeechToSpeechModel:
     """The model in inference mode, see `find_model` for what `source` may be.
+
+    Args:
+        source: the model.
+        vocoder: attached in place of the model's own, see `open_vocoder`.
 
     Raises:
         ValueError: there is no model, or it can't be read.
@@ -43,8 +48,53 @@ def open_model(source: str | Path) -> SpeechToSpeechModel:
     if path.suffix != ".ckpt":
         from lightning_s2s.model import SpeechToSpeechModel
 
-        return SpeechToSpeechModel.from_pretrained(path)
-    return _open_checkpoint(path)
+        model = SpeechToSpeechModel.from_pretrained(path)
+    else:
+        model = _open_checkpoint(path)
+    if vocoder is not None:
+        model.attach_vocoder(open_vocoder(vocoder).to(model.device).eval())
+    return model
+
+
+def open_vocoder(source: str) -> Vocoder:
+    """A vocoder from what the command line says.
+
+    Args:
+        source: a folder of the published GLM-4-Voice decoder (config.yaml, flow.pt, hift.pt); a name, such as `pocket`;
+            or a component as a YAML has it, `{class_path: glm4_voice, init_args: {decoder: FOLDER}}`, or a file of it.
+
+    Raises:
+        ValueError: it is none of these, or can't be built.
+    """
+    import yaml
+
+    from lightning_s2s.registry import VOCODERS
+
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "flow.pt").is_file():
+            raise ValueError(f"--vocoder {source}: no folder of GLM-4-Voice's decoder: flow.pt is missing")
+        return VOCODERS.get("glm4_voice")(decoder=source)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else source)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--vocoder {source}: not valid YAML ({one_line(error)})") from None
+    if isinstance(content, str):
+        content = {"class_path": content}
+    name, init_args = (
+        (content.get("class_path"), content.get("init_args") or {}) if isinstance(content, dict) else ("", {})
+    )
+    if (
+        not isinstance(name, str)
+        or not name
+        or not isinstance(init_args, dict)
+        or content.keys() - {"class_path", "init_args"}
+    ):
+        raise ValueError(f"--vocoder {source}: expected a folder, a name, or class_path and init_args in YAML")
+    try:
+        return VOCODERS.get(name)(**init_args)
+    except TypeError as error:
+        raise ValueError(f"--vocoder {source}: {error}") from None
 
 
 def _open_checkpoint(path: Path) -> SpeechToSpeechModel:
