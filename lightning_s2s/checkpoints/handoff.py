@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_s2s.checkpoints import opens2s
 from lightning_s2s.checkpoints.folder import read_attachments
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
-from lightning_s2s.checkpoints.weights import load_tensors
+from lightning_s2s.checkpoints.weights import fitting_tensors
 from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -55,16 +55,19 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
     tensors, path = read_tensors(source)
-    loaded: list[str] = []
+    fitting: dict[str, dict[str, Tensor]] = {}
     kept: list[str] = []
     for name, part in model.named_children():
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            load_tensors(part, found, f"init_from: {path}: {name}")
-        (loaded if found else kept).append(name)
-    if not loaded:
+            fitting[name] = fitting_tensors(part, found, f"init_from: {path}: {name}")
+        else:
+            kept.append(name)
+    if not fitting:
         raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
-    attachments = attachments_of(path.parent) if is_opens2s_folder(path.parent) else read_attachments(path.parent)
-    if attachments and isinstance(model, SpeechToSpeechModel):
-        model.attachments = attachments
-    return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+    for name, found in fitting.items():
+        model.get_submodule(name).load_state_dict(found)
+    if isinstance(model, SpeechToSpeechModel) and fitting.keys() >= {"encoder", "adapter", "llm", "speech_decoder"}:
+        folder = path.parent
+        model.attachments = attachments_of(folder) if is_opens2s_folder(folder) else read_attachments(folder)
+    return f"{path}: loaded {', '.join(fitting)}" + (f"; not in it: {', '.join(kept)}" if kept else "")

@@ -70,6 +70,11 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     Raises:
         ValueError: names or shapes differ; the message names `source` and the first tensors that do.
     """
+    module.load_state_dict(fitting_tensors(module, tensors, source))
+
+
+def fitting_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The tensors as `load_state_dict` takes them, tied ones added; raises as `load_tensors`."""
     own = module.state_dict()
     found = with_tied(module, tensors)
     check_tensors(
@@ -79,7 +84,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
         dict.fromkeys(found, str(source)),
         str(source),
     )
-    module.load_state_dict(found)
+    return found
 
 
 def check_tensors(

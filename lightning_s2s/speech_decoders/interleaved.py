@@ -130,16 +130,20 @@ class InterleavedSpeechDecoder(SpeechDecoder):
     ) -> tuple[Tensor, Tensor]:
         if not len(units):
             return conditions.new_zeros(0, self.lm.config.vocab_size), unit_lengths
-        ids = nn.functional.pad(units + self.unit_offset, (0, 1))
-        closed = ids.scatter(1, unit_lengths.unsqueeze(1), self.eos_ids[0])
-        layout = self.interleave.layout(condition_lengths, closed, unit_lengths + 1)
-        inputs = self.interleaved_inputs(conditions, closed, speaker, layout.source)
+        ids, id_lengths = self.closed_ids(units, unit_lengths)
+        layout = self.interleave.layout(condition_lengths, ids, id_lengths)
+        inputs = self.interleaved_inputs(conditions, ids, speaker, layout.source)
         hidden = self.lm.base_model(
             inputs_embeds=inputs, attention_mask=layout.mask.long(), use_cache=False
         ).last_hidden_state
         following = layout.labels[:, 1:]
         labelled = following != -100
         return self.lm.get_output_embeddings()(hidden[:, :-1][labelled]), following[labelled]
+
+    def closed_ids(self, units: Tensor, unit_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Units (M, U) and their lengths -> ids of the vocabulary (M, U + 1), each turn closed, and their lengths."""
+        ids = nn.functional.pad(units + self.unit_offset, (0, 1))
+        return ids.scatter(1, unit_lengths.unsqueeze(1), self.eos_ids[0]), unit_lengths + 1
 
     def interleaved_inputs(self, conditions: Tensor, ids: Tensor, speaker: Tensor, source: Tensor) -> Tensor:
         """One gather from `[speaker, units, conditions]`, units as ids of the vocabulary -> (M, L, D)."""
