@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from conftest import sweep
 from opens2s_folder import GOLDEN, INDEX, change, change_tensors, divide, without
@@ -280,9 +281,13 @@ def test_a_vocoder_is_attached(published, tmp_path, capsys):
     out = tmp_path / "reply.wav"
     pocket = "{class_path: pocket, init_args: {levels: [8, 8], encoder_width: 8, decoder_width: 8}}"
     assert main(["respond", str(published), question, "--greedy", "--vocoder", pocket, "--out", str(out)]) == 0
+    sizes = ["--vocoder.levels", "[8, 8]", "--vocoder.encoder_width=8", "--vocoder.decoder_width", "8"]
+    other = tmp_path / "other.wav"
+    assert (
+        main(["respond", str(published), question, "--greedy", "--vocoder", "pocket", *sizes, "--out", str(other)]) == 0
+    )
+    assert soundfile.info(other).frames == soundfile.info(out).frames
     units = [u for u in json.loads((GOLDEN / "expected.json").read_text())["unit_ids"] if u >= 0]
-    import soundfile
-
     assert soundfile.info(out).frames == len(units) * 640  # special tokens make no sound
 
 
@@ -292,12 +297,25 @@ def test_a_vocoder_is_attached(published, tmp_path, capsys):
         ("no_such", "unknown vocoder 'no_such'"),
         ("{class_path: pocket, init_args: {levels: [4, 3]}}", "speaks 64 units, vocoder PocketVocoder knows 12"),
         ("{class_path: pocket, init_args: {size: 3}}", "unexpected keyword argument 'size'"),
-        ("[pocket]", "expected a folder, a name, or class_path and init_args"),
+        ("[pocket]", "expected a name, a folder, or class_path and init_args"),
+        (str(GOLDEN), "no folder of GLM-4-Voice's decoder: flow.pt is missing"),
         ("{", "not valid YAML"),
     ],
 )
 def test_a_vocoder_that_can_not_be_attached(vocoder, message, published, capsys):
     assert main(["respond", str(published), str(GOLDEN / "user.wav"), "--vocoder", vocoder]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vocoder.levels", "[8, 8]"], "--vocoder.levels: needs --vocoder, the name of one"),
+        (["--vocoder", "pocket", "--vocoder.levels"], "--vocoder.levels: expected a value"),
+    ],
+)
+def test_mistakes_in_a_vocoders_options(options, message, published, capsys):
+    assert main(["respond", str(published), str(GOLDEN / "user.wav"), *options]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from lightning_s2s.interfaces import AudioEncoder
 from lightning_s2s.registry import ENCODERS, REGISTRY, VOCODERS, ComponentRegistries, Registry, near_names, unknown_name
 
 BUILT_IN = {
-    ("encoder", "mel"), ("encoder", "whisper"), ("adapter", "conv"), ("llm", "causal"),
+    ("encoder", "mel"), ("encoder", "qwen2_audio"), ("encoder", "whisper"), ("adapter", "conv"), ("llm", "causal"),
     ("speech_decoder", "interleaved"), ("vocoder", "pocket"),
 }  # fmt: skip
 ROLES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
-from lightning_s2s.commands.models import find_model, open_model
+from lightning_s2s.commands.models import find_model, open_model, open_vocoder, take_vocoder_options
 
 if TYPE_CHECKING:
     import argparse
@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--greedy", action="store_true", help="always take the most likely token; the default draws")
     parser.add_argument(
         "--vocoder",
-        metavar="FOLDER|YAML",
-        help="sound from this vocoder: a folder of GLM-4-Voice's decoder, a name, or a component as YAML",
+        metavar="NAME|FOLDER|YAML",
+        help="sound from this vocoder: a name, with --vocoder.OPTION VALUE, a folder of GLM-4-Voice's decoder, or YAML",
     )
     parser.add_argument("--no-audio", action="store_true", help="make no sound; --out is not written")
     parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
@@ -55,11 +55,14 @@ def run(name: str, arguments: list[str]) -> int:
         CommandError: a mistake in the options.
         ValueError: no such model, the question's audio can't be used, or the model can't answer speech.
     """
+    arguments, vocoder_options = take_vocoder_options(arguments)
     options = build_parser().parse_args(arguments)
     _check(options)
     from lightning_s2s.data.audio import load_audio
 
-    model = open_model(options.model, None if options.no_audio else options.vocoder)
+    model = open_model(options.model)
+    if options.vocoder is not None and not options.no_audio:
+        model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options).to(model.device).eval())
     if not model.can_answer:
         raise ValueError(f"{options.model}: this model has no encoder, it can't hear a question")
     vocode = not options.no_audio and model.vocoder is not None
