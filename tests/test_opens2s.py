@@ -11,16 +11,19 @@ import torch
 from conftest import sweep
 from opens2s_folder import GOLDEN, INDEX, change, change_tensors, divide, without
 from safetensors.torch import load_file
+from test_components import WHISPER
 from test_model import QWEN
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.checkpoints import opens2s_export
+from lightning_s2s.checkpoints.handoff import load_handoff
 from lightning_s2s.checkpoints.opens2s import component_args, own_name, published_name
 from lightning_s2s.checkpoints.opens2s_export import export_opens2s
 from lightning_s2s.checkpoints.weights import parameters_on_meta
 from lightning_s2s.cli import main
 from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.encoders.whisper import WhisperEncoder
 from lightning_s2s.llms.causal import CausalLanguageModel
 from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.registry import REGISTRY
@@ -183,15 +186,40 @@ def test_lora_is_merged(with_lora, tmp_path):
     assert replies(SpeechToSpeechModel.from_pretrained(out)) == replies(SpeechToSpeechModel.from_pretrained(with_lora))
 
 
+def test_lora_over_a_published_model(published, tmp_path):
+    """LoRA starts at zero over the published weights; trained, it goes back kept or merged."""
+    args = component_args(published)
+    lora = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    REGISTRY.load()
+    registries = {registry.kind: registry for registry in REGISTRY}
+    args["llm"]["init_args"]["lora"] = lora
+    parts = {slot: registries[slot].get(part["class_path"])(**part["init_args"]) for slot, part in args.items()}
+    model = SpeechToSpeechModel(**parts)
+    load_handoff(model, published)
+    assert replies(model.eval()) == replies(SpeechToSpeechModel.from_pretrained(published))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "ours")
+    for way in ("keep", "merge"):
+        out = tmp_path / way
+        assert main(["convert", "--to", "opens2s", "--lora", way, str(tmp_path / "ours"), str(out)]) == 0
+        config = json.loads((out / "config.json").read_text())
+        assert config["lora_config"] == (lora if way == "keep" else None)
+        assert replies(SpeechToSpeechModel.from_pretrained(out)) == replies(model)
+    assert replies(model) != replies(SpeechToSpeechModel.from_pretrained(published))
+
+
 # --- models that were made here --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def made_here(tokenizer_folder) -> SpeechToSpeechModel:
+@pytest.fixture(params=["qwen2_audio", "whisper"])
+def made_here(request, tokenizer_folder) -> SpeechToSpeechModel:
     torch.manual_seed(0)
+    whisper = request.param == "whisper"
     return SpeechToSpeechModel(
         CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder)),
-        Qwen2AudioEncoder(None, ENCODER),
+        WhisperEncoder(None, WHISPER, pooling=1) if whisper else Qwen2AudioEncoder(None, ENCODER),
         ConvAdapter((3, 5), inner_width=8),
         InterleavedSpeechDecoder("2:3", QWEN, max_units=17),
         PocketVocoder(levels=(4, 3), encoder_width=8, decoder_width=8),
@@ -213,11 +241,13 @@ def test_a_model_that_was_made_here_is_published_and_read_again(made_here, tmp_p
     assert config["conv_kernel_sizes"] == "3,5" and config["interleave_strategy"] == "2:3"
     assert config["adapter_inner_dim"] == 8 and config["lora_config"] is None
     assert config["llm_config"]["rope_theta"] == 10_000.0 and config["llm_config"]["model_type"] == "qwen3"
-    assert config["audio_encoder_config"]["model_type"] == "qwen2_audio_encoder"
+    assert config["audio_encoder_config"]["model_type"] in ("qwen2_audio_encoder", "whisper")
     assert json.loads((out / "tts" / "generation_config.json").read_text())["eos_token_id"] == [12]
 
     again = SpeechToSpeechModel.from_pretrained(out)
     decoder = again.speech_decoder
+    assert type(again.encoder) is type(made_here.encoder) and again.encoder.width == 16
+    assert again.encoder.frame_rate_hz == made_here.encoder.frame_rate_hz
     assert (decoder.unit_offset, again.num_units, decoder.eos_ids, decoder.max_units) == (0, 12, [12], 17)
     state = made_here.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())

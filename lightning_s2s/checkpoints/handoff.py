@@ -48,6 +48,8 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
 def load_handoff(model: nn.Module, source: str | Path) -> str:
     """Load every part of the model that the checkpoint has; a part is taken whole or refused.
 
+    An LLM with LoRA takes the weights of one without; LoRA's own matrices stay as they were built.
+
     Returns:
         One line that says which parts were loaded, and which stay as they were built.
 
@@ -60,7 +62,7 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
     for name, part in model.named_children():
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            fitting[name] = fitting_tensors(part, found, f"init_from: {path}: {name}")
+            fitting[name] = fitting_tensors(part, below_lora(part, found), f"init_from: {path}: {name}")
         else:
             kept.append(name)
     if not fitting:
@@ -71,3 +73,13 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         folder = path.parent
         model.attachments = attachments_of(folder) if is_opens2s_folder(folder) else read_attachments(folder)
     return f"{path}: loaded {', '.join(fitting)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+
+
+def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`found` under the names that peft gives the weights below LoRA, where `part` has LoRA and `found` has none."""
+    own = part.state_dict()
+    below = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
+    if not below or any(".base_layer." in name for name in found):
+        return found
+    renamed = {below.get(name, name): tensor for name, tensor in found.items()}
+    return renamed | {name: tensor for name, tensor in own.items() if ".lora_" in name}

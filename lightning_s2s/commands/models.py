@@ -90,8 +90,6 @@ def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any
     Raises:
         CommandError: an option without a value, or options without `--vocoder`.
     """
-    import yaml
-
     left: list[str] = []
     options: dict[str, Any] = {}
     rest = iter(arguments)
@@ -103,6 +101,8 @@ def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any
         given = value if equals else next(rest, None)
         if given is None:
             raise CommandError(f"{name}: expected a value")
+        import yaml
+
         try:
             options[name.removeprefix("--vocoder.")] = yaml.safe_load(given)
         except yaml.YAMLError as error:
