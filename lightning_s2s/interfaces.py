@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.sampling import Generation
+
 
 class Component(nn.Module):
     """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
@@ -160,11 +162,13 @@ class LanguageModel(Component, ABC):
         width: D of embeddings and hidden states.
         vocabulary: V of `logits`.
         tokenizer: turns dialogues into ids, see `lightning_s2s.data.chat.ChatTokenizer`.
+        generation: how the model wants its replies drawn and ended; None leaves that to the session.
     """
 
     width: int
     vocabulary: int
     tokenizer: Any
+    generation: Generation | None = None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -195,19 +199,33 @@ class SpeechDecoder(Component, ABC):
 
     Attributes:
         width: D of the decoder's own hidden states and conditions.
-        eos_unit: the unit id that closes speech; it follows the vocoder's units.
+        eos_unit: the unit that closes speech; no unit of the vocoder.
         chunk_conditions: conditions that open speech.
         chunk_units: units given out at a time.
+        num_units: units 0 <= unit < num_units can be spoken; None when the vocoder says how many.
+        text_conditions: whether `embed_text` works (stage 2a).
+        generation: how the units are to be drawn; None leaves that to the session.
+        restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
     width: int
     eos_unit: int
     chunk_conditions: int
     chunk_units: int
+    num_units: int | None = None
+    text_conditions: bool = True
+    generation: Generation | None = None
+    restarts_sampling: bool = False
 
     @abstractmethod
     def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
-        """Build what depends on the neighbours: projections and the unit vocabulary. Called once by the model."""
+        """Build what depends on the neighbours: projections and the unit vocabulary. Called once by the model.
+
+        Args:
+            llm_width: of the hidden states.
+            text_vocabulary: of the LLM.
+            num_units: the decoder's own, or else the vocoder's.
+        """
 
     @abstractmethod
     def project(self, hidden_states: Tensor) -> Tensor:
@@ -215,7 +233,11 @@ class SpeechDecoder(Component, ABC):
 
     @abstractmethod
     def embed_text(self, ids: Tensor) -> Tensor:
-        """Text token ids (...) -> conditions (..., D)."""
+        """Text token ids (...) -> conditions (..., D).
+
+        Raises:
+            ValueError: the decoder has no `text_conditions`.
+        """
 
     @abstractmethod
     def forward(
@@ -231,7 +253,8 @@ class SpeechDecoder(Component, ABC):
             speaker: (M, 512) embeddings, zeros when unknown.
 
         Returns:
-            Logits (P, V) at the P positions that a unit follows, and these units (P,), each turn closed by `eos_unit`.
+            Logits (P, V) at the P positions that a unit follows, and the labels (P,), ids of these units in the
+            decoder's vocabulary; each turn is closed by `eos_unit`.
         """
 
     @abstractmethod
@@ -244,3 +267,7 @@ class SpeechDecoder(Component, ABC):
 
         Once `last` was given, units follow until `eos_unit`.
         """
+
+    def is_spent(self, state: Any) -> bool:
+        """Whether the reply is to end here, text included, since no more units may be drawn."""
+        return False

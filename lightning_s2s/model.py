@@ -43,7 +43,8 @@ class SpeechToSpeechModel(nn.Module):
         adapter: the encoder's hidden states -> the LLM's embeddings; goes with the encoder.
         llm: the language model.
         speech_decoder: hidden states -> units; without one the model answers in text.
-        vocoder: units -> waveform; goes with the speech decoder.
+        vocoder: units -> waveform; goes with the speech decoder, which can do without one (giving units alone) when it
+            knows its number of units.
 
     Raises:
         ValueError: parts don't fit each other.
@@ -60,19 +61,46 @@ class SpeechToSpeechModel(nn.Module):
         super().__init__()
         if (encoder is None) != (adapter is None):
             raise ValueError("encoder and adapter go together: give both or neither")
-        if (speech_decoder is None) != (vocoder is None):
-            raise ValueError("speech_decoder and vocoder go together: give both or neither")
+        if speech_decoder is None and vocoder is not None:
+            raise ValueError("speech_decoder and vocoder go together: a vocoder alone has nothing to say")
+        if speech_decoder is not None and vocoder is None and speech_decoder.num_units is None:
+            raise ValueError("speech_decoder and vocoder go together, unless num_units of the speech_decoder is given")
         self.encoder, self.adapter, self.llm = encoder, adapter, llm
-        self.speech_decoder, self.vocoder = speech_decoder, vocoder
+        self.speech_decoder = speech_decoder
+        self.vocoder: Vocoder | None = None
+        self.num_units: int | None = None
+        """Units that the model speaks; None when it is mute."""
+        self.attachments: dict[str, bytes] = {}
+        """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
         if encoder is not None:
             adapter.connect(encoder.width, llm.width)
+        if vocoder is not None:
+            self.attach_vocoder(vocoder)
         if speech_decoder is not None:
-            if vocoder.num_codebooks != 1:
-                raise ValueError(
-                    f"speech_decoder {type(speech_decoder).__name__} speaks one codebook, vocoder "
-                    f"{type(vocoder).__name__} has {vocoder.num_codebooks}"
-                )
-            speech_decoder.connect(llm.width, llm.vocabulary, vocoder.num_units)
+            self.num_units = speech_decoder.num_units or vocoder.num_units
+            speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
+
+    def attach_vocoder(self, vocoder: Vocoder) -> None:
+        """Give the model a voice, in place of the one that it has.
+
+        Raises:
+            ValueError: the vocoder doesn't know the speech decoder's units.
+        """
+        decoder = self.speech_decoder
+        if decoder is None:
+            raise ValueError("this model has no speech decoder: a vocoder has nothing to say")
+        if vocoder.num_codebooks != 1:
+            raise ValueError(
+                f"speech_decoder {type(decoder).__name__} speaks one codebook, vocoder "
+                f"{type(vocoder).__name__} has {vocoder.num_codebooks}"
+            )
+        num_units = self.num_units or decoder.num_units
+        if num_units is not None and num_units > vocoder.num_units:
+            raise ValueError(
+                f"speech_decoder {type(decoder).__name__} speaks {num_units} units, vocoder "
+                f"{type(vocoder).__name__} knows {vocoder.num_units}"
+            )
+        self.vocoder = vocoder
 
     @property
     def can_answer(self) -> bool:
@@ -179,12 +207,19 @@ class SpeechToSpeechModel(nn.Module):
         save_model(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SpeechToSpeechModel:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(cls, folder: str | Path, vocoder: Vocoder | None = None) -> SpeechToSpeechModel:
+        """Read what `save_pretrained` wrote, or a published OpenS2S folder; weights keep their dtype.
+
+        Args:
+            folder: the model.
+            vocoder: attached in place of the model's own; a published folder has none.
 
         Raises:
             ValueError: the folder isn't one, or its parts don't fit; the message names the file.
         """
         from lightning_s2s.checkpoints.folder import load_model
 
-        return load_model(folder)
+        model = load_model(folder)
+        if vocoder is not None:
+            model.attach_vocoder(vocoder.to(model.device).eval())
+        return model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +55,10 @@ class Sampler:
         self.drawn.append(token)
         return token
 
+    def forget(self) -> None:
+        """Start afresh with the repetition penalty."""
+        self.drawn.clear()
+
     def _draw(self, logits: Tensor) -> int:
         if self.top_k:
             threshold = logits.topk(min(self.top_k, len(logits))).values[-1]
@@ -64,3 +71,75 @@ class Sampler:
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(logits.device).manual_seed(self.seed)
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+
+
+NEUTRAL = {
+    "min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "num_beams": 1, "penalty_alpha": None,
+    "no_repeat_ngram_size": 0, "min_new_tokens": None, "bad_words_ids": None, "suppress_tokens": None,
+    "forced_eos_token_id": None, "guidance_scale": None, "top_h": None,
+}  # fmt: skip
+"""Options of transformers' generation that are not followed here, with the values that change nothing."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model draws and when it ends, after transformers' `generation_config.json`, with its defaults.
+
+    Args:
+        do_sample: draw; otherwise the most likely.
+        temperature: see `Sampler`.
+        top_k: see `Sampler`.
+        top_p: see `Sampler`.
+        repetition_penalty: see `Sampler`.
+        max_new_tokens: at most so many; None leaves that to the caller.
+        eos_token_ids: any of them ends; empty leaves that to the caller.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> Generation:
+        """Read a `generation_config.json`; keys that mean nothing here are left out, with a warning where they matter.
+
+        Args:
+            config: its content.
+            source: names it in messages.
+
+        Raises:
+            ValueError: a value is none that generation can use.
+        """
+        for key, neutral in NEUTRAL.items():
+            if config.get(key) not in (None, neutral):
+                warnings.warn(f"{source}: {key} = {config[key]!r} is not followed", stacklevel=2)
+        kinds: dict[str, tuple[type, ...]] = {
+            "do_sample": (bool,), "temperature": (int, float), "top_k": (int,), "top_p": (int, float),
+            "repetition_penalty": (int, float), "max_new_tokens": (int,),
+        }  # fmt: skip
+        given = {key: config[key] for key in kinds if config.get(key) is not None}
+        for key, value in given.items():
+            if not isinstance(value, kinds[key]) or (isinstance(value, bool) and key != "do_sample"):
+                raise ValueError(f"{source}: {key} must be {kinds[key][-1].__name__}; got {value!r}")
+        eos = config.get("eos_token_id")
+        eos_ids = [] if eos is None else eos if isinstance(eos, list | tuple) else [eos]
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in eos_ids):
+            raise ValueError(f"{source}: eos_token_id must be a token id or a list of them; got {eos!r}")
+        if given.get("max_new_tokens", 1) < 1:
+            raise ValueError(f"{source}: max_new_tokens must be at least 1; got {given['max_new_tokens']}")
+        generation = cls(**given, eos_token_ids=tuple(eos_ids))
+        try:
+            generation.sampler()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        return generation
+
+    def sampler(self, greedy: bool = False) -> Sampler:
+        """A sampler with these options; the repetition penalty holds for greedy choices, too."""
+        if greedy or not self.do_sample:
+            return Sampler(temperature=0.0, repetition_penalty=self.repetition_penalty)
+        return Sampler(self.temperature, self.top_k, self.top_p, repetition_penalty=self.repetition_penalty)

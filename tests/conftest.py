@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -169,3 +170,11 @@ def write_manifest(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A copy of the golden OpenS2S checkpoint that may be changed; see `opens2s_folder`."""
+    folder = tmp_path / "published"
+    shutil.copytree(Path(__file__).parent / "golden" / "opens2s_end_to_end" / "checkpoint", folder)
+    return folder

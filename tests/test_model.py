@@ -66,7 +66,10 @@ def test_a_folder_gives_the_same_model(model, tmp_path):
     assert not [name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pkl")) or name.startswith(".")]
     config = json.loads((folder / "config.json").read_text())
     assert config["format"] == "lightning_s2s" and config["format_version"] == 1
-    assert config["adapter"] == {"class_path": "conv", "init_args": {"kernel_sizes": [5, 5], "inner_width": 8}}
+    assert config["adapter"] == {
+        "class_path": "conv",
+        "init_args": {"kernel_sizes": [5, 5], "inner_width": 8, "silence_padding": True},
+    }
     assert config["llm"]["init_args"]["tokenizer"] == "."
 
     moved = folder.rename(tmp_path / "moved")

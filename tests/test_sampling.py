@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.sampling import Generation, Sampler
 
 LOGITS = torch.tensor([0.7, 0.15, 0.1, 0.05]).log()
 
@@ -81,3 +81,43 @@ def test_repetition_penalty_lowers_negative_logits_too():
 def test_invalid_options(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         Sampler(**options)
+
+
+def test_generation_reads_a_config_with_the_defaults_of_transformers():
+    config = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": 7, "pad_token_id": 3}
+    generation = Generation.from_config(config, "x.json")
+    assert generation == Generation(True, 0.6, 50, 0.95, 1.0, None, (7,))
+    sampler = generation.sampler()
+    assert (sampler.temperature, sampler.top_k, sampler.top_p) == (0.6, 50, 0.95)
+    assert generation.sampler(greedy=True).temperature == 0
+    assert Generation.from_config({"eos_token_id": [7, 8], "temperature": 0.6}, "").sampler().temperature == 0
+    assert Generation.from_config({"eos_token_id": [7, 8]}, "").eos_token_ids == (7, 8)
+
+
+def test_the_repetition_penalty_of_a_config_holds_for_greedy_choices():
+    sampler = Generation.from_config({"repetition_penalty": 2.0}, "").sampler(greedy=True)
+    logits = torch.tensor([1.0, 1.5, 0.1])
+    assert [sampler(logits) for _ in range(3)] == [1, 0, 1]  # 1.5 against 1.0, 0.75 against 1.0, 0.75 against 0.5
+    sampler.forget()
+    assert sampler(logits) == 1 and sampler(logits) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"temperature": "hot"}, "x.json: temperature must be float; got 'hot'"),
+        ({"top_k": 2.5}, "x.json: top_k must be int"),
+        ({"do_sample": 1}, "x.json: do_sample must be bool"),
+        ({"eos_token_id": ["end"]}, "x.json: eos_token_id must be a token id or a list"),
+        ({"max_new_tokens": 0}, "x.json: max_new_tokens must be at least 1"),
+        ({"do_sample": True, "top_p": 1.5}, "x.json: top_p must be between"),
+    ],
+)
+def test_generation_refuses(config, message):
+    with pytest.raises(ValueError, match=message):
+        Generation.from_config(config, "x.json")
+
+
+def test_an_option_that_is_not_followed_is_named():
+    with pytest.warns(UserWarning, match="x.json: num_beams = 4 is not followed"):
+        Generation.from_config({"num_beams": 4}, "x.json")

@@ -13,19 +13,21 @@ from lightning_s2s.registry import ADAPTERS
 class ConvAdapter(Adapter):
     """Convolutions of stride 2 with GLU, a residual bottleneck and LayerNorm: 25 Hz -> 6.25 Hz by default.
 
-    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler. Departure: padding is
-    silenced; the published code lets it reach the last position of the shorter clips of a batch.
+    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler. Departure by default: padding is
+    silenced; the published code lets it reach the last positions of the shorter clips of a batch.
 
     Args:
         kernel_sizes: one convolution each, every one halving the rate.
         inner_width: of the bottleneck.
+        silence_padding: a clip in a batch equals the clip alone; False is the published behaviour.
     """
 
-    def __init__(self, kernel_sizes: tuple[int, ...] = (5, 5), inner_width: int = 512):
+    def __init__(self, kernel_sizes: tuple[int, ...] = (5, 5), inner_width: int = 512, silence_padding: bool = True):
         super().__init__()
         if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
             raise ValueError(f"adapter conv: kernel_sizes must be odd and at least one; got {list(kernel_sizes)}")
         self.kernel_sizes, self.inner_width = tuple(kernel_sizes), inner_width
+        self.silence_padding = silence_padding
         self.downsampling = 2 ** len(kernel_sizes)
 
     def connect(self, input_width: int, output_width: int) -> None:
@@ -39,10 +41,11 @@ class ConvAdapter(Adapter):
         self.norm = nn.LayerNorm(output_width)
 
     def forward(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = hidden_states.transpose(1, 2)
+        x = hidden_states.to(self.norm.weight.dtype).transpose(1, 2)
         for conv in self.convs:
-            # Padding is silenced before each convolution, so that a clip in a batch equals the clip alone.
-            x = F.glu(conv(x * lengths_to_mask(lengths, x.shape[-1]).unsqueeze(1)), dim=1)
+            if self.silence_padding:
+                x = x * lengths_to_mask(lengths, x.shape[-1]).unsqueeze(1)
+            x = F.glu(conv(x), dim=1)
             lengths = (lengths - 1) // 2 + 1
         x = x.transpose(1, 2)
         return self.norm(x + self.fc2(F.gelu(self.fc1(x)))), lengths

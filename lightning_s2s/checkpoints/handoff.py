@@ -10,19 +10,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_s2s.checkpoints.weights import load_tensors
+from lightning_s2s.checkpoints import opens2s
+from lightning_s2s.checkpoints.folder import read_attachments
+from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
+from lightning_s2s.checkpoints.weights import fitting_tensors
+from lightning_s2s.model import SpeechToSpeechModel
 
 
 def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
     """The model's tensors and the file they came from.
 
     Args:
-        source: a folder with `model.safetensors` or `model/model.safetensors`, or a Lightning `.ckpt` file.
+        source: a folder with `model.safetensors` or `model/model.safetensors`, a Lightning `.ckpt` file, or a
+            published OpenS2S folder.
 
     Raises:
         ValueError: there is no such file, or it can't be read.
     """
     source = Path(source)
+    if is_opens2s_folder(source):
+        return opens2s.read_tensors(source), source / "config.json"
     candidates = [source / "model.safetensors", source / "model" / "model.safetensors"] if source.is_dir() else [source]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
@@ -41,6 +48,8 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
 def load_handoff(model: nn.Module, source: str | Path) -> str:
     """Load every part of the model that the checkpoint has; a part is taken whole or refused.
 
+    An LLM with LoRA takes the weights of one without; LoRA's own matrices stay as they were built.
+
     Returns:
         One line that says which parts were loaded, and which stay as they were built.
 
@@ -48,13 +57,29 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
     tensors, path = read_tensors(source)
-    loaded: list[str] = []
+    fitting: dict[str, dict[str, Tensor]] = {}
     kept: list[str] = []
     for name, part in model.named_children():
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            load_tensors(part, found, f"init_from: {path}: {name}")
-        (loaded if found else kept).append(name)
-    if not loaded:
+            fitting[name] = fitting_tensors(part, below_lora(part, found), f"init_from: {path}: {name}")
+        else:
+            kept.append(name)
+    if not fitting:
         raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
-    return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+    for name, found in fitting.items():
+        model.get_submodule(name).load_state_dict(found)
+    if isinstance(model, SpeechToSpeechModel) and fitting.keys() >= {"encoder", "adapter", "llm", "speech_decoder"}:
+        folder = path.parent
+        model.attachments = attachments_of(folder) if is_opens2s_folder(folder) else read_attachments(folder)
+    return f"{path}: loaded {', '.join(fitting)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+
+
+def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`found` under the names that peft gives the weights below LoRA, where `part` has LoRA and `found` has none."""
+    own = part.state_dict()
+    below = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
+    if not below or any(".base_layer." in name for name in found):
+        return found
+    renamed = {below.get(name, name): tensor for name, tensor in found.items()}
+    return renamed | {name: tensor for name, tensor in own.items() if ".lora_" in name}

@@ -1,29 +1,51 @@
-"""Weights of one component in a folder: `model.safetensors`, written under a temporary name and renamed."""
+"""Tensors in safetensors files: written under a temporary name and renamed, checked before they are loaded."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write the module's state dict to `folder/model.safetensors`, floating-point tensors as `dtype` when given."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).detach().cpu().contiguous().clone()
+        name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
         for name, tensor in module.state_dict().items()
     }
-    path, temporary = folder / "model.safetensors", folder / f".model.safetensors.{os.getpid()}"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
-    temporary.replace(path)
+    path = Path(folder) / WEIGHTS
+    write_tensors(tensors, path)
     return path
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one safetensors file; it appears whole or not at all. Tensors are copied only where two share memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ready: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        ready[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(ready, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_weights(module: nn.Module, folder: str | Path) -> None:
@@ -32,7 +54,7 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
     Raises:
         ValueError: the file is missing or broken, or names or shapes differ from the module's; nothing is loaded then.
     """
-    path = Path(folder) / "model.safetensors"
+    path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected the weights of {type(module).__name__}")
     try:
@@ -42,23 +64,218 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
     load_tensors(module, tensors, path)
 
 
-def load_tensors(module: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy `tensors` into the module after all names and shapes were compared.
 
     Raises:
         ValueError: names or shapes differ; the message names `source` and the first tensors that do.
     """
+    module.load_state_dict(fitting_tensors(module, tensors, source))
+
+
+def fitting_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The tensors as `load_state_dict` takes them, tied ones added; raises as `load_tensors`."""
     own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    found = with_tied(module, tensors)
+    check_tensors(
+        type(module).__name__,
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in found.items()},
+        dict.fromkeys(found, str(source)),
+        str(source),
+    )
+    return found
+
+
+def check_tensors(
+    what: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    files: Mapping[str, str],
+    source: str,
+) -> None:
+    """Compare names and shapes.
+
+    Args:
+        what: needs the tensors, for the message.
+        wanted: name -> shape.
+        found: name -> shape.
+        files: name -> the file that a found tensor is in.
+        source: what a missing tensor is missing from.
+
+    Raises:
+        ValueError: some differ.
+    """
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unexpected:
+        place = files[unexpected[0]] if unexpected and not missing else source
         raise ValueError(
-            f"{source}: does not fit {type(module).__name__}: missing {missing[:3] or 'none'}"
-            f", unexpected {unexpected[:3] or 'none'}"
+            f"{place}: does not fit {what}: missing {missing[:3] or 'none'}, unexpected {unexpected[:3] or 'none'}"
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, "
-                f"{type(module).__name__} needs {tuple(own[name].shape)}"
-            )
-    module.load_state_dict(tensors)
+    for name, shape in found.items():
+        if tuple(shape) != tuple(wanted[name]):
+            raise ValueError(f"{files[name]}: {name} has shape {tuple(shape)}, {what} needs {tuple(wanted[name])}")
+
+
+# --- tied parameters -------------------------------------------------------------------------------------------------
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Second and further names of one parameter (an output head that is the embedding, say) -> its first name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+    return tied
+
+
+def with_tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and under the names of tied parameters that they lack the one that they are tied to."""
+    filled = dict(tensors)
+    for name, source in tied_names(module).items():
+        if name not in filled and source in filled:
+            filled[name] = filled[source]
+    return filled
+
+
+# --- without a second copy in memory ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are built inside have parameters without memory; buffers, which no file may hold, are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapping[str, str], source: str) -> None:
+    """Make `tensors` the module's own, in their dtype and without a copy, after names and shapes were compared.
+
+    Args:
+        module: usually built in `parameters_on_meta`.
+        tensors: name -> tensor; tied ones may be left out.
+        files: name -> the file that it comes from, for messages.
+        source: the folder, for messages.
+
+    Raises:
+        ValueError: a name, a shape or the kind of a dtype differs; the module is as it was.
+    """
+    own = module.state_dict()
+    tied = tied_names(module)
+    found = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    check_tensors(
+        type(module).__name__,
+        {name: tuple(tensor.shape) for name, tensor in own.items() if name not in tied},
+        {name: tuple(tensor.shape) for name, tensor in found.items()},
+        files,
+        source,
+    )
+    for name, tensor in found.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{files[name]}: {name} has dtype {tensor.dtype}, expected one like {own[name].dtype}")
+    module.load_state_dict(with_tied(module, found), assign=True)
+    for name, first in tied.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, module.get_parameter(first))
+
+
+class Shards:
+    """The tensors of a folder, in `model.safetensors` or in the files that `model.safetensors.index.json` names.
+
+    Only headers are read; `load` gives tensors that lie in the mapped files until they are used.
+
+    Args:
+        folder: where they are.
+        wanted: says which tensors of an index count; files that hold none of them need not be there.
+
+    Attributes:
+        folder: where they are.
+        files: tensor name -> its file.
+        shapes: tensor name -> shape.
+        dtypes: tensor name -> dtype as in the header, such as `BF16`.
+
+    Raises:
+        ValueError: a file is missing, broken or no safetensors file, or lacks a tensor that the index places in it.
+    """
+
+    def __init__(self, folder: str | Path, wanted: Callable[[str], bool] = lambda name: True):
+        self.folder = Path(folder)
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        placed = {name: path for name, path in self._index().items() if wanted(name)}
+        for name, path in placed.items():
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file; {INDEX} places {name} in it")
+        for path in sorted(set(placed.values())) if placed else [self.folder / WEIGHTS]:
+            self._read_header(path)
+        for name, path in placed.items():
+            if self.files.get(name) != path:
+                raise ValueError(f"{path}: tensor {name}, which {INDEX} places here, is missing")
+
+    def _index(self) -> dict[str, Path]:
+        path = self.folder / INDEX
+        if not path.is_file():
+            if not (self.folder / WEIGHTS).is_file():
+                pickled = sorted(file.name for file in self.folder.glob("*") if file.suffix in PICKLED)
+                hint = f"; pickled weights ({', '.join(pickled[:3])}) are not read" if pickled else ""
+                raise ValueError(f"{self.folder}: neither {WEIGHTS} nor {INDEX}{hint}")
+            return {}
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{path}: key 'weight_map' must map tensor names to files")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{path}: weight_map places {name} in {file!r}; expected the name of a file beside it")
+        return {name: self.folder / file for name, file in weight_map.items()}
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    entry = file.get_slice(name)
+                    self.files[name] = path
+                    self.shapes[name], self.dtypes[name] = tuple(entry.get_shape()), entry.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+    def load(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors by name."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            wanted.setdefault(self.files[name], []).append(name)
+        tensors: dict[str, Tensor] = {}
+        for path, inside in wanted.items():
+            with safe_open(path, "pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in inside}
+        return tensors
+
+
+def read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """A JSON file that holds a mapping; `hint` goes with the message when it holds something else.
+
+    Raises:
+        ValueError: it is missing, no JSON or no mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}{hint}")
+    return content

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.commands.messages import one_line
+from lightning_s2s.commands.messages import CommandError, one_line
 
 if TYPE_CHECKING:
+    from lightning_s2s.interfaces import Vocoder
     from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -15,8 +17,8 @@ def find_model(source: str | Path) -> Path:
     """The model folder or checkpoint file that `source` means.
 
     Args:
-        source: a folder with `config.json`; a run's folder (`default_root_dir`), which has `model/` when the run is
-            over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file.
+        source: a folder with `config.json` (this project's or OpenS2S's); a run's folder (`default_root_dir`), which
+            has `model/` when the run is over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file.
 
     Raises:
         ValueError: nothing of this is there.
@@ -45,6 +47,69 @@ def open_model(source: str | Path) -> SpeechToSpeechModel:
 
         return SpeechToSpeechModel.from_pretrained(path)
     return _open_checkpoint(path)
+
+
+def open_vocoder(source: str, options: Mapping[str, Any] | None = None) -> Vocoder:
+    """A vocoder from what the command line says.
+
+    Args:
+        source: a name, such as `pocket`; a folder of the published GLM-4-Voice decoder (config.yaml, flow.pt, hift.pt);
+            or a component as a YAML has it, `{class_path: glm4_voice, init_args: {decoder: FOLDER}}`, or a file of it.
+        options: arguments of the vocoder, over those in `source`.
+
+    Raises:
+        ValueError: it is none of these, or can't be built.
+    """
+    import yaml
+
+    from lightning_s2s.registry import VOCODERS
+
+    path, init_args = Path(source), dict(options or {})
+    if path.is_dir():
+        if not (path / "flow.pt").is_file():
+            raise ValueError(f"--vocoder {source}: no folder of GLM-4-Voice's decoder: flow.pt is missing")
+        return VOCODERS.get("glm4_voice")(**{"decoder": source, **init_args})
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else source)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--vocoder {source}: not valid YAML ({one_line(error)})") from None
+    if isinstance(content, str):
+        content = {"class_path": content}
+    fits = isinstance(content, dict) and isinstance(content.get("class_path"), str)
+    if not fits or content.keys() - {"class_path", "init_args"} or not isinstance(content.get("init_args", {}), dict):
+        raise ValueError(f"--vocoder {source}: expected a name, a folder, or class_path and init_args in YAML")
+    try:
+        return VOCODERS.get(content["class_path"])(**{**content.get("init_args", {}), **init_args})
+    except TypeError as error:
+        raise ValueError(f"--vocoder {source}: {error}") from None
+
+
+def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--vocoder.OPTION VALUE` out of a command line: what is left, and the options, read as YAML.
+
+    Raises:
+        CommandError: an option without a value, or options without `--vocoder`.
+    """
+    left: list[str] = []
+    options: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--vocoder."):
+            left.append(argument)
+            continue
+        given = value if equals else next(rest, None)
+        if given is None:
+            raise CommandError(f"{name}: expected a value")
+        import yaml
+
+        try:
+            options[name.removeprefix("--vocoder.")] = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise CommandError(f"{name} {given}: not valid YAML ({one_line(error)})") from None
+    if options and not any(argument.partition("=")[0] == "--vocoder" for argument in left):
+        raise CommandError(f"--vocoder.{next(iter(options))}: needs --vocoder, the name of one")
+    return left, options
 
 
 def _open_checkpoint(path: Path) -> SpeechToSpeechModel:

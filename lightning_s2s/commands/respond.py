@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
-from lightning_s2s.commands.models import find_model, open_model
+from lightning_s2s.commands.models import find_model, open_model, open_vocoder, take_vocoder_options
 
 if TYPE_CHECKING:
     import argparse
@@ -33,11 +33,16 @@ class TimedEvent:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `lightning-s2s respond`."""
     parser = OneLineParser(prog="lightning-s2s respond", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="model folder, folder of a run, or a stage's .ckpt file")
+    parser.add_argument("model", metavar="MODEL", help="model folder (OpenS2S's, too), folder of a run, or .ckpt file")
     parser.add_argument("question", help="audio of the question: wav, flac, ogg, opus or mp3")
     parser.add_argument("--out", type=Path, help=f"write the spoken reply here ({', '.join(AUDIO_SUFFIXES)})")
     parser.add_argument("--json", type=Path, help="write text, ids and event times here")
     parser.add_argument("--greedy", action="store_true", help="always take the most likely token; the default draws")
+    parser.add_argument(
+        "--vocoder",
+        metavar="NAME|FOLDER|YAML",
+        help="sound from this vocoder: a name, with --vocoder.OPTION VALUE, a folder of GLM-4-Voice's decoder, or YAML",
+    )
     parser.add_argument("--no-audio", action="store_true", help="make no sound; --out is not written")
     parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
     return parser
@@ -50,23 +55,27 @@ def run(name: str, arguments: list[str]) -> int:
         CommandError: a mistake in the options.
         ValueError: no such model, the question's audio can't be used, or the model can't answer speech.
     """
+    arguments, vocoder_options = take_vocoder_options(arguments)
     options = build_parser().parse_args(arguments)
     _check(options)
     from lightning_s2s.data.audio import load_audio
 
     model = open_model(options.model)
+    if options.vocoder is not None and not options.no_audio:
+        model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options).to(model.device).eval())
     if not model.can_answer:
         raise ValueError(f"{options.model}: this model has no encoder, it can't hear a question")
+    vocode = not options.no_audio and model.vocoder is not None
+    if model.speech_decoder is not None and not vocode and not options.no_audio:
+        raise ValueError(f"{options.model}: this model has no vocoder; give one with --vocoder, or --no-audio")
     sample_rate = model.encoder.sample_rate
     waveform = load_audio(str(options.question), ".", sample_rate)
 
-    warm_up(model, sample_rate, vocode=not options.no_audio)
+    warm_up(model, sample_rate, vocode)
     events: list[TimedEvent] = []
     reply = None
     start = time.perf_counter()
-    for event in model.stream(
-        waveform, sample_rate, greedy=options.greedy, vocode=not options.no_audio, seed=options.seed
-    ):
+    for event in model.stream(waveform, sample_rate, greedy=options.greedy, vocode=vocode, seed=options.seed):
         events.append(TimedEvent(type(event).__name__, event.time_sec - start))
         reply = getattr(event, "reply", reply)
     assert reply is not None, "a stream ends with Done"

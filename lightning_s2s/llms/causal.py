@@ -11,6 +11,7 @@ from lightning_s2s.data.chat import ChatTokenizer
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.registry import LLMS
+from lightning_s2s.sampling import Generation
 
 
 def build_causal_lm(config: dict[str, Any]):
@@ -43,6 +44,8 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
         dtype: of the weights, such as `float32` or `bfloat16`.
         lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
+        generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
+            leaves that to the session.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_size: int = 768,
         dtype: str = "float32",
         lora: dict[str, Any] | None = None,
+        generation: dict[str, Any] | None = None,
     ):
         super().__init__()
+        self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
         if (checkpoint is None) == (config is None):
             raise ValueError("llm causal: give either checkpoint or config")
         if checkpoint is None and (tokenizer is None) == (tokenizer_corpus is None):

@@ -27,7 +27,7 @@ class Stage(L.LightningModule):
         encoder: speech -> hidden states.
         adapter: the encoder's hidden states -> the LLM's embeddings.
         speech_decoder: the LLM's hidden states -> units.
-        vocoder: units -> waveform; never trained by a stage.
+        vocoder: units -> waveform; never trained by a stage, and needed only to hear what the model says.
         init_from: where the weights come from: the folder or checkpoint of an earlier stage. Parts that it lacks stay
             as they were built.
         freeze: patterns of parameter names that are not trained, such as `llm.*`.
@@ -89,7 +89,7 @@ class Stage(L.LightningModule):
             tokenizer=self.model.llm.tokenizer,
             sample_rate=encoder.sample_rate if encoder else None,
             unit_rate_hz=vocoder.unit_rate_hz if vocoder else None,
-            num_units=vocoder.num_units if vocoder else None,
+            num_units=self.model.num_units,
         )
 
     def on_train_epoch_start(self) -> None:

@@ -27,6 +27,11 @@ class SpeechGenerationPretraining(Stage):
         super().__init__(*args, **stage_options)
         if self.model.speech_decoder is None:
             raise ValueError("SpeechGenerationPretraining needs speech_decoder and vocoder")
+        if condition == "text" and not self.model.speech_decoder.text_conditions:
+            raise ValueError(
+                "condition: text (stage 2a) needs a speech_decoder with text_conditions, which a published one lacks: "
+                "set text_conditions to true and train from the start, or train on with condition: hidden_states"
+            )
         self.condition = condition
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:

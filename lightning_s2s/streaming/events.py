@@ -13,8 +13,9 @@ class Reply:
 
     Attributes:
         text: what was answered.
-        text_ids: its token ids.
-        unit_ids: the speech units, without the closing one; empty when nothing was spoken.
+        text_ids: every token that the LLM gave, with those that `text` leaves out, such as the closing one.
+        unit_ids: the speech units, without the closing one; empty when nothing was spoken. A decoder of a published
+            model gives its special tokens, too, as negative units or units behind the last.
         waveform: (T,) float32, None when nothing was spoken.
         sample_rate: Hz of the waveform, None likewise.
         marks: seconds since the end of the question's audio: `encoder_done`, `first_text_token`,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.sampling import Generation, Sampler
 from lightning_s2s.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.events import AudioChunk, Done, Event, Reply, TextDelta, Units
 
@@ -33,11 +33,12 @@ class StreamingSession:
         history: messages of earlier turns (text, as in the manifest).
         greedy: take the most likely text token; otherwise draw by `text_sampler`.
         speak: also give units and sound; needs a speech decoder.
-        vocode: turn units into sound.
+        vocode: turn units into sound, where the model has a vocoder.
         seed: of everything that is drawn.
-        max_text_tokens: the reply ends after so many.
-        text_sampler: temperature, top-k and top-p of the text when not greedy.
-        unit_sampler: of the units; greedy when `greedy`.
+        max_text_tokens: the reply ends after so many, by default as the LLM's `generation` says, else 256.
+        text_sampler: temperature, top-k and top-p of the text when not greedy; by default those of the LLM's
+            `generation`.
+        unit_sampler: of the units, by default those of the speech decoder's `generation`; greedy when `greedy`.
         speaker: (512,) embedding of the voice to speak with; zeros when None.
 
     Raises:
@@ -55,7 +56,7 @@ class StreamingSession:
         speak: bool | None = None,
         vocode: bool = True,
         seed: int | None = None,
-        max_text_tokens: int = 256,
+        max_text_tokens: int | None = None,
         text_sampler: Sampler | None = None,
         unit_sampler: Sampler | None = None,
         speaker: Tensor | None = None,
@@ -68,9 +69,14 @@ class StreamingSession:
             raise ValueError(f"sample_rate must be positive; got {sample_rate}")
         self.model, self.sample_rate = model, sample_rate
         self.speak = model.speech_decoder is not None if speak is None else speak
-        self.vocode, self.max_text_tokens = vocode and self.speak, max_text_tokens
-        self.text_sampler = Sampler(temperature=0.0) if greedy else text_sampler or Sampler(0.8, top_p=0.9)
-        self.unit_sampler = unit_sampler or (Sampler(temperature=0.0) if greedy else Sampler(0.8, top_k=20))
+        self.vocode = vocode and self.speak and model.vocoder is not None
+        text, units = model.llm.generation, model.speech_decoder.generation if self.speak else None
+        self.max_text_tokens = max_text_tokens or (text and text.max_new_tokens) or 256
+        self.text_sampler = _sampler(text, None if greedy else text_sampler, greedy, Sampler(0.8, top_p=0.9))
+        self.unit_sampler = _sampler(units, unit_sampler, greedy, Sampler(0.8, top_k=20))
+        tokenizer = model.llm.tokenizer
+        by_tokenizer = {tokenizer.im_end_id, tokenizer.tokenizer.eos_token_id}
+        self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
             if seed is not None and sampler.seed is None:
                 sampler.seed = seed + offset
@@ -128,22 +134,25 @@ class StreamingSession:
         hidden = model.llm.stream(self._prompt(waveform, mark), state)[:, -1:]
         speech = _SpeechOutput(self, reply, mark) if self.speak else None
         tokenizer = model.llm.tokenizer
-        stop_ids = {tokenizer.im_end_id, tokenizer.tokenizer.eos_token_id}
         shown = ""
         while True:
             token = self.text_sampler(model.llm.logits(hidden[0, -1]))
             now = mark("first_text_token")
-            ended = token in stop_ids or len(reply.text_ids) >= self.max_text_tokens
-            if not ended and token != tokenizer.tts_end_id:
-                reply.text_ids.append(token)
-                text = tokenizer.decode(reply.text_ids)
-                # A character may need several tokens: what is incomplete waits.
-                complete = "" if text.endswith("\ufffd") else text[len(shown) :]
-                shown += complete
-                yield TextDelta(now, complete, [token])
+            reply.text_ids.append(token)
+            ended = token in self.stop_ids or len(reply.text_ids) >= self.max_text_tokens
+            text = tokenizer.decode(reply.text_ids)
+            # A character may need several tokens: what is incomplete waits.
+            complete = "" if text.endswith("\ufffd") else text[len(shown) :]
+            shown += complete
+            yield TextDelta(now, complete, [token])
             if speech:
                 yield from speech.feed(hidden, last=ended)
-            if ended:
+                if (
+                    model.speech_decoder.restarts_sampling
+                    and not speech.num_fed % model.speech_decoder.chunk_conditions
+                ):
+                    self.text_sampler.forget()
+            if ended or (speech and speech.spent):
                 break
             embedded = model.llm.embed(torch.tensor([[token]], device=model.device))
             hidden = model.llm.stream(embedded, state)
@@ -167,7 +176,17 @@ class StreamingSession:
         ids = torch.tensor(model.llm.tokenizer.encode_prompt([*self.history, question], spoken=self.speak))
         place = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1])
         embedded = model.llm.embed(ids.clamp(min=0).to(model.device))
-        return torch.cat([embedded[:place], audio[0, : int(audio_lengths[0])], embedded[place + 1 :]]).unsqueeze(0)
+        heard = audio[0, : int(audio_lengths[0])].to(embedded.dtype)
+        return torch.cat([embedded[:place], heard, embedded[place + 1 :]]).unsqueeze(0)
+
+
+def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:
+    """The sampler that was given, or else the model's own, or else greedy or the default."""
+    if given is not None:
+        return given
+    if generation is not None:
+        return generation.sampler(greedy)
+    return Sampler(temperature=0.0) if greedy else default
 
 
 class _SpeechOutput:
@@ -183,6 +202,11 @@ class _SpeechOutput:
         self.chunks: list[Tensor] = []
         self.times: list[float] = []
 
+    @property
+    def spent(self) -> bool:
+        """Whether the speech decoder ends the reply."""
+        return self.decoder.is_spent(self.state)
+
     def feed(self, hidden: Tensor, last: bool) -> Iterator[Event]:
         """One more hidden state (1, 1, D); `last` when the text is over."""
         self.num_fed += 1
@@ -192,13 +216,14 @@ class _SpeechOutput:
             self.reply.unit_ids += units
             yield Units(self.mark("first_units"), units)
             yield from self._sound(units, last=False)
-        if last:
+        if last or self.spent:
             yield from self._sound([], last=True)
 
     def _sound(self, units: list[int], last: bool) -> Iterator[Event]:
         if not self.vocode:
             return
-        ids = torch.tensor([units], dtype=torch.long, device=self.state.waiting.device)
+        known = [unit for unit in units if 0 <= unit < self.vocoder.num_units]  # specials make no sound
+        ids = torch.tensor([known], dtype=torch.long, device=self.state.waiting.device)
         chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].cpu()
         if len(chunk):
             self.times.append(self.mark("first_audio"))

@@ -1,0 +1,133 @@
+"""`whisper` and `qwen2_audio`: windows of 30 s, and the option to encode only the frames with audio."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from opens2s_folder import GOLDEN
+from safetensors.torch import load_file, save_file
+from test_components import CLOSE, WHISPER, assert_batched_equals_single, speech
+
+from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.encoders.whisper import WhisperEncoder
+
+QWEN2_AUDIO = {
+    "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,
+}  # fmt: skip
+FIVE_SECONDS = 80_000
+
+
+@pytest.fixture(params=["whisper", "whisper 50 Hz", "qwen2_audio"])
+def make(request):
+    """Builds one of the encoders; the same weights every time."""
+
+    def build(**options):
+        torch.manual_seed(0)
+        if request.param == "qwen2_audio":
+            return Qwen2AudioEncoder(None, QWEN2_AUDIO, **options).eval()
+        pooling = 1 if "50" in request.param else 2
+        return WhisperEncoder(None, WHISPER, pooling=pooling, **options).eval()
+
+    return build
+
+
+@torch.inference_mode()
+def test_published_windows(make):
+    """Each window of the whole clip's log-mel goes through transformers' encoder, padding and all."""
+    encoder = make()
+    waveform, lengths = speech(960_000 + FIVE_SECONDS)
+    hidden, counts = encoder(waveform, lengths)
+    rate = encoder.frame_rate_hz
+    assert counts.tolist() == [65 * rate] and hidden.shape[1] == 65 * rate
+    mel = encoder.log_mel(waveform, lengths)
+    assert mel.shape[-1] == 9000
+    for number, frames in enumerate((30, 30, 5)):
+        window = encoder.encoder(mel[..., 3000 * number : 3000 * (number + 1)]).last_hidden_state
+        if window.shape[1] == 1500 and rate == 25:
+            window = window.unflatten(1, (750, 2)).mean(2)
+        start = int(30 * rate) * number
+        end = start + int(frames * rate)
+        torch.testing.assert_close(hidden[0, start:end], window[0, : int(frames * rate)], **CLOSE)
+
+
+@torch.inference_mode()
+def test_a_batch_of_short_and_long_clips(make):
+    for options in ({}, {"real_frames_only": True}):
+        encoder = make(**options)
+        counts = assert_batched_equals_single(encoder, *speech(8_000, 480_000 + FIVE_SECONDS, 479_000, 1_601))
+        assert counts == {50: [25, 1750, 1497, 6], 25: [12, 875, 748, 3]}[encoder.frame_rate_hz]
+
+
+@torch.inference_mode()
+def test_real_frames_only(make):
+    """The same as the encoder without its padding: convolutions end where the audio ends, attention sees no more."""
+    waveform, lengths = speech(FIVE_SECONDS)
+    encoder = make(real_frames_only=True)
+    hidden, counts = encoder(waveform, lengths)
+    inner = encoder.encoder
+    x = encoder.log_mel(waveform, lengths)[..., :500]
+    x = torch.nn.functional.gelu(inner.conv2(torch.nn.functional.gelu(inner.conv1(x)))).transpose(1, 2)
+    x = x + inner.embed_positions.weight[:250]
+    for layer in inner.layers:
+        x = layer(x, None)
+    if hasattr(inner, "avg_pooler"):
+        expected = inner.layer_norm((x[:, 0::2] + x[:, 1::2]) / 2)
+    else:
+        expected = inner.layer_norm(x)
+        if encoder.frame_rate_hz == 25:
+            expected = (expected[:, 0::2] + expected[:, 1::2]) / 2
+    torch.testing.assert_close(hidden, expected, **CLOSE)
+    padded, same_counts = make()(waveform, lengths)
+    assert counts.tolist() == same_counts.tolist()
+    assert not torch.allclose(hidden, padded, atol=1e-4)  # stated as different
+
+
+@torch.inference_mode()
+def test_whole_windows_have_no_padding_to_leave_out(make):
+    waveform, lengths = speech(480_000)
+    torch.testing.assert_close(make(real_frames_only=True)(waveform, lengths)[0], make()(waveform, lengths)[0], **CLOSE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("prefix", ["audio_tower.", "model.audio_tower.", ""])
+def test_the_encoder_out_of_a_larger_checkpoint(prefix, tmp_path):
+    """Only the files that hold the encoder need to be there."""
+    torch.manual_seed(0)
+    original = Qwen2AudioEncoder(None, QWEN2_AUDIO).eval()
+    tensors = {f"{prefix}{name}": t.bfloat16().clone() for name, t in original.encoder.state_dict().items()}
+    config = QWEN2_AUDIO if not prefix else {"audio_config": QWEN2_AUDIO, "text_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if prefix:
+        names = dict.fromkeys(tensors, "model-00001-of-00002.safetensors")
+        other = {"language_model.lm_head.weight": "model-00002-of-00002.safetensors"}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names | other}))
+    save_file(tensors, tmp_path / ("model-00001-of-00002.safetensors" if prefix else "model.safetensors"))
+    encoder = Qwen2AudioEncoder(str(tmp_path)).eval()
+    expected = {name: tensor.bfloat16().float() for name, tensor in original.encoder.state_dict().items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in encoder.encoder.state_dict().items())
+    assert encoder.pretrained_args(tmp_path)["config"]["d_model"] == 16
+
+
+def test_the_encoder_of_an_opens2s_folder():
+    encoder = Qwen2AudioEncoder(str(GOLDEN / "checkpoint"))
+    tensors = load_file(GOLDEN / "checkpoint" / "model.safetensors")
+    own = encoder.encoder.state_dict()
+    assert all(
+        torch.equal(own[n.split(".", 1)[1]], t) for n, t in tensors.items() if n.startswith("audio_encoder_model.")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint": None}, "give either checkpoint or config"),
+        ({"checkpoint": "no/such-model-here"}, "no/such-model-here: neither a folder nor a hub id of Qwen2-Audio"),
+        ({"config": {**QWEN2_AUDIO, "max_source_positions": 100}}, "max_source_positions must be 1500"),
+    ],
+)
+def test_what_can_not_be_built(arguments, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        Qwen2AudioEncoder(**arguments)
