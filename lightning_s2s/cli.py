@@ -22,6 +22,10 @@ COMMANDS = {
     "respond": ("respond", "answer a spoken question: MODEL question.wav --out reply.wav --json reply.json"),
     "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
     "construct": ("construct", "make a corpus of spoken dialogues: --config YAML [overrides]"),
+    "units": (
+        "units",
+        "add speech units to a manifest: --vocoder NAME IN.jsonl OUT.jsonl; goes on where it was stopped",
+    ),
     "components": ("components", "list the encoders, adapters, LLMs, speech decoders and vocoders"),
 }
 """Name -> (module in `lightning_s2s.commands`, line of help). A module has `run(name, arguments) -> exit status`."""
