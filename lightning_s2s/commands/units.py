@@ -31,7 +31,11 @@ def build_parser() -> SettingsParser:
         "--roles", type=list[str], default=["assistant"], help="whose audio gets units: [user, assistant]"
     )
     parser.add_argument(
-        "--on-error", type=Literal["raise", "skip"], default="raise", help="stop at a broken row, or leave it out"
+        "--on-error",
+        "--on_error",
+        type=Literal["raise", "skip"],
+        default="raise",
+        help="at a broken row: stop, or leave it out",
     )
     parser.add_argument("--redo", type=bool, default=False, help="make units anew where a row has some")
     parser.add_argument(

@@ -317,7 +317,7 @@ def _write(
                     continue
                 row = manifest.row(line)
                 for message, item, ids in by_line.get(line, []):
-                    spoken = content_items(row["messages"][message]["content"])[item]
+                    spoken: dict[str, Any] = row["messages"][message]["content"][item]
                     spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in ids)
                 move_paths(row, Path(row["folder"]), target.parent)
                 file.write(json.dumps({k: v for k, v in row.items() if k not in ADDED_KEYS}, ensure_ascii=False) + "\n")
@@ -335,7 +335,7 @@ def move_paths(row: Row, old: Path, new: Path) -> None:
     if old.resolve() == new.resolve():
         return
     for message in row["messages"]:
-        for item in content_items(message["content"]):
+        for item in message["content"] if isinstance(message["content"], list) else ():  # a string has no paths
             for key in PATH_KEYS:
                 value = item.get(key)
                 if value and isinstance(value, str) and not os.path.isabs(value):

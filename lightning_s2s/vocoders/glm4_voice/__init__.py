@@ -78,18 +78,21 @@ class Glm4VoiceVocoder(Vocoder):
         flow_config = with_values(flow_config, given.get("flow") or {}, "config.flow")
         hift_config = with_values(hift_config, given.get("hift") or {}, "config.hift")
         check_sizes(flow_config, hift_config)
+        self.tokenizer: Glm4VoiceTokenizer | None = None
+        if tokenizer is not None or given.get("tokenizer"):
+            self.tokenizer = _build_tokenizer(tokenizer, given.get("tokenizer") or {})
+            num_units = self.tokenizer.config.quantize_vocab_size
+            if decoder is None and "vocab_size" not in (given.get("flow") or {}):
+                flow_config = dataclasses.replace(flow_config, vocab_size=num_units)
+            if num_units != flow_config.vocab_size:
+                raise ValueError(
+                    f"tokenizer has {num_units} units (quantize_vocab_size), decoder {flow_config.vocab_size} "
+                    f"(vocab_size); they must be equal"
+                )
         self.flow, self.hift = UnitToMel(flow_config), HiftGenerator(hift_config)
         if tensors is not None:
             load_tensors(self.flow, tensors[0], Path(decoder) / "flow.pt")
             load_tensors(self.hift, tensors[1], Path(decoder) / "hift.pt")
-        self.tokenizer: Glm4VoiceTokenizer | None = None
-        if tokenizer is not None or given.get("tokenizer"):
-            self.tokenizer = _build_tokenizer(tokenizer, given.get("tokenizer") or {})
-            if self.tokenizer.config.quantize_vocab_size != flow_config.vocab_size:
-                raise ValueError(
-                    f"tokenizer has {self.tokenizer.config.quantize_vocab_size} units (quantize_vocab_size), "
-                    f"decoder {flow_config.vocab_size} (vocab_size); they must be equal"
-                )
         self.sample_rate = hift_config.sampling_rate
         self.samples_per_unit = round(self.sample_rate / flow_config.input_frame_rate)
         self.num_units = flow_config.vocab_size

@@ -176,22 +176,23 @@ class Estimator(nn.Module):
         embedded = self.time_mlp(time)
         x = torch.cat([x, mu, speaker.unsqueeze(-1).expand(-1, -1, x.shape[-1]), prompt], dim=1)
         skips = []
-        for resnet, blocks, downsample in self.down_blocks:
-            x = self._stage(resnet, blocks, x, embedded)
+        for stage in self.down_blocks:
+            x = self._run(stage, x, embedded)
             skips.append(x)
-            x = downsample(x)
-        for resnet, blocks in self.mid_blocks:
-            x = self._stage(resnet, blocks, x, embedded)
-        for resnet, blocks, upsample in self.up_blocks:
+            x = stage[2](x)
+        for stage in self.mid_blocks:
+            x = self._run(stage, x, embedded)
+        for stage in self.up_blocks:
             skip = skips.pop()
             x = torch.cat([x[..., : skip.shape[-1]], skip], dim=1)
-            x = upsample(self._stage(resnet, blocks, x, embedded))
+            x = stage[2](self._run(stage, x, embedded))
         return self.final_proj(self.final_block(x))
 
     @staticmethod
-    def _stage(resnet: nn.Module, blocks: nn.ModuleList, x: Tensor, embedded: Tensor) -> Tensor:
-        x = resnet(x, embedded).transpose(1, 2)
-        for block in blocks:
+    def _run(stage: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
+        """A stage's ResNet block and Transformer blocks."""
+        x = stage[0](x, embedded).transpose(1, 2)
+        for block in stage[1]:
             x = block(x)
         return x.transpose(1, 2)
 

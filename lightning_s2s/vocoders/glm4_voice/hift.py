@@ -179,7 +179,8 @@ class HiftGenerator(nn.Module):
         positions = config.n_fft // config.hop_len + self.conv_post.padding[0]
         samples = 0
         for stage in reversed(range(len(config.upsample_rates))):
-            positions += max(block.reach for block in self.resblocks[stage * num_kernels : (stage + 1) * num_kernels])
+            blocks = self.resblocks[stage * num_kernels : (stage + 1) * num_kernels]
+            positions += max(int(block.reach) for block in blocks)
             stride = config.hop_len * math.prod(config.upsample_rates[stage + 1 :])
             of_source = (positions + self.source_resblocks[stage].reach + 2) * stride + config.n_fft
             samples = max(samples, of_source)
@@ -223,6 +224,7 @@ class HiftGenerator(nn.Module):
         if state.mel is None:
             state.mel, state.source = mel[..., :0], mel.new_zeros(len(mel), 1, 0, dtype=torch.float32)
             state.source_state = self.m_source.start(len(mel), seed, mel.device)
+        assert state.source is not None and state.source_state is not None
         state.mel = torch.cat([state.mel, mel], dim=-1)
         size, known = state.mel.shape[-1], state.source.shape[-1] // self.frame_length
         settled = size if last else max(known, size - self.f0_predictor.reach)
