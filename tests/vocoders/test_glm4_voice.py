@@ -271,3 +271,11 @@ def test_units_outside_the_codebook(vocoder, unit):
 def test_without_a_tokenizer_it_only_speaks(vocoder):
     with pytest.raises(ValueError, match="built without a tokenizer: it speaks but can't tokenize; give `tokenizer`"):
         vocoder.tokenize(torch.zeros(1, 16_000), torch.tensor([16_000]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_speak_too(dtype):
+    vocoder, units = build_glm4_voice().to(dtype), random_units(1, 12)
+    for waveform in (vocoder.synthesize(units), torch.cat(stream(vocoder, units, 5), dim=1)):
+        assert waveform.dtype == torch.float32 and waveform.shape == (1, 82 * 256)
+        assert waveform.isfinite().all() and waveform.abs().max() > 0

@@ -304,3 +304,33 @@ def test_broken_tokenizer_folders(tokenizing, tmp_path, name, change, expected):
 def test_folders_that_are_not_there(option, tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder; expected GLM-4-Voice's"):
         Glm4VoiceVocoder(**{option: str(tmp_path / "nowhere"), "config": CONFIG})
+
+
+def test_a_whole_model_answers_through_it_and_comes_back_from_its_folder(tokenizer_folder, tmp_path):
+    from lightning_s2s.adapters.conv import ConvAdapter
+    from lightning_s2s.encoders.mel import MelEncoder
+    from lightning_s2s.llms.causal import CausalLanguageModel
+    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+
+    qwen = {
+        "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = SpeechToSpeechModel(
+        CausalLanguageModel(config=qwen, tokenizer=str(tokenizer_folder)),
+        encoder=MelEncoder(width=16, num_layers=1, num_heads=2),
+        adapter=ConvAdapter(inner_width=8),
+        speech_decoder=InterleavedSpeechDecoder("2:3", qwen, max_units=23),
+        vocoder=build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER}),
+    ).eval()
+    question = 0.1 * torch.randn(9600, generator=torch.Generator().manual_seed(1))
+    reply = model.respond(question, 16_000, max_text_tokens=9)
+    assert reply.sample_rate == 22_050 and len(reply.unit_ids) > 10
+    assert len(reply.waveform) == int(len(reply.unit_ids) * 6.890625) * 256
+    model.save_pretrained(tmp_path / "model")
+    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.respond(question, 16_000, max_text_tokens=9).waveform, reply.waveform)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())["vocoder"]
+    assert config["class_path"] == "glm4_voice" and config["init_args"]["decoder"] is None

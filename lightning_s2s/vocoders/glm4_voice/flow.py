@@ -281,7 +281,13 @@ class UnitToMel(nn.Module):
         return self.decoder(noise.to(mu).expand(len(mu), -1, -1), mu, speaker, prompt, num_steps, guidance)
 
     def forward(
-        self, units: Tensor, prompt: Tensor | None = None, seed: int = 42, num_steps: int = 10, guidance: float = 0.7
+        self,
+        units: Tensor,
+        prompt: Tensor | None = None,
+        seed: int = 42,
+        num_steps: int = 10,
+        guidance: float = 0.7,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Units (B, U) -> mel (B, C, F) as published, F = `num_frames(U)`; a prompt's frames are left out.
 
@@ -291,10 +297,11 @@ class UnitToMel(nn.Module):
             seed: of the noise, which all rows share, so that a row gives what it gives alone.
             num_steps: Euler steps.
             guidance: how far to lead away from what the model does without units.
+            noise: (1, C, F) in place of what the seed draws.
         """
         num_frames = self.num_frames(units.shape[1])
         repeated = F.interpolate(self.encode(units), size=num_frames, mode="nearest")
         if prompt is None:
             prompt = repeated[..., :0]
-        noise = self.noise(num_frames, seed)
+        noise = self.noise(num_frames, seed) if noise is None else noise
         return self.solve(repeated, noise, prompt, num_steps, guidance)[..., prompt.shape[-1] :]

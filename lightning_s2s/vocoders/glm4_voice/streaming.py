@@ -49,6 +49,18 @@ class Glm4VoiceStreamState:
 
 def stream_units(vocoder: Glm4VoiceVocoder, units: Tensor, state: Glm4VoiceStreamState, last: bool) -> Tensor:
     """The next units (B, U) -> the samples (B, T) that are final now; how units are cut into calls doesn't matter."""
+    mel = stream_mel(vocoder, units, state, last)
+    if not mel.shape[-1] and state.hift.mel is None:
+        return mel.new_zeros(len(units), 0, dtype=torch.float32)
+    return vocoder.hift.stream(mel, state.hift, vocoder.seed, last)
+
+
+def stream_mel(vocoder: Glm4VoiceVocoder, units: Tensor, state: Glm4VoiceStreamState, last: bool) -> Tensor:
+    """The next units (B, U) -> the mel (B, C, F) that is final now.
+
+    Raises:
+        ValueError: the stream was closed.
+    """
     if state.closed:
         raise ValueError("this stream was closed by last=True; start a new one")
     state.units = units if state.units is None else torch.cat([state.units, units], dim=1)
@@ -63,11 +75,14 @@ def stream_units(vocoder: Glm4VoiceVocoder, units: Tensor, state: Glm4VoiceStrea
     if last and state.held is not None:
         chunks.append(state.held)
     if not chunks:
-        chunks = [torch.zeros(len(units), vocoder.flow.config.output_size, 0, device=units.device)]
-    mel = torch.cat(chunks, dim=-1)
-    if not mel.shape[-1] and state.hift.mel is None:
-        return mel.new_zeros(len(units), 0, dtype=torch.float32)
-    return vocoder.hift.stream(mel, state.hift, vocoder.seed, last)
+        return torch.zeros(len(units), vocoder.flow.config.output_size, 0, device=units.device)
+    return torch.cat(chunks, dim=-1)
+
+
+def frame_noise(generator: torch.Generator, num_channels: int, num_frames: int) -> Tensor:
+    """(1, C, F) drawn frame by frame: the same numbers whether frames are drawn together or one after the other."""
+    drawn = [torch.randn(1, num_channels, 1, generator=generator) for _ in range(num_frames)]
+    return torch.cat(drawn, dim=-1) if drawn else torch.zeros(1, num_channels, 0)
 
 
 def _next_mel(vocoder: Glm4VoiceVocoder, state: Glm4VoiceStreamState, size: int) -> Tensor:
@@ -76,7 +91,9 @@ def _next_mel(vocoder: Glm4VoiceVocoder, state: Glm4VoiceStreamState, size: int)
     _move_window(vocoder, state)
     first_frame, end_unit = flow.num_frames(state.first_unit), state.num_spoken + size
     num_frames = flow.num_frames(end_unit) - first_frame
-    state.noise = _with_noise(state, num_frames, flow.config.output_size)
+    known_noise = frame_noise(state.generator, flow.config.output_size, 0) if state.noise is None else state.noise
+    more_noise = frame_noise(state.generator, flow.config.output_size, num_frames - known_noise.shape[-1])
+    state.noise = torch.cat([known_noise, more_noise], dim=-1)
     hidden = flow.encode(state.units[:, : end_unit - state.first_unit])
     repeated = hidden[..., _units_of_frames(vocoder, first_frame, num_frames, hidden.device) - state.first_unit]
     prompt = repeated[..., :0] if state.mel is None else state.mel
@@ -103,14 +120,6 @@ def _move_window(vocoder: Glm4VoiceVocoder, state: Glm4VoiceStreamState) -> None
     if frames and state.mel is not None and state.noise is not None:
         state.mel, state.noise = state.mel[..., frames:], state.noise[..., frames:]
     state.first_unit = start
-
-
-def _with_noise(state: Glm4VoiceStreamState, num_frames: int, num_channels: int) -> Tensor:
-    """The window's noise, drawn on to `num_frames`."""
-    known = [] if state.noise is None else [state.noise]
-    missing = num_frames - (state.noise.shape[-1] if state.noise is not None else 0)
-    drawn = [torch.randn(1, num_channels, 1, generator=state.generator) for _ in range(missing)]
-    return torch.cat(known + drawn, dim=-1)
 
 
 def _units_of_frames(vocoder: Glm4VoiceVocoder, first: int, count: int, device: torch.device) -> Tensor:
