@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
 from lightning_s2s.data.chat import content_items
@@ -124,16 +126,15 @@ def add_units(
 
     clips, report.num_kept = _scan(manifest, roles, redo, fail)
     with _Journal(target, _fingerprint(source, settings, roles, redo, vocoder)) as journal:
-        done = journal.units
-        report.num_resumed = len(done)
-        waiting = [clip for clip in clips if clip.place not in done]
+        report.num_resumed = len(journal)
+        waiting = [clip for clip in clips if clip.place not in journal]
         bar = _progress(clips, waiting, show_progress)
         for batch in batches_by_length(waiting, batch_duration_sec, max_batch_size):
             journal.add(_tokenize(vocoder, manifest, batch, fail))
             bar.update(round(sum(clip.duration_sec for clip in batch), 3))
         bar.close()
-        report.num_clips = len(done)
-        report.num_rows = _write(manifest, target, done, broken)
+        report.num_clips = len(journal)
+        report.num_rows = _write(manifest, target, clips, journal, broken)
         journal.remove()
     report.problems = Counter(error.reason for error in broken.values())
     return report
@@ -244,43 +245,70 @@ def _fingerprint(source: Path, settings: Any, roles: Sequence[str], redo: bool, 
 
 
 class _Journal:
-    """Units that are done, one JSON line each in `MANIFEST_OUT.partial`, safe on disk after each `add`."""
+    """Units that are done, one JSON line each in `MANIFEST_OUT.partial`, safe on disk after each `add`.
+
+    Memory holds where a clip's line begins, not its units: a corpus may have millions of clips.
+    """
 
     def __init__(self, target: Path, fingerprint: dict[str, Any]):
         self.path = target.with_name(target.name + ".partial")
-        self.units: dict[tuple[int, int, int], list[int]] = {}
-        if self.path.exists():
-            self._read(fingerprint)
-        self._file = self.path.open("a", encoding="utf-8")
-        if not self.path.stat().st_size:
-            self._append([json.dumps(fingerprint)])
+        self._places: dict[tuple[int, int, int], int] = {}
+        known = self._read(fingerprint) if self.path.exists() else 0
+        self._file = self.path.open("a+b")
+        self._file.truncate(known)  # a kill may have cut the last line off
+        if not known:
+            self._append([json.dumps(fingerprint).encode() + b"\n"])
 
-    def _read(self, fingerprint: dict[str, Any]) -> None:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line off
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            begun = lines[0] if lines else fingerprint
-            other = [key for key in fingerprint if begun.get(key) != fingerprint[key]]
-            units = {tuple(line["place"]): line["units"] for line in lines[1:]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path}: is no unfinished work of `units` ({error}); remove or rename it") from None
-        if other:
+    def _read(self, fingerprint: dict[str, Any]) -> int:
+        """Find the lines; gives the bytes of whole ones."""
+        end = 0
+        with self.path.open("rb") as file:
+            try:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    content = json.loads(line)
+                    if not end:
+                        self._compare(content, fingerprint)
+                    else:
+                        number, message, item = content["place"]
+                        self._places[number, message, item] = end
+                    end += len(line)
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path}: is no unfinished work of `units` ({error}); remove or rename it"
+                ) from None
+        return end
+
+    def _compare(self, begun: Any, fingerprint: dict[str, Any]) -> None:
+        if other := [key for key in fingerprint if begun[key] != fingerprint[key]]:
             raise ValueError(
                 f"{self.path}: was begun with another {', '.join(other)}; call it as then, or remove the file to start "
                 f"anew"
             )
-        self.units = units
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+
+    def __contains__(self, place: tuple[int, int, int]) -> bool:
+        return place in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: tuple[int, int, int]) -> list[int]:
+        """The units of a clip."""
+        self._file.seek(self._places[place])
+        return json.loads(self._file.readline())["units"]
 
     def add(self, found: Sequence[tuple[Clip, list[int]]]) -> None:
         """Keep the units of a batch."""
-        self._append([json.dumps({"place": clip.place, "units": units}) for clip, units in found])
-        self.units |= {clip.place: units for clip, units in found}
+        lines = [json.dumps({"place": clip.place, "units": units}).encode() + b"\n" for clip, units in found]
+        end = self._file.seek(0, os.SEEK_END)
+        self._append(lines)
+        for (clip, _), line in zip(found, lines, strict=True):
+            self._places[clip.place] = end
+            end += len(line)
 
-    def _append(self, lines: Sequence[str]) -> None:
-        self._file.write("".join(line + "\n" for line in lines))
+    def _append(self, lines: Sequence[bytes]) -> None:
+        self._file.write(b"".join(lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -297,30 +325,27 @@ class _Journal:
 
 
 def _write(
-    manifest: Manifest, target: Path, units: dict[tuple[int, int, int], list[int]], broken: dict[int, ManifestError]
+    manifest: Manifest, target: Path, clips: Sequence[Clip], done: _Journal, broken: dict[int, ManifestError]
 ) -> int:
     """Write the rows in their order under a temporary name, and rename; gives their number."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    by_line: dict[int, list[tuple[int, int, list[int]]]] = {}
-    for (line, message, item), ids in units.items():
-        by_line.setdefault(line, []).append((message, item, ids))
+    by_line: dict[int, list[Clip]] = {}
+    for clip in clips:
+        by_line.setdefault(clip.line, []).append(clip)
     num_rows = 0
     try:
-        with (
-            gzip.open(temporary, "wt", encoding="utf-8")
-            if target.suffix == ".gz"
-            else temporary.open("w", encoding="utf-8") as file
-        ):
+        with _open_text(temporary, target.suffix == ".gz") as file:
             for number in manifest.line_numbers:
                 line = int(number)
                 if line in broken:
                     continue
                 row = manifest.row(line)
-                for message, item, ids in by_line.get(line, []):
-                    spoken: dict[str, Any] = row["messages"][message]["content"][item]
-                    spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in ids)
+                for clip in by_line.get(line, []):
+                    spoken: dict[str, Any] = row["messages"][clip.message]["content"][clip.item]
+                    spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in done[clip.place])
                 move_paths(row, Path(row["folder"]), target.parent)
-                file.write(json.dumps({k: v for k, v in row.items() if k not in ADDED_KEYS}, ensure_ascii=False) + "\n")
+                content = {key: value for key, value in row.items() if key not in ADDED_KEYS}
+                file.write(json.dumps(content, ensure_ascii=False) + "\n")
                 num_rows += 1
         if not num_rows:
             raise ValueError(f"{manifest.path}: nothing is left to write of {len(manifest.line_numbers)} rows")
@@ -328,6 +353,16 @@ def _write(
     finally:
         temporary.unlink(missing_ok=True)
     return num_rows
+
+
+@contextmanager
+def _open_text(path: Path, compressed: bool) -> Iterator[IO[str]]:
+    """For writing; without a time stamp or name in a compressed file, so that the same rows give the same bytes."""
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("wb"))
+        if compressed:
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8"))
 
 
 def move_paths(row: Row, old: Path, new: Path) -> None:

@@ -185,6 +185,9 @@ def test_paths_hold_in_the_folder_of_the_new_manifest(corpus, tmp_path):
     items = found["messages"][1]["content"]
     assert [item["audio"] for item in items] == ["../../5.wav:8000:16000", str(tmp_path / "1.wav")]
     assert items[0]["spk_emb"] == "../../voice.npy"
+    twin = tmp_path / "far" / "away" / "twin.jsonl.gz"
+    add_units(LoudnessVocoder(), corpus, twin)
+    assert twin.read_bytes() == out.read_bytes()
     again = tmp_path / "far" / "again.jsonl"
     report = add_units(LoudnessVocoder(), out, again, redo=True)
     assert report.num_clips == 2 and units_of(again) == [[tokens(20, 30), tokens(10)]]
