@@ -52,9 +52,6 @@ class Glm4VoiceVocoder(Vocoder):
         ValueError: a folder is missing or broken, or options don't fit each other.
     """
 
-    licence = "Apache-2.0 (code and weights of GLM-4-Voice)"
-    num_codebooks = 1
-
     def __init__(
         self,
         decoder: str | None = None,
