@@ -26,6 +26,10 @@ COMMANDS = {
         "convert",
         "published OpenS2S checkpoints: --from opens2s | --to opens2s MODEL OUT [--lora merge|keep]",
     ),
+    "units": (
+        "units",
+        "add speech units to a manifest: --vocoder NAME IN.jsonl OUT.jsonl; goes on where it was stopped",
+    ),
     "components": ("components", "list the encoders, adapters, LLMs, speech decoders and vocoders"),
 }
 """Name -> (module in `lightning_s2s.commands`, line of help). A module has `run(name, arguments) -> exit status`."""

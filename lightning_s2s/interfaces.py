@@ -104,7 +104,8 @@ class Vocoder(Component, ABC):
 
     Attributes:
         sample_rate: Hz of the waveforms.
-        samples_per_unit: samples that one unit stands for.
+        samples_per_unit: samples that one unit stands for; a reply's length may be short of U times that by less than
+            one unit, where a vocoder rounds to frames of its own.
         num_units: size of the codebook; units are 0 <= unit < num_units.
     """
 
@@ -118,13 +119,21 @@ class Vocoder(Component, ABC):
         """Units per second."""
         return self.sample_rate / self.samples_per_unit
 
+    @property
+    def tokenizer_sample_rate(self) -> int:
+        """Hz of the waveforms that `tokenize` takes; `sample_rate` where a vocoder doesn't say otherwise."""
+        return self.sample_rate
+
     @abstractmethod
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T), right-padded, and (B,) samples -> units (B, U) int64 and (B,) unit counts."""
+        """(B, T) at `tokenizer_sample_rate` Hz, right-padded, and (B,) samples -> units (B, U) int64 and (B,) counts.
+
+        A clip gives the same units in any batch.
+        """
 
     @abstractmethod
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, U * samples_per_unit), in one shot.
+        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one unit.
 
         Raises:
             ValueError: a unit lies outside the codebook.
@@ -136,7 +145,10 @@ class Vocoder(Component, ABC):
 
     @abstractmethod
     def stream(self, units: Tensor, state: Any, last: bool) -> Tensor:
-        """The next units (B, U) -> the samples that are final now (B, T); all chunks joined equal `synthesize`.
+        """The next units (B, U) -> the samples that are final now (B, T).
+
+        All chunks joined equal `synthesize`. A vocoder whose one-shot synthesis looks at the whole reply can't do that
+        at a bounded cost: it says so, has the same length, and gives the same samples however the units are cut.
 
         Args:
             units: may be empty (B, 0), to close a stream with `last`.

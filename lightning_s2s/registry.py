@@ -166,8 +166,8 @@ class ComponentRegistries:
         if self._loaded:
             return
         for registry in self.registries:
-            for path in _component_files(registry.folder):
-                importlib.import_module(f"lightning_s2s.{registry.folder}.{path.stem}")
+            for name in _component_files(registry.folder):
+                importlib.import_module(f"lightning_s2s.{registry.folder}.{name}")
         for point in _plug_ins():
             try:
                 point.load()
@@ -180,8 +180,8 @@ class ComponentRegistries:
         kinds = {registry.variable: registry.kind for registry in self.registries}
         infos: list[ComponentInfo] = []
         for registry in self.registries:
-            for path in _component_files(registry.folder):
-                infos += _read_components(path, f"lightning_s2s.{registry.folder}.{path.stem}", kinds)
+            for name, path in _component_files(registry.folder).items():
+                infos += _read_components(path, f"lightning_s2s.{registry.folder}.{name}", kinds)
         for point in _plug_ins():
             source = _source_of(point.module)
             found = _read_components(source, point.module, kinds) if source else []
@@ -190,8 +190,11 @@ class ComponentRegistries:
         return sorted(infos, key=lambda info: (order.index(info.kind), info.name))
 
 
-def _component_files(folder: str) -> list[Path]:
-    return sorted(path for path in (Path(__file__).parent / folder).glob("*.py") if path.stem != "__init__")
+def _component_files(folder: str) -> dict[str, Path]:
+    """Module name -> the file that registers: a component is one file, or a folder whose `__init__.py` registers it."""
+    home = Path(__file__).parent / folder
+    files = {path.stem: path for path in home.glob("*.py") if path.stem != "__init__"}
+    return dict(sorted((files | {path.parent.name: path for path in home.glob("*/__init__.py")}).items()))
 
 
 def _plug_ins() -> list[EntryPoint]:

@@ -14,7 +14,7 @@ from lightning_s2s.registry import ENCODERS, REGISTRY, VOCODERS, ComponentRegist
 
 BUILT_IN = {
     ("encoder", "mel"), ("encoder", "qwen2_audio"), ("encoder", "whisper"), ("adapter", "conv"), ("llm", "causal"),
-    ("speech_decoder", "interleaved"), ("vocoder", "pocket"),
+    ("speech_decoder", "interleaved"), ("vocoder", "glm4_voice"), ("vocoder", "pocket"),
 }  # fmt: skip
 ROLES = {
     "encoder": "Encoder", "adapter": "Adapter", "llm": "LanguageModel", "speech_decoder": "SpeechDecoder",
@@ -83,9 +83,8 @@ def test_a_components_file_is_its_name_and_its_class_name_tells_the_role():
         for info in REGISTRY.list():
             if info.kind == registry.kind and info.module.startswith("lightning_s2s."):
                 assert info.module == f"lightning_s2s.{registry.folder}.{info.name}"
-                assert (
-                    registry.get(info.name).__name__.lower() == (info.name.replace("_", "") + ROLES[info.kind]).lower()
-                )
+                expected = info.name.replace("_", "") + ROLES[info.kind].lower()
+                assert registry.get(info.name).__name__.lower() == expected
                 assert registry.name_of(registry.get(info.name)) == info.name
 
 
