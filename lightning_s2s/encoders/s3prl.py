@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import logging
 import os
 import pickle
 import sys
@@ -69,7 +69,7 @@ class S3prlEncoder(AudioEncoder):
         super().__init__()
         _check_sources(upstream, checkpoint, config, options)
         self._outline = config
-        if checkpoint is not None and Path(checkpoint).is_file():
+        if config is None and checkpoint is not None and Path(checkpoint).is_file():
             self._outline = outline(checkpoint)
         with parameters_in_memory(), contextlib.ExitStack() as stack:  # s3prl encodes a trial while it builds
             file = checkpoint if config is None else stack.enter_context(file_of(config))
@@ -110,11 +110,16 @@ class S3prlEncoder(AudioEncoder):
 
 
 def _check_sources(upstream: str, checkpoint: str | None, config: Any, options: Any) -> None:
+    names = import_s3prl().S3PRLUpstream.available_names()
+    if upstream not in names:
+        near = near_names(upstream, names)
+        hint = f"did you mean {near}? " if near else ""
+        raise ValueError(f"encoder s3prl: unknown upstream {upstream!r}; {hint}s3prl's documentation lists them")
     takes = upstream.endswith(TAKES_CHECKPOINT)
     if not takes and (checkpoint is not None or config is not None):
         raise ValueError(
-            f"encoder s3prl: upstream {upstream} brings its own weights; a checkpoint is for names that end in "
-            f"{', '.join(TAKES_CHECKPOINT)}"
+            f"encoder s3prl: upstream {upstream} brings its own weights, and checkpoint must be null; it is for names "
+            f"that end in {', '.join(TAKES_CHECKPOINT)}"
         )
     if takes and checkpoint is None and config is None and not options:
         raise ValueError(f"encoder s3prl: upstream {upstream} needs a checkpoint")
@@ -130,9 +135,9 @@ def import_s3prl() -> ModuleType:
     """
     for name in BROKEN_UPSTREAMS:
         sys.modules.setdefault(name, ModuleType(name))
+    logging.getLogger("s3prl.upstream.espnet_hubert").setLevel(logging.ERROR)  # warns that ESPnet isn't installed
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints which of its optional packages are missing
-            import s3prl.nn
+        import s3prl.nn
     except ModuleNotFoundError as error:
         raise ValueError(
             f"encoder s3prl: the package {error.name} is missing; pip install 'lightning-s2s[ssl]'"
@@ -146,15 +151,9 @@ def import_s3prl() -> ModuleType:
 
 
 def _build(upstream: str, checkpoint: str | None, options: dict[str, Any] | None, trust: bool) -> Any:
-    package = import_s3prl()
-    names = package.S3PRLUpstream.available_names()
-    if upstream not in names:
-        near = near_names(upstream, names)
-        hint = f"did you mean {near}? " if near else ""
-        raise ValueError(f"encoder s3prl: unknown upstream {upstream!r}; {hint}s3prl's documentation lists them")
     try:
         with _pickles(trust):
-            return package.S3PRLUpstream(upstream, path_or_url=checkpoint, extra_conf=options)
+            return import_s3prl().S3PRLUpstream(upstream, path_or_url=checkpoint, extra_conf=options)
     except pickle.UnpicklingError:
         raise ValueError(
             f"encoder s3prl: {checkpoint or upstream}: the checkpoint holds more than tensors and plain values, which "

@@ -162,9 +162,10 @@ class ClipNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, F) -> (B, D, F), zeros behind a clip's frames."""
-        clips = [
-            super(ClipNorm, self).forward(row[None, :, :n]) for row, n in zip(x, self.lengths.tolist(), strict=True)
-        ]
+        lengths = self.lengths.tolist()
+        if min(lengths) == x.shape[-1]:
+            return super().forward(x)
+        clips = [super(ClipNorm, self).forward(row[None, :, :n]) for row, n in zip(x, lengths, strict=True)]
         return torch.cat([nn.functional.pad(clip, (0, x.shape[-1] - clip.shape[-1])) for clip in clips])
 
 

@@ -120,10 +120,13 @@ def test_a_checkpoint_with_code_must_be_trusted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fbnk",), "unknown upstream 'fbnk'; did you mean fbank"),
+        (("fbnk", "a.ckpt"), "unknown upstream 'fbnk'; did you mean fbank"),
         (("apc_local",), "upstream apc_local needs a checkpoint"),
         (("apc_local", "no/such.ckpt"), "checkpoint no/such.ckpt: no such file"),
-        (("fbank", "a.ckpt"), "upstream fbank brings its own weights; a checkpoint is for names that end in _local"),
+        (
+            ("fbank", "a.ckpt"),
+            "upstream fbank brings its own weights, and checkpoint must be null; it is for names that end in _l",
+        ),
         (("fbank", None, None, 1), "layers must be 'weighted' or a number from -1 to 0; got 1"),
     ],
 )
