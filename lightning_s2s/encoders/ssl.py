@@ -44,7 +44,7 @@ class SslEncoder(AudioEncoder):
 
     paper = "arXiv:2106.07447, arXiv:2110.13900, arXiv:2006.11477, arXiv:2312.05187"
     rates = "16 kHz -> 50 Hz"
-    size = "94M (base), 316M (large), 580M (w2v-BERT 2.0)"
+    size = "94M (base), 315M (large), 580M (w2v-BERT 2.0)"
     licence = "Apache-2.0"
     sample_rate = SAMPLE_RATE
 

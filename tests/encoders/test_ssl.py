@@ -139,7 +139,8 @@ def test_a_frozen_front_end_keeps_no_gradients():
 
 def test_masks_are_off_by_default(config):
     silent = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
-    encoder = build({**config, **silent, "conformer_conv_dropout": 0.0, "mask_time_prob": 0.9, "layerdrop": 0.9})
+    drawn = {"mask_time_prob": 0.9, "mask_feature_prob": 0.9, "layerdrop": 0.9}
+    encoder = build({**config, **silent, "conformer_conv_dropout": 0.0, **drawn})
     batch = speech(16_000)
     expected = encoder(*batch)[0]
     torch.testing.assert_close(encoder.train()(*batch)[0], expected, **CLOSE)
