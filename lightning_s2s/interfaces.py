@@ -28,6 +28,14 @@ class Component(nn.Module):
 
     licence: ClassVar[str] = ""
     """Licence of the weights that the component loads, where it names any by default."""
+    paper: ClassVar[str] = ""
+    """Where it was published, such as `arXiv:2212.04356`."""
+    rates: ClassVar[str] = ""
+    """What goes in and comes out, such as `16 kHz -> 50 Hz`."""
+    size: ClassVar[str] = ""
+    """Parameters of the usual checkpoint."""
+    extra: ClassVar[str] = ""
+    """The optional dependencies of the package that it needs, such as `ssl`."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -85,14 +93,20 @@ class Adapter(Component, ABC):
     """The encoder's hidden states -> the LLM's input embeddings, usually at a lower rate.
 
     Attributes:
-        downsampling: frames in for one position out.
+        downsampling: frames in for one position out; known once the adapter is connected.
     """
 
-    downsampling: int
+    downsampling: float
 
     @abstractmethod
-    def connect(self, input_width: int, output_width: int) -> None:
-        """Build the layers between the encoder's width and the LLM's. Called once by the model."""
+    def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
+        """Build the layers between the encoder's width and the LLM's. Called once by the model.
+
+        Args:
+            input_width: D of the encoder's hidden states.
+            output_width: D of the LLM's embeddings.
+            frame_rate_hz: the encoder's hidden states per second, for an adapter that counts in seconds.
+        """
 
     @abstractmethod
     def forward(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class SpeechToSpeechModel(nn.Module):
         self.attachments: dict[str, bytes] = {}
         """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
         if encoder is not None:
-            adapter.connect(encoder.width, llm.width)
+            adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
         if vocoder is not None:
             self.attach_vocoder(vocoder)
         if speech_decoder is not None:

@@ -91,6 +91,45 @@ def test_whole_windows_have_no_padding_to_leave_out(make):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("real_frames_only", [False, True])
+def test_a_layer_in_between(make, real_frames_only):
+    """The output of that layer as it is: no norm, which belongs to the last; nothing above it is kept."""
+    waveform, lengths = speech(480_000)
+    whole = make()
+    seen = []
+    for layer in whole.encoder.layers:
+        layer.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    last, counts = whole(waveform, lengths)
+    (first_input, first_output), rate = seen[0], whole.frame_rate_hz
+    torch.testing.assert_close(make(layers=len(whole.encoder.layers))(waveform, lengths)[0], last, **CLOSE)
+    for layers, expected in ((0, first_input), (1, first_output)):
+        if layers == len(whole.encoder.layers):
+            continue
+        encoder = make(layers=layers, real_frames_only=real_frames_only)
+        hidden, same_counts = encoder(waveform, lengths)
+        if rate == 25:
+            expected = (expected[:, 0::2] + expected[:, 1::2]) / 2
+        torch.testing.assert_close(hidden, expected, **CLOSE)
+        assert same_counts.tolist() == counts.tolist() and len(encoder.encoder.layers) == layers
+        assert not [name for name, _ in encoder.named_parameters() if name.startswith("encoder.layer_norm")]
+
+
+def test_a_folder_keeps_the_layer(make, tmp_path):
+    encoder = make(layers=0, time_masks=1)
+    again = type(encoder)(**encoder.pretrained_args(tmp_path)).eval()
+    again.load_state_dict(encoder.state_dict())
+    batch = speech(8_000)
+    assert torch.equal(again(*batch)[0], encoder(*batch)[0])
+    assert (len(again.encoder.layers), again.spec_augment.time_masks) == (0, 1)
+
+
+@pytest.mark.parametrize("layers", [9, "weighted", "last"])
+def test_layers_that_are_not_there(make, layers):
+    with pytest.raises(ValueError, match="layers must be"):
+        make(layers=layers)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("prefix", ["audio_tower.", "model.audio_tower.", ""])
 def test_the_encoder_out_of_a_larger_checkpoint(prefix, tmp_path):
     """Only the files that hold the encoder need to be there."""

@@ -22,6 +22,10 @@ class ConvAdapter(Adapter):
         silence_padding: a clip in a batch equals the clip alone; False is the published behaviour.
     """
 
+    paper = "arXiv:2507.05177"
+    rates = "25 Hz -> 6.25 Hz"
+    size = "73M (1280 -> 4096)"
+
     def __init__(self, kernel_sizes: tuple[int, ...] = (5, 5), inner_width: int = 512, silence_padding: bool = True):
         super().__init__()
         if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
@@ -30,7 +34,7 @@ class ConvAdapter(Adapter):
         self.silence_padding = silence_padding
         self.downsampling = 2 ** len(kernel_sizes)
 
-    def connect(self, input_width: int, output_width: int) -> None:
+    def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
         widths = [*[input_width] * (len(self.kernel_sizes) - 1), output_width]
         self.convs = nn.ModuleList(
             nn.Conv1d(input_width, 2 * width, size, stride=2, padding=size // 2)

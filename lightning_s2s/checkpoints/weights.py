@@ -144,6 +144,20 @@ def with_tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 # --- without a second copy in memory ---------------------------------------------------------------------------------
 
 
+_REGISTER_PARAMETER = nn.Module.register_parameter
+
+
+@contextlib.contextmanager
+def parameters_in_memory() -> Iterator[None]:
+    """Inside `parameters_on_meta`, for a module that must compute something while it is built: real parameters."""
+    register = nn.Module.register_parameter
+    nn.Module.register_parameter = _REGISTER_PARAMETER  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules that are built inside have parameters without memory; buffers, which no file may hold, are real."""

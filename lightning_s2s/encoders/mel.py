@@ -12,6 +12,7 @@ from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
 from lightning_s2s.registry import ENCODERS
+from lightning_s2s.specaugment import SpecAugment
 
 
 @ENCODERS.register("mel")
@@ -26,14 +27,18 @@ class MelEncoder(AudioEncoder):
         num_layers: Transformer layers.
         num_heads: attention heads.
         dropout: in the Transformer.
-        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779), up to 0.2 s each.
-        mel_masks: SpecAugment masks over mel bands while training, up to 12 bands each.
+        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
+        mel_masks: SpecAugment masks over mel bands while training.
+        time_mask_sec: longest mask over time.
+        mel_mask_bands: widest mask over mel bands, of 80.
         gain_db: while training, the level of each clip is changed by up to so much.
         mel_warp: while training, the mel axis of each clip is stretched by up to this share, as other vocal tracts
             would do (Jaitly & Hinton, 2013).
         time_warp: while training, the time axis of a batch is stretched by up to this share.
     """
 
+    rates = "16 kHz -> 25 Hz"
+    size = "2.1M"
     sample_rate = 16_000
     frame_rate_hz = 25.0
 
@@ -49,11 +54,14 @@ class MelEncoder(AudioEncoder):
         gain_db: float = 2.0,
         mel_warp: float = 0.12,
         time_warp: float = 0.08,
+        time_mask_sec: float = 0.2,
+        mel_mask_bands: int = 12,
     ):
         super().__init__()
-        self.width, self.time_masks, self.mel_masks, self.gain_db = width, time_masks, mel_masks, gain_db
+        self.width, self.gain_db = width, gain_db
         self.mel_warp, self.time_warp = mel_warp, time_warp
         self.mel = LogMelSpectrogram(self.sample_rate, 80, 160, 400)
+        self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
         self.stem = nn.ModuleList(
             [
                 nn.Conv1d(80, width, 5, stride=2, padding=2),
@@ -74,7 +82,7 @@ class MelEncoder(AudioEncoder):
         lengths = lengths // self.mel.hop_length
         if self.training:
             features, lengths = self._warp(features, lengths)
-            features = self._augment(features, lengths)
+            features = self.spec_augment(self._gain(features), lengths)
         for conv in self.stem:
             features = F.gelu(conv(features * lengths_to_mask(lengths, features.shape[-1]).unsqueeze(1)))
             lengths = (lengths - 1) // 2 + 1
@@ -97,23 +105,10 @@ class MelEncoder(AudioEncoder):
         warped = F.grid_sample(features.unsqueeze(1), grid, padding_mode="border", align_corners=True)[:, 0]
         return warped, (lengths * size // frames).clamp(min=1)
 
-    def _augment(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Random gain, and SpecAugment with the masked parts set to the batch's mean."""
-        batch, num_mels, _ = features.shape
-        gain = (torch.rand(batch, 1, 1, device=features.device) * 2 - 1) * self.gain_db * math.log(10) / 20 / 3.0
-        features, mean = features + gain, features.mean()
-        frames = torch.arange(features.shape[-1], device=features.device)
-        bands = torch.arange(num_mels, device=features.device)
-        for count, limit, positions, sizes in (
-            (self.time_masks, 20, frames, lengths),
-            (self.mel_masks, 12, bands, torch.full_like(lengths, num_mels)),
-        ):
-            for _ in range(count):
-                size = torch.randint(0, limit + 1, (batch, 1), device=features.device)
-                start = (torch.rand(batch, 1, device=features.device) * (sizes.unsqueeze(1) - size).clamp(min=1)).long()
-                masked = (positions >= start) & (positions < start + size)
-                features = features.masked_fill(masked.unsqueeze(1 if positions is frames else 2), mean)
-        return features
+    def _gain(self, features: Tensor) -> Tensor:
+        """Each clip louder or softer by its own amount."""
+        draw = torch.rand(len(features), 1, 1, device=features.device) * 2 - 1
+        return features + draw * self.gain_db * math.log(10) / 20 / 3.0
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -28,8 +28,18 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
             only the files that hold the encoder are downloaded.
         config: instead of a checkpoint, the `Qwen2AudioEncoderConfig` of an encoder with random weights.
         real_frames_only: encode only the frames with audio: faster, but not what was published.
+        layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
+            last layer with the norm that follows it. The layers above are dropped.
+        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
+        mel_masks: SpecAugment masks over mel bands while training.
+        time_mask_sec: longest mask over time.
+        mel_mask_bands: widest mask over mel bands.
     """
 
+    paper = "arXiv:2407.10759"
+    rates = "16 kHz -> 25 Hz"
+    size = "637M"
+    licence = "Apache-2.0"
     frame_rate_hz = 25.0
 
     def __init__(
@@ -37,6 +47,11 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
         checkpoint: str | None = "Qwen/Qwen2-Audio-7B",
         config: dict[str, Any] | None = None,
         real_frames_only: bool = False,
+        layers: int = -1,
+        time_masks: int = 0,
+        mel_masks: int = 0,
+        time_mask_sec: float = 0.2,
+        mel_mask_bands: int = 12,
     ):
         super().__init__()
         if config is not None:
@@ -45,11 +60,7 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
             self.encoder = load_encoder(checkpoint)
         else:
             raise ValueError("encoder qwen2_audio: give either checkpoint or config")
-        self.width, self.real_frames_only = self.encoder.config.d_model, real_frames_only
-        self.features = self.build_features()
-
-    def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        return {**self.init_args, "checkpoint": None, "config": self.encoder.config.to_diff_dict()}
+        self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
 
     def encode_padded(self, features: Tensor) -> Tensor:
         return self.encoder(features).last_hidden_state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +23,18 @@ class WhisperEncoder(WindowedAudioEncoder):
         pooling: hidden states averaged into one; 2 gives 25 Hz, 1 leaves Whisper's 50 Hz.
         real_frames_only: encode only the frames with audio: faster, but not what was published (and not what Whisper
             was trained on).
+        layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
+            last layer with the norm that follows it. The layers above are dropped.
+        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
+        mel_masks: SpecAugment masks over mel bands while training.
+        time_mask_sec: longest mask over time.
+        mel_mask_bands: widest mask over mel bands.
     """
+
+    paper = "arXiv:2212.04356"
+    rates = "16 kHz -> 25 Hz (50 Hz)"
+    size = "21M (base), 637M (large-v3)"
+    licence = "MIT"
 
     def __init__(
         self,
@@ -32,6 +42,11 @@ class WhisperEncoder(WindowedAudioEncoder):
         config: dict[str, Any] | None = None,
         pooling: int = 2,
         real_frames_only: bool = False,
+        layers: int = -1,
+        time_masks: int = 0,
+        mel_masks: int = 0,
+        time_mask_sec: float = 0.2,
+        mel_mask_bands: int = 12,
     ):
         super().__init__()
         from transformers import WhisperConfig
@@ -46,12 +61,8 @@ class WhisperEncoder(WindowedAudioEncoder):
             self.encoder = Encoder(WhisperConfig(**settings))
         else:
             self.encoder = load_pretrained("WhisperForConditionalGeneration", checkpoint).model.encoder
-        self.pooling, self.frame_rate_hz, self.real_frames_only = pooling, 50.0 / pooling, real_frames_only
-        self.width = self.encoder.config.d_model
-        self.features = self.build_features()
-
-    def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        return {**self.init_args, "checkpoint": None, "config": self.encoder.config.to_diff_dict()}
+        self.pooling, self.frame_rate_hz = pooling, 50.0 / pooling
+        self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
 
     def encode_padded(self, features: Tensor) -> Tensor:
         return self._pool(self.encoder(features).last_hidden_state)

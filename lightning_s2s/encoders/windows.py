@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_s2s.encoders.layers import find_layer
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
+from lightning_s2s.specaugment import SpecAugment
 
 HOP_SAMPLES = 160
 """Samples between mel frames, which come at 100 Hz."""
@@ -24,15 +27,51 @@ class WindowedAudioEncoder(AudioEncoder):
     is encoded alone, without an attention mask (so the padding takes part), and the frames with audio are joined. What
     stands behind a clip's frames in a batch is what the encoder made of its padding.
 
-    A subclass sets `encoder`, `features` (a WhisperFeatureExtractor) and `real_frames_only`. With the latter, windows
-    are cut to their frames with audio before they are encoded: faster, batched equals single, and other numbers than
-    published, since the attention sees no padding.
+    A subclass builds `encoder`, then calls `set_up`.
     """
 
     sample_rate = 16_000
     encoder: Any
     features: Any
     real_frames_only: bool
+
+    def set_up(
+        self,
+        layers: int,
+        real_frames_only: bool,
+        time_masks: int,
+        mel_masks: int,
+        time_mask_sec: float,
+        mel_mask_bands: int,
+    ) -> None:
+        """What the encoders have in common, once `encoder` is there.
+
+        Args:
+            layers: the layer that is heard, counted as `find_layer` does; those above it are dropped, and the norm that
+                follows the last layer with them.
+            real_frames_only: cut windows to their frames with audio before they are encoded: faster, batched equals
+                single, and other numbers than published, since the attention sees no padding.
+            time_masks: of SpecAugment, over the whole clip, before it is cut into windows.
+            mel_masks: of SpecAugment.
+            time_mask_sec: longest mask over time.
+            mel_mask_bands: widest mask over mel bands.
+        """
+        from transformers import WhisperFeatureExtractor
+
+        name, num_layers = type(self).__name__, len(self.encoder.layers)
+        heard = find_layer(layers, num_layers + 1, name)
+        if heard is None:
+            raise ValueError(f"{name}: layers must be a number; a sum of all layers is for ssl and s3prl")
+        if heard < num_layers:
+            self.encoder.layers = self.encoder.layers[:heard]
+            self.encoder.layer_norm = nn.Identity()
+        self.real_frames_only = real_frames_only
+        self.width = self.encoder.config.d_model
+        self.features = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
+        self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
+
+    def pretrained_args(self, folder: Path) -> dict[str, Any]:
+        return {**self.init_args, "checkpoint": None, "config": self.encoder.config.to_diff_dict()}
 
     @abstractmethod
     def finish(self, hidden_states: Tensor) -> Tensor:
@@ -46,12 +85,6 @@ class WindowedAudioEncoder(AudioEncoder):
     def count_frames(self, positions: Tensor) -> Tensor:
         """Positions at 50 Hz -> frames that `finish` leaves."""
 
-    def build_features(self) -> Any:
-        """The feature extractor for the encoder's number of mel bands."""
-        from transformers import WhisperFeatureExtractor
-
-        return WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
-
     def log_mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) and (B,) samples -> (B, mels, 3000 W), W windows for the longest clip."""
         size = -(-max(1, int(lengths.max())) // WINDOW_SAMPLES) * WINDOW_SAMPLES
@@ -60,10 +93,11 @@ class WindowedAudioEncoder(AudioEncoder):
         return features.input_features.to(waveform.device, self.encoder.conv1.weight.dtype)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        windows = self.log_mel(waveform, lengths).unflatten(-1, (-1, WINDOW_FRAMES)).transpose(1, 2)
+        mel_frames = -(-lengths // HOP_SAMPLES)
+        features = self.spec_augment(self.log_mel(waveform, lengths), mel_frames)
+        windows = features.unflatten(-1, (-1, WINDOW_FRAMES)).transpose(1, 2)
         starts = torch.arange(windows.shape[1], device=lengths.device) * WINDOW_FRAMES
-        mel_frames = (-(-lengths // HOP_SAMPLES)).unsqueeze(1)
-        valid = (mel_frames - starts).clamp(0, WINDOW_FRAMES)  # (B, W) mel frames with audio
+        valid = (mel_frames.unsqueeze(1) - starts).clamp(0, WINDOW_FRAMES)  # (B, W) mel frames with audio
         used = valid > 0
         used[:, 0] = True
         encode = self._encode_real_frames if self.real_frames_only else self._encode_windows
