@@ -37,4 +37,5 @@ class LogMelSpectrogram(nn.Module):
         spectrum = torch.stft(
             padded, self.win_length, self.hop_length, window=self.window, center=False, return_complex=True
         )
-        return (self.filters @ spectrum.abs()).clamp(min=1e-5).log()
+        with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
+            return (self.filters @ spectrum.abs()).clamp(min=1e-5).log()

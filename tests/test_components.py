@@ -52,6 +52,13 @@ def test_log_mel_has_one_frame_for_each_full_hop():
     assert [mel(torch.zeros(1, length)).shape[-1] for length in (160, 1599, 1600)] == [1, 9, 10]
 
 
+def test_mel_keeps_its_precision_in_mixed_precision():
+    mel, (waveform, _) = LogMelSpectrogram(), speech(16_000)
+    expected = mel(waveform)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mel(waveform), expected)
+
+
 def test_log_mel_of_a_tone_peaks_in_its_band_and_follows_its_level():
     mel = LogMelSpectrogram()
     tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16_000).unsqueeze(0)

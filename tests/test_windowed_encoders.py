@@ -34,6 +34,16 @@ def make(request):
 
 
 @torch.inference_mode()
+def test_features_keep_their_precision_in_mixed_precision(make):
+    encoder = make()
+    waveform, lengths = speech(FIVE_SECONDS)
+    expected = encoder.log_mel(waveform, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.log_mel(waveform, lengths), expected)
+        assert encoder(waveform, lengths)[0].isfinite().all()
+
+
+@torch.inference_mode()
 def test_published_windows(make):
     """Each window of the whole clip's log-mel goes through transformers' encoder, padding and all."""
     encoder = make()

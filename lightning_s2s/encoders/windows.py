@@ -89,7 +89,8 @@ class WindowedAudioEncoder(AudioEncoder):
         """(B, T) and (B,) samples -> (B, mels, 3000 W), W windows for the longest clip."""
         size = -(-max(1, int(lengths.max())) // WINDOW_SAMPLES) * WINDOW_SAMPLES
         clips = [row[:length].float().cpu().numpy() for row, length in zip(waveform, lengths.tolist(), strict=True)]
-        features = self.features(clips, sampling_rate=self.sample_rate, max_length=size, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):  # the extractor computes by torch, and hands over by numpy
+            features = self.features(clips, sampling_rate=self.sample_rate, max_length=size, return_tensors="pt")
         return features.input_features.to(waveform.device, self.encoder.conv1.weight.dtype)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
