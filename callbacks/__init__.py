@@ -1,9 +1,10 @@
 """Lightning callbacks for models that answer speech with speech.
 
-Both are imported here, and not on first use: only then does a YAML find them by their short names.
+They are imported here, and not on first use: only then does a YAML find them by their short names.
 """
 
 from lightning_s2s.callbacks.audio_logger import AudioLogger
+from lightning_s2s.callbacks.line_progress import LineProgress
 from lightning_s2s.callbacks.streaming_latency import StreamingLatency
 
-__all__ = ["AudioLogger", "StreamingLatency"]
+__all__ = ["AudioLogger", "LineProgress", "StreamingLatency"]

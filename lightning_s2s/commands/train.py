@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-import lightning_s2s.callbacks  # noqa: F401 (so that YAML knows their short names)
 from lightning_s2s import stages
+from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint, last_checkpoint
 from lightning_s2s.data import SpeechDialogueData
@@ -91,15 +93,23 @@ class StageCLI(LightningCLI):
         """Keep the configuration as given: LightningCLI would replace it by the checkpoint's."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that logs into DEFAULT_ROOT_DIR/logs unless the YAML says otherwise, and keeps itself resumable."""
+        """A trainer that logs into DEFAULT_ROOT_DIR/logs unless the YAML says otherwise, and keeps itself resumable.
+
+        Where the output is no terminal, lines tell the progress, not a bar.
+        """
         config = self._get(self.config_init, "trainer")
         root = Path(config.default_root_dir or ".")
         if config.logger in (None, True):
             version = "logs" if self.subcommand == "fit" else "validate_logs"
             kwargs["logger"] = TensorBoardLogger(root, name="", version=version)
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        callbacks = [callback for callback in given if callback is not None]
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
-            given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-            config.callbacks = [*(callback for callback in given if callback is not None), self.run_checkpoint]
+            callbacks.append(self.run_checkpoint)
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.enable_progress_bar is not False and not has_bar and not sys.stdout.isatty():
+            callbacks.append(LineProgress())
+        config.callbacks = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
