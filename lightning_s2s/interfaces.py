@@ -26,8 +26,12 @@ class Component(nn.Module):
         init_args: the arguments the component was built with.
     """
 
+    paper: ClassVar[str] = ""
+    rates: ClassVar[str] = ""
+    size: ClassVar[str] = ""
     licence: ClassVar[str] = ""
     """Licence of the weights that the component loads, where it names any by default."""
+    extra: ClassVar[str] = ""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,15 +108,26 @@ class Vocoder(Component, ABC):
 
     Attributes:
         sample_rate: Hz of the waveforms.
-        samples_per_unit: samples that one unit stands for; a reply's length may be short of U times that by less than
-            one unit, where a vocoder rounds to frames of its own.
-        num_units: size of the codebook; units are 0 <= unit < num_units.
+        samples_per_unit: samples that one unit stands for, a fraction where several units make up a frame; a reply's
+            length may be short of U times that by less than one frame, where a vocoder rounds to frames of its own.
+        num_units: number of different units; units are 0 <= unit < num_units.
+        codebooks_per_frame: units that make up a frame, one of each codebook in turn; nothing is heard of a frame
+            before its last unit. 1 where a unit is a frame.
+        predicts_durations: whether a unit lasts as long as the vocoder thinks; `samples_per_unit` is the shortest then,
+            and a reply's length at least U times that.
     """
 
     sample_rate: int
-    samples_per_unit: int
+    samples_per_unit: float
     num_units: int
     num_codebooks: int = 1
+    codebooks_per_frame: int = 1
+    predicts_durations: bool = False
+
+    @property
+    def codebook_size(self) -> int:
+        """Different units at one place of a frame: unit % codebook_size is the code."""
+        return self.num_units // self.codebooks_per_frame
 
     @property
     def unit_rate_hz(self) -> float:
@@ -133,7 +148,7 @@ class Vocoder(Component, ABC):
 
     @abstractmethod
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one unit.
+        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one frame.
 
         Raises:
             ValueError: a unit lies outside the codebook.
