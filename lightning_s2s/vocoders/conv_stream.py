@@ -34,7 +34,12 @@ class ConvStream:
     ahead: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def conv(
-        self, layer: nn.Conv1d, x: Tensor, last: bool, left: int | None = None, mode: Literal["constant", "reflect"] = "constant"
+        self,
+        layer: nn.Conv1d,
+        x: Tensor,
+        last: bool,
+        left: int | None = None,
+        mode: Literal["constant", "reflect"] = "constant",
     ) -> Tensor:
         """The next frames (B, C, F) through a convolution of stride 1 -> what is final by them (B, C', F').
 

@@ -99,9 +99,7 @@ def build_encodec(config: dict[str, Any]) -> Any:
         from encodec.modules import SEANetDecoder, SEANetEncoder
         from encodec.quantization import ResidualVectorQuantizer
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"vocoder encodec: {error}; install the extra: pip install 'lightning-s2s[codecs]'"
-        ) from None
+        raise ValueError(f"vocoder encodec: {error}; install the extra: pip install 'lightning-s2s[codecs]'") from None
     sizes = {**SIZES, **config}
     return EncodecModel(
         SEANetEncoder(causal=True, norm="weight_norm", **sizes),

@@ -1,4 +1,4 @@
-"""Streaming for decoders that look at a whole reply: a window of bounded cost instead, and a cross-fade at its seams."""
+"""Streams of decoders that look at a whole reply: a window of bounded cost instead, cross-faded at its seams."""
 
 from __future__ import annotations
 
