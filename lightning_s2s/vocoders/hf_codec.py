@@ -302,19 +302,32 @@ def _load(checkpoint: str) -> Any:
 
 def _build(config: dict[str, Any]) -> Any:
     """A codec with random weights, random codebooks included: transformers starts Mimi's and EnCodec's with zeros."""
-    from transformers import AutoConfig, AutoModel
-
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    _check_type(model_type, "config")
-    try:
-        model = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"vocoder hf_codec: config: {' '.join(str(error).split())}") from None
+    _check_type(config.get("model_type"), "config")
+    model = build_model(config, "vocoder hf_codec: config")
     for name, buffer in model.named_buffers():
         if name.endswith((".embed", ".embed_sum")):
             buffer.normal_()
     return model
+
+
+def build_model(config: dict[str, Any], where: str) -> Any:
+    """A model of transformers with random weights.
+
+    Args:
+        config: its configuration, with its `model_type`.
+        where: the configuration was given, for the message.
+
+    Raises:
+        ValueError: there is no such `model_type`, or it has no such configuration.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModel
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(config.get("model_type"), **settings))
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"{where}: {str(error).strip().splitlines()[-1].strip()}") from None
 
 
 def _check_type(model_type: str | None, source: str) -> None:

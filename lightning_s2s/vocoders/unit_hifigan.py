@@ -14,6 +14,7 @@ from lightning_s2s.checkpoints.weights import Shards, assign_tensors, parameters
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms
+from lightning_s2s.vocoders.hf_codec import build_model
 
 PREFIX = "vocoder."
 """Where a whole SeamlessM4T keeps its vocoder."""
@@ -100,7 +101,7 @@ class UnitHifiganVocoder(Vocoder):
         if hubert is not None and kmeans is not None:
             self._add_tokenizer(_load_hubert(hubert), _read_centroids(Path(kmeans)), _normalizes(hubert))
         elif "hubert" in given:
-            model = _build_hubert(given["hubert"])
+            model = build_model(given["hubert"], "vocoder unit_hifigan: config.hubert")
             centroids = torch.randn(self.num_units, model.config.hidden_size)
             self._add_tokenizer(model, centroids, given.get("normalize", True))
         self.eval()
@@ -262,6 +263,8 @@ def _vocoder_classes() -> dict[str, tuple[Any, Any]]:
 
 
 def _build_vocoder(config: dict[str, Any], source: str = "config.vocoder") -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
     settings, classes = dict(config), _vocoder_classes()
     model_type = settings.pop("model_type", None)
     if model_type not in classes:
@@ -271,8 +274,9 @@ def _build_vocoder(config: dict[str, Any], source: str = "config.vocoder") -> An
     make_config, make_vocoder = classes[model_type]
     try:
         return make_vocoder(make_config(**settings))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"vocoder unit_hifigan: {source}: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"vocoder unit_hifigan: {source}: {reason}") from None
 
 
 def _load_vocoder(folder: Path) -> Any:
@@ -288,17 +292,6 @@ def _load_vocoder(folder: Path) -> Any:
     files = {short: str(shards.files[name]) for name, short in names.items()}
     assign_tensors(vocoder, tensors, files, str(folder))
     return vocoder.float()
-
-
-def _build_hubert(config: dict[str, Any]) -> Any:
-    from transformers import AutoConfig, AutoModel
-
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    try:
-        return AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"vocoder unit_hifigan: config.hubert: {' '.join(str(error).split())}") from None
 
 
 def _load_hubert(name: str) -> Any:
