@@ -44,14 +44,14 @@ class ConvStream:
         """The next frames (B, C, F) through a convolution of stride 1 -> what is final by them (B, C', F').
 
         Args:
-            layer: its own padding, or the one that its wrapper adds, keeps the number of frames.
+            layer: without weight norm; its own padding, or the one that its wrapper adds, keeps the number of frames.
             x: may have no frames.
             last: no frames follow.
             left: frames that are padded in front; the rest of the kernel's span looks ahead. None is the layer's own.
             mode: of the padding in front; behind, it is zeros.
         """
-        span, own = (layer.kernel_size[0] - 1) * layer.dilation[0], _own_padding(layer)
-        left = own if left is None else left
+        span = (layer.kernel_size[0] - 1) * layer.dilation[0]
+        left = _own_padding(layer) if left is None else left
         if layer not in self.past:
             x = torch.cat([self.opening.pop(layer, x[..., :0]), x], dim=-1)
             if not x.shape[-1] or (mode == "reflect" and x.shape[-1] <= left and not last):
@@ -65,8 +65,7 @@ class ConvStream:
         self.past[layer] = x[..., max(0, x.shape[-1] - span) :]
         if x.shape[-1] <= span:
             return x.new_zeros(len(x), layer.out_channels, 0)
-        y = layer(x)  # pads once more, where padding is the layer's own
-        return y[..., own : y.shape[-1] - own]
+        return F.conv1d(x, layer.weight, layer.bias, dilation=layer.dilation, groups=layer.groups)
 
     def transposed(self, layer: nn.ConvTranspose1d, x: Tensor, last: bool, causal: bool = False) -> Tensor:
         """The next frames (B, C, F) through a transposed convolution -> what is final by them (B, C', F').

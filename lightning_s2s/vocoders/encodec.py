@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class EncodecVocoder(FlattenedCodecVocoder):
         pretrained: download the published weights by the package's own URL, in place of `checkpoint`. Without either
             the weights are random.
         bandwidth: kbit/s: 1.5, 3, 6, 12 or 24, which is 2, 4, 8, 16 or 32 codebooks.
-        config: other sizes of the network, for random weights: `n_filters`, `dimension`, `lstm` (layers).
+        config: other sizes of the network than the published ones: `n_filters`, `dimension`, `lstm` (layers).
 
     Raises:
         ValueError: the package is missing, a file is no EnCodec, or an option isn't allowed.
@@ -101,9 +102,14 @@ def build_encodec(config: dict[str, Any]) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"vocoder encodec: {error}; install the extra: pip install 'lightning-s2s[codecs]'") from None
     sizes = {**SIZES, **config}
+    with warnings.catch_warnings():  # the package uses torch's old weight norm, which is folded soon after
+        warnings.filterwarnings("ignore", ".*weight_norm.*", FutureWarning)
+        encoder, decoder = (
+            network(causal=True, norm="weight_norm", **sizes) for network in (SEANetEncoder, SEANetDecoder)
+        )
     return EncodecModel(
-        SEANetEncoder(causal=True, norm="weight_norm", **sizes),
-        SEANetDecoder(causal=True, norm="weight_norm", **sizes),
+        encoder,
+        decoder,
         # The package fills codebooks by its first training batch: until then all are zero, and nothing is coded.
         ResidualVectorQuantizer(sizes["dimension"], MAX_CODEBOOKS, CODEBOOK_SIZE, kmeans_init=False),
         list(BANDWIDTHS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,12 @@ class Codec(ABC):
         codebook_size: codes of one codebook.
         max_codebooks: codebooks that there are.
         min_codebooks: fewest that it can do with.
-        needs_window: whether it looks at a whole reply, so that it can't be streamed exactly.
     """
 
     samples_per_frame: int
     codebook_size: int
     max_codebooks: int
     min_codebooks: int = 1
-    needs_window: bool = False
 
     def __init__(self, model: Any):
         self.model, self.sample_rate = model, int(model.config.sampling_rate)
@@ -99,7 +97,7 @@ class EncodecCodec(Codec):
 class MimiStream(ConvStream):
     """A running decode of Mimi; `cache` holds as many positions as its attention reaches back."""
 
-    cache: Any = field(default=None)
+    cache: Any = None
 
 
 class MimiCodec(Codec):
@@ -150,10 +148,12 @@ class DacCodec(Codec):
         return self.model.decode(audio_codes=codes).audio_values
 
     def decode_next(self, codes: Tensor, state: ConvStream, last: bool) -> Tensor:
-        decoder, vectors = self.model.decoder, torch.zeros(len(codes), self.model.config.hidden_size, 0)
+        decoder = self.model.decoder
         if codes.shape[-1]:
             vectors = self.model.quantizer.from_codes(codes)[0]
-        x = state.conv(decoder.conv1, vectors.to(codes.device), last)
+        else:
+            vectors = decoder.conv1.weight.new_zeros(len(codes), decoder.conv1.in_channels, 0)
+        x = state.conv(decoder.conv1, vectors, last)
         for block in decoder.block:
             x = state.transposed(block.conv_t1, block.snake1(x), last)
             for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
@@ -165,7 +165,7 @@ class DacCodec(Codec):
 class Xcodec2Codec(Codec):
     """X-Codec 2 (arXiv:2502.04128): one codebook; attention and normalisation over the whole reply."""
 
-    max_codebooks, needs_window = 1, True
+    max_codebooks = 1
     window: Window
 
     def __init__(self, model: Any):
@@ -174,9 +174,15 @@ class Xcodec2Codec(Codec):
         self.codebook_size = math.prod(model.config.quantization_levels)
 
     def encode(self, waveform: Tensor, num_codebooks: int) -> Tensor:
-        from transformers import Xcodec2FeatureExtractor
+        try:
+            from transformers import Xcodec2FeatureExtractor
 
-        extractor = Xcodec2FeatureExtractor(sampling_rate=self.sample_rate, hop_length=self.samples_per_frame)
+            extractor = Xcodec2FeatureExtractor(sampling_rate=self.sample_rate, hop_length=self.samples_per_frame)
+        except ImportError:
+            raise ValueError(
+                "vocoder hf_codec: X-Codec 2 needs torchaudio to tokenise; install the extra: "
+                "pip install 'lightning-s2s[codecs]'"
+            ) from None
         features = extractor(waveform.cpu(), sampling_rate=self.sample_rate, return_tensors="pt")
         codes = self.model.encode(**features.to(waveform.device)).audio_codes.long()
         return codes[..., : math.ceil(len(waveform) / self.samples_per_frame)]  # one more is made of padding alone
@@ -219,8 +225,9 @@ class HfCodecVocoder(FlattenedCodecVocoder):
         ValueError: no such checkpoint, another kind of codec, or an option isn't allowed.
     """
 
+    paper = "arXiv:2410.00037, arXiv:2306.06546, arXiv:2210.13438, arXiv:2502.04128"
     rates = "Mimi 12.5 Hz x 1-32, DAC 50-86 Hz x 1-32, EnCodec 75 Hz x 1-32, X-Codec 2 50 Hz; 16,000-44,100 Hz"
-    size = "Mimi 96M, DAC 74M, EnCodec 15M, X-Codec 2 820M"
+    size = "Mimi 96M, DAC 74-77M, EnCodec 15M, X-Codec 2 629M"
 
     def __init__(
         self,

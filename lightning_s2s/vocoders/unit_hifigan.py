@@ -61,7 +61,7 @@ class UnitHifiganVocoder(Vocoder):
 
     paper = "arXiv:2104.00355"
     rates = "at most 50 Hz, 10,000 units, 16,000 Hz"
-    size = "40M"
+    size = "42M, and the SSL model for `tokenize`"
 
     def __init__(
         self,

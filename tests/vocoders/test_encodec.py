@@ -15,7 +15,7 @@ from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.vocoders.encodec import EncodecVocoder, build_encodec
 
 pytest.importorskip("encodec")
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("error:.*weight_norm.*:FutureWarning")
 
 SMALL = {"n_filters": 2, "dimension": 8, "lstm": 2}
 NUM_FRAMES = 21

@@ -299,3 +299,12 @@ def test_options(options, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a hub id"):
         HfCodecVocoder(str(tmp_path / "nowhere"))
+
+
+def test_without_torchaudio_xcodec2_says_what_to_install(vocoders, monkeypatch):
+    def without_torchaudio(*args, **options):
+        raise ImportError("Xcodec2FeatureExtractor requires the torchaudio library")
+
+    monkeypatch.setattr("transformers.Xcodec2FeatureExtractor", without_torchaudio)
+    with pytest.raises(ValueError, match=r"X-Codec 2 needs torchaudio .* pip install 'lightning-s2s\[codecs\]'"):
+        vocoders["xcodec2"].tokenize(noise(1, 3000), torch.tensor([3000]))
