@@ -253,7 +253,6 @@ class HfCodecVocoder(FlattenedCodecVocoder):
             )
         self._set_window(chunk_units, left_context_units, lookahead_units)
         self.set_rates(self.codec.sample_rate, self.codec.samples_per_frame, self.codec.codebook_size, num_codebooks)
-        self.register_load_state_dict_post_hook(lambda *_: self._forget_codebooks())
         self.eval()
 
     def _set_window(self, *sizes: int | None) -> None:
@@ -280,6 +279,10 @@ class HfCodecVocoder(FlattenedCodecVocoder):
         super()._apply(fn, recurse)
         self._forget_codebooks()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._forget_codebooks()
+        super()._load_from_state_dict(*args, **options)
 
     def _forget_codebooks(self) -> None:
         """Mimi keeps its codebooks a second time, where neither a move to a GPU nor new weights reach them."""

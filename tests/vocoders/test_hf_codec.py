@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -268,6 +269,10 @@ def test_new_weights_reach_the_codebooks(vocoders, name):
     vocoder.load_state_dict(vocoders[name].state_dict())
     assert torch.equal(vocoder.synthesize(units), vocoders[name].synthesize(units))
     assert not torch.equal(vocoder.synthesize(units), before)
+    parent = torch.nn.Sequential(copy.deepcopy(vocoder))
+    parent.load_state_dict({f"0.{key}": torch.zeros_like(value) for key, value in vocoder.state_dict().items()})
+    assert not torch.equal(parent[0].synthesize(units), vocoder.synthesize(units))
+    assert torch.equal(vocoder.synthesize(units), vocoders[name].synthesize(units))
     assert vocoder.double().synthesize(units).dtype == torch.float64
 
 
