@@ -26,16 +26,16 @@ class Component(nn.Module):
         init_args: the arguments the component was built with.
     """
 
+    paper: ClassVar[str] = ""
+    """Where it is described, such as `arXiv:2507.05177`."""
+    rates: ClassVar[str] = ""
+    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
+    size: ClassVar[str] = ""
+    """Parameters of the usual checkpoint, such as `20M (base)`."""
     licence: ClassVar[str] = ""
     """Licence of the weights that the component loads, where it names any by default."""
-    paper: ClassVar[str] = ""
-    """Where it was published, such as `arXiv:2212.04356`."""
-    rates: ClassVar[str] = ""
-    """What goes in and comes out, such as `16 kHz -> 50 Hz`."""
-    size: ClassVar[str] = ""
-    """Parameters of the usual checkpoint."""
     extra: ClassVar[str] = ""
-    """The optional dependencies of the package that it needs, such as `ssl`."""
+    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -118,15 +118,26 @@ class Vocoder(Component, ABC):
 
     Attributes:
         sample_rate: Hz of the waveforms.
-        samples_per_unit: samples that one unit stands for; a reply's length may be short of U times that by less than
-            one unit, where a vocoder rounds to frames of its own.
-        num_units: size of the codebook; units are 0 <= unit < num_units.
+        samples_per_unit: samples that one unit stands for, a fraction where several units make up a frame; a reply's
+            length may be short of U times that by less than one frame, where a vocoder rounds to frames of its own.
+        num_units: number of different units; units are 0 <= unit < num_units.
+        codebooks_per_frame: units that make up a frame, one of each codebook in turn; nothing is heard of a frame
+            before its last unit. 1 where a unit is a frame.
+        predicts_durations: whether a unit lasts as long as the vocoder thinks; `samples_per_unit` is the shortest then,
+            and a reply's length at least U times that.
     """
 
     sample_rate: int
-    samples_per_unit: int
+    samples_per_unit: float
     num_units: int
     num_codebooks: int = 1
+    codebooks_per_frame: int = 1
+    predicts_durations: bool = False
+
+    @property
+    def codebook_size(self) -> int:
+        """Different units at one place of a frame: unit % codebook_size is the code."""
+        return self.num_units // self.codebooks_per_frame
 
     @property
     def unit_rate_hz(self) -> float:
@@ -147,7 +158,7 @@ class Vocoder(Component, ABC):
 
     @abstractmethod
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one unit.
+        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one frame.
 
         Raises:
             ValueError: a unit lies outside the codebook.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,42 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     load_tensors(module, tensors, path)
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a file that torch pickled; nothing in it is ever run.
+
+    Args:
+        path: pickled, unless it ends in `.safetensors`.
+        what: is expected, for the message when the file is missing.
+
+    Raises:
+        ValueError: the file is missing or broken, holds pickled code, or anything but named, finite tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected {what}")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"pickled code ({found[1]})" if found else "something else than tensors"
+        raise ValueError(f"{path}: holds {what}; a state dict of plain tensors is needed, no code was run") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable file of tensors ({detail})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {type(content).__name__}; a mapping of names to tensors is needed")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name!r} is {type(value).__name__}; a tensor is needed")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+    return dict(content)
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:

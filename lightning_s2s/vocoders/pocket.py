@@ -173,7 +173,12 @@ class PocketVocoder(Vocoder):
         decoder_width: channels of the decoder.
     """
 
+    paper = "arXiv:2306.00814"
+    rates = "25 Hz, 1,000 units, 16,000 Hz"
+    size = "5M"
     licence = "Apache-2.0"
+
+    samples_per_unit: int
 
     def __init__(
         self,

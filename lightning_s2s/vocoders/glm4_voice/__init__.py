@@ -52,6 +52,10 @@ class Glm4VoiceVocoder(Vocoder):
         ValueError: a folder is missing or broken, or options don't fit each other.
     """
 
+    paper = "arXiv:2412.02612"
+    rates = "12.5 Hz, 16,384 units, 22,050 Hz"
+    size = "132M, and 343M for `tokenize`"
+
     def __init__(
         self,
         decoder: str | None = None,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_s2s.checkpoints.weights import read_state_dict
 from lightning_s2s.vocoders.glm4_voice.config import (
     FlowConfig,
     HiftConfig,
@@ -21,39 +20,13 @@ from lightning_s2s.vocoders.glm4_voice.config import (
     with_values,
 )
 
+WHAT = "a state dict of GLM-4-Voice's decoder"
 TOKENIZER_PREFIX = "model.encoder."
 WEIGHT_NORM = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
 """How torch names a weight's length and direction, before and since its version 2.1."""
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pt` file; nothing in it is ever run.
-
-    Raises:
-        ValueError: the file is missing or broken, holds pickled code, or anything but named tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a state dict of GLM-4-Voice's decoder")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"pickled code ({found[1]})" if found else "something else than tensors"
-        raise ValueError(f"{path}: holds {what}; a state dict of plain tensors is needed, no code was run") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable file of tensors ({detail})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}; a mapping of names to tensors is needed")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name!r} is {type(value).__name__}; a tensor is needed")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
-    return dict(content)
 
 
 def fold_weight_norm(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -92,8 +65,8 @@ def read_decoder(folder: Path) -> tuple[FlowConfig, HiftConfig, dict[str, Tensor
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected GLM-4-Voice's decoder with flow.pt and hift.pt")
     flow_path, hift_path, yaml_path = folder / "flow.pt", folder / "hift.pt", folder / "config.yaml"
-    flow = read_state_dict(flow_path)
-    hift = fold_weight_norm(read_state_dict(hift_path), hift_path)
+    flow = read_state_dict(flow_path, WHAT)
+    hift = fold_weight_norm(read_state_dict(hift_path, WHAT), hift_path)
     if yaml_path.is_file():
         flow_config, hift_config = read_yaml(yaml_path)
     else:
