@@ -36,7 +36,8 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
     loss, with a warning, rather than stretched as it can't be when speaking.
 
     Args:
-        upsampling: frames of each condition; at least the most units that a token takes to say, by far.
+        upsampling: frames of each condition. A turn needs a frame for each of its units, and one more between two equal
+            ones.
         chunk_conditions: conditions whose units are given out together: fewer sound sooner.
         config: of the transformers causal LM whose layers are used, with its `model_type`; its embedding is that of the
             units and the blank, and gives the logits.

@@ -31,7 +31,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
     """Causal LM over `[speaker][N conditions][M units]...` (OpenS2S, arXiv:2507.05177, Sec. 2.3).
 
     By option a gate mixes the hidden states with the embeddings of the tokens that they predict (LLaMA-Omni 2,
-    arXiv:2505.02625, Sec. 2.3); departure: the projection stays the linear one of OpenS2S.
+    arXiv:2505.02625); departure: the projection stays the linear one of OpenS2S.
 
     In the LM's vocabulary unit u has the id `unit_offset` + u. Published decoders keep special tokens in front, which
     count as negative units; a decoder of this project has its units from 0 and one closing id behind them.

@@ -24,7 +24,7 @@ class StepPattern:
     """Which unit each slot of each step holds: one object for the training layout and for streaming.
 
     A frame is G units in a row. Slot k of step t holds unit k of frame t - delays[k], if there is one. Without delays a
-    step is a frame; with the delays 0, 1, ... (MusicGen, arXiv:2306.05284, Sec. 2.1) every unit of a frame is predicted
+    step is a frame; with the delays 0, 1, ... (MusicGen, arXiv:2306.05284, Sec. 2.2) every unit of a frame is predicted
     with those before it known:
 
         step    0  1  2  3        of frames (a0 a1) (b0 b1) (c0 c1)
