@@ -10,6 +10,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ from lightning_s2s.sampling import Generation
 
 class Component(nn.Module):
     """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
+
+    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
+    importing it.
 
     Attributes:
         init_args: the arguments the component was built with.
@@ -228,28 +232,58 @@ class LanguageModel(Component, ABC):
         """The next positions (B, S, D) -> their hidden states (B, S, D); the cache grows by S."""
 
 
+@dataclass(frozen=True)
+class UnitLogits:
+    """What a speech decoder gives to the stage that trains it; the loss is the stage's: here, cross-entropy.
+
+    Attributes:
+        logits: (P, V) at the P places that a unit follows.
+        labels: (P,) what follows there.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class CtcLogits(UnitLogits):
+    """Logits of frames that may be aligned with the units in any way: the loss is CTC. The last id is the blank.
+
+    Attributes:
+        logits: (M, F, V), right-padded.
+        labels: (M, U), right-padded.
+        logit_lengths: (M,) frames.
+        label_lengths: (M,) units.
+    """
+
+    logit_lengths: Tensor
+    label_lengths: Tensor
+
+
 class SpeechDecoder(Component, ABC):
-    """Hidden states of the LLM -> units, interleaved, so that speech begins before the text is complete.
+    """Hidden states of the LLM -> units, step by step, so that speech begins before the text is complete.
 
     A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
     speak on its own (stage 2a), the embedding of the text token which that hidden state predicts.
 
     Attributes:
         width: D of the decoder's own hidden states and conditions.
-        eos_unit: the unit that closes speech; no unit of the vocoder.
+        eos_unit: the unit that closes speech; no unit of the vocoder. None where speech ends with its conditions.
         chunk_conditions: conditions that open speech.
         chunk_units: units given out at a time.
         num_units: units 0 <= unit < num_units can be spoken; None when the vocoder says how many.
+        codebooks_per_frame: that the vocoder must have; None takes any.
         text_conditions: whether `embed_text` works (stage 2a).
         generation: how the units are to be drawn; None leaves that to the session.
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
     width: int
-    eos_unit: int
+    eos_unit: int | None
     chunk_conditions: int
     chunk_units: int
     num_units: int | None = None
+    codebooks_per_frame: int | None = None
     text_conditions: bool = True
     generation: Generation | None = None
     restarts_sampling: bool = False
@@ -265,8 +299,14 @@ class SpeechDecoder(Component, ABC):
         """
 
     @abstractmethod
-    def project(self, hidden_states: Tensor) -> Tensor:
-        """The LLM's hidden states (..., D_llm) -> conditions (..., D)."""
+    def project(self, hidden_states: Tensor, tokens: Tensor) -> Tensor:
+        """The LLM's hidden states (..., D_llm) -> conditions (..., D).
+
+        Args:
+            hidden_states: of the positions that predict the spoken text.
+            tokens: (...) int64, what each of them predicts: while training the token that follows, while streaming the
+                one that was drawn. For decoders that read both.
+        """
 
     @abstractmethod
     def embed_text(self, ids: Tensor) -> Tensor:
@@ -279,8 +319,8 @@ class SpeechDecoder(Component, ABC):
     @abstractmethod
     def forward(
         self, conditions: Tensor, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor, speaker: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Teacher-forced training over M spoken turns.
+    ) -> UnitLogits:
+        """Training over M spoken turns, teacher-forced where units follow from units.
 
         Args:
             conditions: (M, S, D), right-padded.
@@ -290,8 +330,8 @@ class SpeechDecoder(Component, ABC):
             speaker: (M, 512) embeddings, zeros when unknown.
 
         Returns:
-            Logits (P, V) at the P positions that a unit follows, and the labels (P,), ids of these units in the
-            decoder's vocabulary; each turn is closed by `eos_unit`.
+            Logits and labels, ids of the units in the decoder's vocabulary; each turn is closed by `eos_unit`, where
+            there is one.
         """
 
     @abstractmethod
@@ -302,7 +342,8 @@ class SpeechDecoder(Component, ABC):
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
         """Feed conditions (1, S, D); yield the units that are due, at most `chunk_units` at a time, without eos.
 
-        Once `last` was given, units follow until `eos_unit`.
+        Once `last` was given, all the remaining units follow. However the conditions are cut into calls, the units are
+        the same.
         """
 
     def is_spent(self, state: Any) -> bool:

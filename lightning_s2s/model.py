@@ -10,33 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
+from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, UnitLogits, Vocoder
 from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Logits at labelled positions alone, P of them for text and Q for units, with their labels.
+    """Logits at labelled positions alone, P of them for text, with their labels.
 
     Attributes:
         text_logits: (P, V).
         text_labels: (P,).
-        unit_logits: (Q, V_units), None without spoken turns.
-        unit_labels: (Q,), None without spoken turns.
+        units: what the speech decoder gives, None without spoken turns.
         audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
         audio_lengths: (N,), None without audio.
     """
 
     text_logits: Tensor
     text_labels: Tensor
-    unit_logits: Tensor | None = None
-    unit_labels: Tensor | None = None
+    units: UnitLogits | None = None
     audio_embeds: Tensor | None = None
     audio_lengths: Tensor | None = None
 
 
 class SpeechToSpeechModel(nn.Module):
-    """Raw speech -> encoder -> adapter -> LLM -> interleaved speech decoder -> vocoder (OpenS2S, arXiv:2507.05177).
+    """Raw speech -> encoder -> adapter -> LLM -> speech decoder -> vocoder (OpenS2S, arXiv:2507.05177).
 
     Args:
         encoder: speech -> hidden states; without one the model reads text alone.
@@ -148,37 +146,31 @@ class SpeechToSpeechModel(nn.Module):
         following = spliced.labels[:, 1:]
         labelled = following != IGNORE
         text = (self.llm.logits(hidden[:, :-1][labelled]), following[labelled])
-        units = (None, None)
+        units = None
         num_turns = len(batch["unit_lengths"])
         if speak and num_turns and self.speech_decoder is not None:
             conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
-            units = self.speech_decoder(
-                self.speech_decoder.project(conditions),
-                lengths,
-                batch["units"],
-                batch["unit_lengths"],
-                batch["speaker_embedding"],
-            )
-        return ModelOutput(*text, *units, audio_embeds, audio_lengths)
+            tokens, _ = self._predicted_tokens(batch)
+            units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
+        return ModelOutput(*text, units, audio_embeds, audio_lengths)
 
-    def forward_text_to_units(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
         """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.
 
-        The hidden state at a position predicts the next token, so the text condition of a position is the token after
-        it. Stage 2b then replaces a token by the state that predicts it.
-
-        Returns:
-            Logits (Q, V_units) and unit labels (Q,).
+        Stage 2b then replaces a token by the state that predicts it.
         """
-        ids, segments = batch["input_ids"], batch["segments"]
+        tokens, lengths = self._predicted_tokens(batch)
+        return self._speak(self.speech_decoder.embed_text(tokens), lengths, batch)
+
+    def _predicted_tokens(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(M, S), for each position of a spoken turn the token after it, which its hidden state predicts, and (M,)."""
+        ids = batch["input_ids"]
         following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
-        tokens, lengths = gather_segments(following, segments, len(batch["unit_lengths"]))
+        return gather_segments(following, batch["segments"], len(batch["unit_lengths"]))
+
+    def _speak(self, conditions: Tensor, lengths: Tensor, batch: dict[str, Any]) -> UnitLogits:
         return self.speech_decoder(
-            self.speech_decoder.embed_text(tokens),
-            lengths,
-            batch["units"],
-            batch["unit_lengths"],
-            batch["speaker_embedding"],
+            conditions, lengths, batch["units"], batch["unit_lengths"], batch["speaker_embedding"]
         )
 
     def stream(self, waveform: Any, sample_rate: int, **options: Any) -> Iterator[Any]:

@@ -177,23 +177,23 @@ def decoder() -> InterleavedSpeechDecoder:
 @torch.inference_mode()
 def test_decoder_logits_stand_where_a_unit_follows(decoder):
     conditions, units = torch.randn(2, 5, 16), torch.randint(0, 20, (2, 7))
-    logits, labels = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), torch.zeros(2, 512))
-    assert decoder.eos_unit == 20 and logits.shape == (5 + 8, 21)
-    assert labels.tolist() == [*units[0, :4].tolist(), 20, *units[1].tolist(), 20]
+    given = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), torch.zeros(2, 512))
+    assert decoder.eos_unit == 20 and given.logits.shape == (5 + 8, 21)
+    assert given.labels.tolist() == [*units[0, :4].tolist(), 20, *units[1].tolist(), 20]
 
 
 @torch.inference_mode()
 def test_decoder_batched_equals_single_and_padding_changes_nothing(decoder):
     conditions, units, speaker = torch.randn(2, 6, 16), torch.randint(0, 20, (2, 9)), torch.randn(2, 512)
-    together, _ = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), speaker)
-    alone, _ = decoder(conditions[1:, :3], torch.tensor([3]), units[1:, :7], torch.tensor([7]), speaker[1:])
-    torch.testing.assert_close(together[5:], alone, **CLOSE)
+    together = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), speaker)
+    alone = decoder(conditions[1:, :3], torch.tensor([3]), units[1:, :7], torch.tensor([7]), speaker[1:])
+    torch.testing.assert_close(together.logits[5:], alone.logits, **CLOSE)
 
 
 def test_decoder_without_turns(decoder):
     none = torch.zeros(0, dtype=torch.long)
-    logits, labels = decoder(torch.zeros(0, 0, 16), none, none.reshape(0, 0), none, torch.zeros(0, 512))
-    assert logits.shape == (0, 21) and labels.shape == (0,)
+    given = decoder(torch.zeros(0, 0, 16), none, none.reshape(0, 0), none, torch.zeros(0, 512))
+    assert given.logits.shape == (0, 21) and given.labels.shape == (0,)
 
 
 @torch.inference_mode()
@@ -215,12 +215,12 @@ def test_streaming_is_greedy_over_the_training_layout(decoder, sizes):
     units = [unit for group in groups for unit in group]
     assert units and all(0 < len(group) <= 3 for group in groups)
     with torch.inference_mode():
-        logits, labels = decoder(
+        given = decoder(
             conditions, torch.tensor([7]), torch.tensor([units]), torch.tensor([len(units)]), torch.zeros(1, 512)
         )
-    assert labels.tolist() == [*units, 20]
+    assert given.labels.tolist() == [*units, 20]
     expected = units if len(units) == 14 else [*units, 20]  # a turn that reached max_units has no eos
-    assert logits.argmax(-1).tolist()[: len(expected)] == expected
+    assert given.logits.argmax(-1).tolist()[: len(expected)] == expected
 
 
 def test_streamed_inputs_are_those_of_training(decoder):

@@ -14,8 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
+from lightning_s2s.interfaces import (
+    Adapter,
+    AudioEncoder,
+    CtcLogits,
+    LanguageModel,
+    SpeechDecoder,
+    UnitLogits,
+    Vocoder,
+    lengths_to_mask,
+)
 from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -139,6 +149,20 @@ class Stage(L.LightningModule):
             self.log(f"{split}/{name}_accuracy", (logits.argmax(-1) == labels).float().mean(), **size)
         return loss
 
+    def log_unit_loss(self, split: str, units: UnitLogits) -> Tensor:
+        """The speech decoder's loss, logged as `{split}/unit_loss`, with `{split}/unit_accuracy`.
+
+        Cross-entropy and the share of units that are the most likely ones; or CTC per unit and 1 - the unit error rate
+        of the most likely path.
+        """
+        if not isinstance(units, CtcLogits):
+            return self.log_loss(split, "unit", units.logits, units.labels, accuracy=True)
+        loss, accuracy = ctc_loss(units), ctc_accuracy(units)
+        size = {"batch_size": int(units.label_lengths.sum()), "on_epoch": split == "val", "on_step": split == "train"}
+        self.log(f"{split}/unit_loss", loss, prog_bar=True, **size)
+        self.log(f"{split}/unit_accuracy", accuracy, **size)
+        return loss
+
     def on_fit_end(self) -> None:
         """The model as a folder beside the checkpoints, ready to answer or to start the next stage from."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
@@ -149,3 +173,36 @@ class Stage(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
+
+
+def ctc_loss(units: CtcLogits) -> Tensor:
+    """CTC, averaged over the units; turns that have more units than frames can hold are left out."""
+    logits, lengths = units.logits, units.label_lengths
+    fitting = units.logit_lengths >= frames_needed(units.labels, lengths)
+    total = F.ctc_loss(
+        logits.float().log_softmax(-1).transpose(0, 1),
+        units.labels,
+        units.logit_lengths,
+        lengths,
+        blank=logits.shape[-1] - 1,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return total / (lengths * fitting).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def ctc_accuracy(units: CtcLogits) -> Tensor:
+    """1 - the unit error rate of the most likely path; below 0 where too much is said."""
+    blank = units.logits.shape[-1] - 1
+    frames = units.logits.argmax(-1)
+    # What lies behind a turn's end counts as blank.
+    frames = frames.where(lengths_to_mask(units.logit_lengths, frames.shape[1]), blank)
+    spoken = [collapse(path, blank, previous=blank) for path in frames]
+    errors = edit_distances(
+        torch.nn.utils.rnn.pad_sequence(spoken, batch_first=True),
+        torch.tensor([len(path) for path in spoken], device=frames.device),
+        units.labels,
+        units.label_lengths,
+    )
+    return 1 - errors.sum() / units.label_lengths.sum().clamp(min=1)

@@ -37,12 +37,8 @@ class SpeechGenerationPretraining(Stage):
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
         if not len(batch["unit_lengths"]):
             raise ValueError("stage 2 needs rows with speech_units in the assistant's turns; this batch has none")
-        if self.condition == "text":
-            logits, labels = self.model.forward_text_to_units(batch)
-        else:
-            output = self.model(batch)
-            logits, labels = output.unit_logits, output.unit_labels
-        return self.log_loss(split, "unit", logits, labels, accuracy=True)
+        units = self.model.forward_text_to_units(batch) if self.condition == "text" else self.model(batch).units
+        return self.log_unit_loss(split, units)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         return self._step("train", batch)

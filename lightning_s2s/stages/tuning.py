@@ -31,9 +31,8 @@ class EmpatheticInstructionTuning(Stage):
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
         output = self.model(batch)
         loss = self.log_loss(split, "text", output.text_logits, output.text_labels)
-        if output.unit_logits is not None:
-            unit_loss = self.log_loss(split, "unit", output.unit_logits, output.unit_labels, accuracy=True)
-            loss = loss + self.unit_weight * unit_loss
+        if output.units is not None:
+            loss = loss + self.unit_weight * self.log_unit_loss(split, output.units)
         self.log(f"{split}/loss", loss, batch_size=len(batch["rows"]))
         return loss
 

@@ -146,7 +146,7 @@ class StreamingSession:
             shown += complete
             yield TextDelta(now, complete, [token])
             if speech:
-                yield from speech.feed(hidden, last=ended)
+                yield from speech.feed(hidden, token, last=ended)
                 if (
                     model.speech_decoder.restarts_sampling
                     and not speech.num_fed % model.speech_decoder.chunk_conditions
@@ -195,7 +195,8 @@ class _SpeechOutput:
     def __init__(self, session: StreamingSession, reply: Reply, mark: Any):
         self.decoder, self.vocoder = session.model.speech_decoder, session.model.vocoder
         self.vocode, self.reply, self.mark = session.vocode, reply, mark
-        speaker = session.speaker.to(session.model.device).unsqueeze(0)
+        self.device = session.model.device
+        speaker = session.speaker.to(self.device).unsqueeze(0)
         self.state = self.decoder.start_stream(speaker, session.unit_sampler)
         self.vocoder_state = self.vocoder.start_stream() if self.vocode else None
         self.num_fed = 0
@@ -207,12 +208,13 @@ class _SpeechOutput:
         """Whether the speech decoder ends the reply."""
         return self.decoder.is_spent(self.state)
 
-    def feed(self, hidden: Tensor, last: bool) -> Iterator[Event]:
-        """One more hidden state (1, 1, D); `last` when the text is over."""
+    def feed(self, hidden: Tensor, token: int, last: bool) -> Iterator[Event]:
+        """One more hidden state (1, 1, D) and the token that was drawn from it; `last` when the text is over."""
         self.num_fed += 1
         if last or self.num_fed == self.decoder.chunk_conditions:
             self.mark("first_hidden_states")
-        for units in self.decoder.stream(self.decoder.project(hidden), self.state, last):
+        conditions = self.decoder.project(hidden, torch.tensor([[token]], device=hidden.device))
+        for units in self.decoder.stream(conditions, self.state, last):
             self.reply.unit_ids += units
             yield Units(self.mark("first_units"), units)
             yield from self._sound(units, last=False)
@@ -223,7 +225,7 @@ class _SpeechOutput:
         if not self.vocode:
             return
         known = [unit for unit in units if 0 <= unit < self.vocoder.num_units]  # specials make no sound
-        ids = torch.tensor([known], dtype=torch.long, device=self.state.waiting.device)
+        ids = torch.tensor([known], dtype=torch.long, device=self.device)
         chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].cpu()
         if len(chunk):
             self.times.append(self.mark("first_audio"))

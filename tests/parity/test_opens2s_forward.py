@@ -169,7 +169,8 @@ def test_speech_decoder(model, golden):
     assert torch.equal(layout.mask, mask)
     assert torch.equal(layout.labels, golden["out.tts_labels"])
 
-    inputs = decoder.interleaved_inputs(decoder.project(hidden), ids, golden["in.spk_embs"].squeeze(1), layout.source)
+    conditions = decoder.project(hidden, tokens=torch.zeros(hidden.shape[:2], dtype=torch.long))  # which it leaves out
+    inputs = decoder.interleaved_inputs(conditions, ids, golden["in.spk_embs"].squeeze(1), layout.source)
     torch.testing.assert_close(inputs[mask], golden["out.tts_inputs_embeds"][mask], **CLOSE)
     logits = decoder.lm(inputs_embeds=inputs, attention_mask=mask.long()).logits
     torch.testing.assert_close(logits[mask], golden["out.tts_logits"][mask], **CLOSE)
@@ -236,6 +237,6 @@ def test_greedy_answer(model, heard, golden):
 
     decoder = model.speech_decoder
     state = decoder.start_stream(torch.zeros(1, 512), Sampler(temperature=0.0))
-    groups = list(decoder.stream(decoder.project(hidden), state, last=True))
+    groups = list(decoder.stream(decoder.project(hidden, text), state, last=True))
     assert sum(groups, []) == golden["out.generated_units"][0].tolist()
     assert max(map(len, groups)) <= decoder.chunk_units

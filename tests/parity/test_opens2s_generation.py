@@ -65,7 +65,7 @@ def reference(model: SpeechToSpeechModel, question: torch.Tensor) -> tuple[list[
             hidden = llm(written, torch.ones(written.shape[:2], dtype=torch.bool))[:, -1:]
             text.append(int(llm.logits(hidden).argmax()))
             written = torch.cat([written, llm.embed(torch.tensor([[text[-1]]]))], dim=1)
-            spoken = torch.cat([spoken, decoder.project(hidden)], dim=1)
+            spoken = torch.cat([spoken, decoder.project(hidden, torch.tensor([text[-1:]]))], dim=1)
             text_left -= 1
             if text[-1] in text_eos:
                 break

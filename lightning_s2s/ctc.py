@@ -1,0 +1,53 @@
+"""What CTC (Graves et al., 2006) does beside its loss: pure functions that training figures and streaming share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_s2s.interfaces import lengths_to_mask
+
+
+def collapse(ids: Tensor, blank: int, previous: int) -> Tensor:
+    """The units of a path: of repeated ids the first stays, blanks go.
+
+    Args:
+        ids: (F,) int64, one id for each frame.
+        blank: the id that stands for no unit.
+        previous: id of the frame before the first, `blank` at the start of a turn. With it, the collapsed pieces of a
+            path joined are the collapsed path.
+
+    Returns:
+        (U,) int64.
+    """
+    before = torch.cat([ids.new_full((1,), previous), ids])[:-1]
+    return ids[(ids != before) & (ids != blank)]
+
+
+def frames_needed(units: Tensor, lengths: Tensor) -> Tensor:
+    """(M, U), right-padded, and (M,) -> (M,): frames that a path needs, one a unit and a blank between equal ones."""
+    repeated = (units[:, 1:] == units[:, :-1]) & lengths_to_mask(lengths, units.shape[1])[:, 1:]
+    return lengths + repeated.sum(1)
+
+
+def edit_distances(first: Tensor, first_lengths: Tensor, second: Tensor, second_lengths: Tensor) -> Tensor:
+    """Levenshtein distances of M pairs of sequences, all pairs at once.
+
+    Args:
+        first: (M, U) int64, right-padded.
+        first_lengths: (M,).
+        second: (M, W) int64, right-padded.
+        second_lengths: (M,).
+
+    Returns:
+        (M,) int64.
+    """
+    columns = torch.arange(second.shape[1] + 1, device=second.device)
+    distances = columns.expand(len(second), -1)
+    for number in range(first.shape[1]):
+        replaced = distances[:, :-1] + (first[:, number : number + 1] != second)
+        best = torch.cat([distances[:, :1] + 1, torch.minimum(replaced, distances[:, 1:] + 1)], dim=1)
+        # An insertion goes one column on for 1: the least of all columns to the left, and the way from there.
+        best = (best - columns).cummin(dim=1).values + columns
+        distances = torch.where((number < first_lengths).unsqueeze(1), best, distances)
+    return distances.gather(1, second_lengths.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,159 @@
+"""What the speech decoders here share: a small causal LM over `[speaker][conditions and units]`, and its stream."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_s2s.checkpoints.weights import load_weights
+from lightning_s2s.interfaces import SpeechDecoder
+from lightning_s2s.sampling import Sampler
+
+SPEAKER_WIDTH = 512
+
+
+@dataclass
+class StreamState:
+    """A spoken turn while it is made: the cache, and what waits to be fed."""
+
+    cache: Any
+    sampler: Sampler
+    waiting: Tensor
+    """(1, S, D) inputs that no forward has seen yet."""
+    num_conditions: int = 0
+
+
+class CausalSpeechDecoder(SpeechDecoder):
+    """A causal LM of transformers that reads the speaker, then conditions and units in a subclass's order.
+
+    A subclass says what stands where while training (`forward`), and what is to be drawn now that more conditions are
+    there (`draw`).
+
+    Args:
+        config: of the transformers causal LM, with its `model_type`; None is a Qwen3 of transformers' default sizes.
+        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
+        dropout: on all inputs while training.
+        num_units: how many units there are; None takes the vocoder's number.
+        text_conditions: build the embedding of text tokens that stage 2a trains.
+        fusion: `none`, conditions are projected hidden states; `gate`, these and the embeddings of the tokens that
+            they predict, mixed by a gate.
+
+    Raises:
+        ValueError: an option lies outside of what is allowed.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any] | None,
+        checkpoint: str | None,
+        dropout: float,
+        num_units: int | None,
+        text_conditions: bool = True,
+        fusion: Literal["none", "gate"] = "none",
+    ):
+        super().__init__()
+        if num_units is not None and num_units < 1:
+            raise ValueError(f"speech_decoder {type(self).__name__}: num_units must be at least 1; got {num_units}")
+        if fusion not in ("none", "gate"):
+            raise ValueError(f"speech_decoder {type(self).__name__}: fusion must be none or gate; got {fusion!r}")
+        if fusion == "gate" and not text_conditions:
+            raise ValueError(
+                f"speech_decoder {type(self).__name__}: fusion gate reads text tokens, so text_conditions must be true"
+            )
+        self.config, self.checkpoint, self.num_units = dict(config or {"model_type": "qwen3"}), checkpoint, num_units
+        self.dropout = nn.Dropout(dropout)
+        self.text_conditions, self.fusion = text_conditions, fusion
+
+    def build(self, llm_width: int, text_vocabulary: int, config: dict[str, Any]) -> None:
+        """The LM of this configuration, `vocab_size` included, and the projections to its width."""
+        from lightning_s2s.llms.causal import build_causal_lm
+
+        self.lm = build_causal_lm(config)
+        self.width = self.lm.config.hidden_size
+        self.speaker_projection = nn.Linear(SPEAKER_WIDTH, self.width, bias=False)
+        self.speaker_norm = nn.LayerNorm(self.width)
+        self.llm_projection = nn.Linear(llm_width, self.width, bias=False)
+        self.llm_norm = nn.LayerNorm(self.width)
+        if self.text_conditions:
+            self.text_embedding = nn.Embedding(text_vocabulary, self.width)
+            self.text_norm = nn.LayerNorm(self.width)
+        if self.fusion == "gate":
+            self.fusion_gate = nn.Linear(2 * self.width, self.width)
+
+    def load_checkpoint(self) -> None:
+        """Take the weights that the option `checkpoint` names, once everything is built."""
+        if self.checkpoint is not None:
+            load_weights(self, self.checkpoint)
+
+    def project(self, hidden_states: Tensor, tokens: Tensor) -> Tensor:
+        projected = self.llm_norm(self.llm_projection(hidden_states.to(self.llm_projection.weight.dtype)))
+        if self.fusion == "none":
+            return projected
+        text = self.embed_text(tokens)
+        gate = self.fusion_gate(torch.cat([projected, text], dim=-1)).sigmoid()
+        return gate * projected + (1 - gate) * text
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        if not self.text_conditions:
+            raise ValueError(
+                f"speech_decoder {type(self).__name__}: was built with text_conditions false, so it can't read text"
+            )
+        return self.text_norm(self.text_embedding(ids))
+
+    def embed_speaker(self, speaker: Tensor) -> Tensor:
+        """(M, 512) -> (M, 1, D)."""
+        speaker = speaker.to(self.speaker_projection.weight.dtype)
+        return self.speaker_norm(self.speaker_projection(speaker)).unsqueeze(1)
+
+    def arrange(self, speaker: Tensor, units: Tensor, conditions: Tensor, source: Tensor) -> Tensor:
+        """(M, 512), embedded units (M, U, D) and conditions (M, S, D) -> (M, L, D), in the order of an interleave.
+
+        Args:
+            source: (M, L) index into `[speaker, units, conditions]`, see `InterleaveLayout`.
+        """
+        everything = torch.cat([self.embed_speaker(speaker), units, conditions], dim=1)
+        return self.dropout(everything).gather(1, source.unsqueeze(-1).expand(-1, -1, self.width))
+
+    def read(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """All inputs at once (M, L, D), with their mask (M, L) -> hidden states (M, L, D)."""
+        return self.lm.base_model(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
+
+    def read_waiting(self, state: StreamState) -> Tensor:
+        """The inputs that wait -> their hidden states (1, S, D); the cache grows by S."""
+        hidden = self.lm.base_model(
+            inputs_embeds=state.waiting, past_key_values=state.cache, use_cache=True
+        ).last_hidden_state
+        state.waiting = state.waiting[:, :0]
+        return hidden
+
+    def start_cache(self) -> Any:
+        """An empty cache of the LM."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.lm.config)
+
+    def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
+        step = self.chunk_conditions
+        first = step - state.num_conditions % step
+        pieces = [conditions[:, :first], *conditions[:, first:].split(step, dim=1)]
+        pieces = [piece for number, piece in enumerate(pieces) if piece.shape[1] or number == 0]
+        for number, piece in enumerate(pieces):
+            state.waiting = torch.cat([state.waiting, self.to_inputs(piece)], dim=1)
+            state.num_conditions += piece.shape[1]
+            yield from self.draw(state, closing=last and number == len(pieces) - 1)
+
+    def to_inputs(self, conditions: Tensor) -> Tensor:
+        """Conditions (M, S, D) -> the LM's inputs (M, F, D): one each, or several."""
+        return conditions
+
+    @abstractmethod
+    def draw(self, state: Any, closing: bool) -> Iterator[list[int]]:
+        """Yield what is due with the conditions that are there, at most `chunk_units` at a time.
+
+        Conditions come in pieces that never cross a multiple of `chunk_conditions`; with `closing` these were all.
+        """

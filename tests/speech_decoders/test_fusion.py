@@ -1,0 +1,102 @@
+"""The gate of LLaMA-Omni 2: its formula, and that every hidden state meets the token that it predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import sweep
+from small_decoders import QWEN, connected, whole_model
+
+from lightning_s2s.checkpoints.opens2s_export import export_opens2s
+from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+
+PUBLISHED = Path(__file__).parents[1] / "golden" / "opens2s_end_to_end" / "checkpoint"
+
+
+@torch.inference_mode()
+def test_the_gate_mixes_state_and_token():
+    decoder, plain = connected("gate"), connected("interleaved")
+    plain.load_state_dict({n: t for n, t in decoder.state_dict().items() if not n.startswith("fusion_gate")})
+    hidden, tokens = torch.randn(2, 3, 8), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    state, text = plain.project(hidden, tokens), decoder.embed_text(tokens)
+    weight, bias = decoder.fusion_gate.weight, decoder.fusion_gate.bias
+    gate = 1 / (1 + torch.exp(-(state @ weight[:, :16].T + text @ weight[:, 16:].T + bias)))
+    torch.testing.assert_close(decoder.project(hidden, tokens), text + gate * (state - text), rtol=1e-5, atol=1e-5)
+    for value, expected in ((100.0, state), (-100.0, text)):
+        bias.fill_(value)
+        torch.testing.assert_close(decoder.project(hidden, tokens), expected)
+
+
+@torch.inference_mode()
+def test_without_fusion_tokens_change_nothing():
+    decoder, hidden = connected("interleaved"), torch.randn(1, 3, 8)
+    first, other = (decoder.project(hidden, torch.full((1, 3), token)) for token in (1, 2))
+    assert torch.equal(first, other) and not hasattr(decoder, "fusion_gate")
+
+
+def watch_project(model: SpeechToSpeechModel, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Hidden states, tokens and conditions of every call from now on."""
+    seen, project = [], model.speech_decoder.project
+
+    def watched(hidden, tokens):
+        seen.append((hidden, tokens, project(hidden, tokens)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(model.speech_decoder, "project", watched)
+    return seen
+
+
+@torch.inference_mode()
+def test_training_and_streaming_fuse_the_same(tokenizer_folder, monkeypatch):
+    """An answer's own text, taught: each state of the spoken turn meets the token after it, as it met the one drawn."""
+    model = whole_model(tokenizer_folder, "gate")
+    # Something to say in whole characters, closed as a spoken turn is.
+    tokenizer, question = model.llm.tokenizer, sweep(0.6)
+    said = iter([*b"Hi", tokenizer.tts_end_id, tokenizer.im_end_id])
+    seen = watch_project(model, monkeypatch)
+    reply = model.respond(question, 16_000, text_sampler=lambda _: next(said), greedy=False)
+    assert reply.text_ids == [72, 105, 261, 257] and torch.cat([t for _, t, _ in seen], 1).tolist() == [reply.text_ids]
+    hidden, conditions = torch.cat([h for h, _, _ in seen], 1), torch.cat([c for *_, c in seen], 1)
+
+    seen.clear()
+    dialogue = [
+        {"role": "user", "content": [{"text": "", "audio": "question.wav"}]},
+        {"role": "assistant", "content": [{"text": "Hi", "speech_units": [1, 2]}]},
+    ]
+    encoded = tokenizer.encode(dialogue)
+    waveform = torch.as_tensor(question).unsqueeze(0)
+    model({
+        "input_ids": torch.tensor([encoded.input_ids]), "input_lengths": torch.tensor([len(encoded.input_ids)]),
+        "labels": torch.tensor([encoded.labels]), "segments": torch.tensor([encoded.segments]),
+        "waveform": waveform, "waveform_lengths": torch.tensor([waveform.shape[1]]),
+        "units": torch.tensor([[1, 2]]), "unit_lengths": torch.tensor([2]), "speaker_embedding": torch.zeros(1, 512),
+    })  # fmt: skip
+    ((taught_hidden, taught_tokens, taught_conditions),) = seen
+    assert taught_tokens.tolist() == [reply.text_ids]
+    torch.testing.assert_close(taught_hidden, hidden, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(taught_conditions, conditions, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": "sum"}, "fusion must be none or gate; got 'sum'"),
+        (
+            {"fusion": "gate", "text_conditions": False},
+            "fusion gate reads text tokens",
+        ),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        InterleavedSpeechDecoder(config=QWEN, **options)
+
+
+def test_the_published_layout_has_no_gate(tmp_path):
+    model = SpeechToSpeechModel.from_pretrained(PUBLISHED)
+    model.speech_decoder.fusion = "gate"
+    with pytest.raises(ValueError, match="opens2s: speech_decoder has fusion gate"):
+        export_opens2s(model, tmp_path / "exported")
