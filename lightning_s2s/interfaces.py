@@ -16,18 +16,30 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.extras import MissingPackageError, how_to_install
 from lightning_s2s.sampling import Generation
 
 
 class Component(nn.Module):
     """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
 
+    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
+    importing it.
+
     Attributes:
         init_args: the arguments the component was built with.
     """
 
+    paper: ClassVar[str] = ""
+    """Where it is described, such as `arXiv:2507.05177`."""
+    rates: ClassVar[str] = ""
+    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
+    size: ClassVar[str] = ""
+    """Parameters of the usual checkpoint, such as `20M (base)`."""
     licence: ClassVar[str] = ""
     """Licence of the weights that the component loads, where it names any by default."""
+    extra: ClassVar[str] = ""
+    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -45,7 +57,10 @@ class Component(nn.Module):
 
 
 def _remember_arguments(init: Any) -> Any:
-    """Wrap a constructor so that the outermost call leaves its arguments, defaults included, in `self.init_args`."""
+    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
+
+    A package that is missing is then said with the command that installs it.
+    """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -58,7 +73,13 @@ def _remember_arguments(init: Any) -> Any:
                 if parameter.kind is parameter.VAR_KEYWORD:
                     arguments |= arguments.pop(parameter.name, {})
             self.__dict__["init_args"] = arguments
-        init(self, *args, **kwargs)
+        try:
+            init(self, *args, **kwargs)
+        except Exception as error:
+            remedy = how_to_install(error, preferred=type(self).extra)
+            if remedy is None or isinstance(error, MissingPackageError):
+                raise
+            raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
 
     return wrapped
 
@@ -107,12 +128,16 @@ class Vocoder(Component, ABC):
         samples_per_unit: samples that one unit stands for; a reply's length may be short of U times that by less than
             one unit, where a vocoder rounds to frames of its own.
         num_units: size of the codebook; units are 0 <= unit < num_units.
+        num_codebooks: streams of units side by side; 1, as all of this project have.
+        codebooks_per_frame: units that follow each other and make one frame together, where several codebooks are laid
+            into one stream; a reply has whole frames.
     """
 
     sample_rate: int
     samples_per_unit: int
     num_units: int
     num_codebooks: int = 1
+    codebooks_per_frame: int = 1
 
     @property
     def unit_rate_hz(self) -> float:
@@ -215,6 +240,7 @@ class SpeechDecoder(Component, ABC):
         chunk_conditions: conditions that open speech.
         chunk_units: units given out at a time.
         num_units: units 0 <= unit < num_units can be spoken; None when the vocoder says how many.
+        codebooks_per_frame: that the vocoder must have; None takes any.
         text_conditions: whether `embed_text` works (stage 2a).
         generation: how the units are to be drawn; None leaves that to the session.
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
@@ -225,6 +251,7 @@ class SpeechDecoder(Component, ABC):
     chunk_conditions: int
     chunk_units: int
     num_units: int | None = None
+    codebooks_per_frame: int | None = None
     text_conditions: bool = True
     generation: Generation | None = None
     restarts_sampling: bool = False

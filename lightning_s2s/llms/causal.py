@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.data.chat import ChatTokenizer
+from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.registry import LLMS
@@ -44,6 +49,8 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
         dtype: of the weights, such as `float32` or `bfloat16`.
         lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
+        gradient_checkpointing: compute each layer again in the backward pass instead of keeping its activations: less
+            memory, more time, the same gradients. Also where the LLM is frozen and gradients only pass through.
         generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
             leaves that to the session.
     """
@@ -58,6 +65,7 @@ class CausalLanguageModel(LanguageModel):
         dtype: str = "float32",
         lora: dict[str, Any] | None = None,
         generation: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
@@ -80,9 +88,9 @@ class CausalLanguageModel(LanguageModel):
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         if lora is not None:
-            from peft import LoraConfig, inject_adapter_in_model
-
-            self.model = inject_adapter_in_model(LoraConfig(**lora), self.model)
+            self.model = add_lora(self.model, lora)
+        if gradient_checkpointing:
+            checkpoint_layers(self.model)
         self.width = self.model.config.hidden_size
 
     @property
@@ -117,6 +125,44 @@ class CausalLanguageModel(LanguageModel):
         ).last_hidden_state
 
 
+def add_lora(model: Any, lora: dict[str, Any]) -> Any:
+    """The model with matrices of low rank beside its own (Hu et al., arXiv:2106.09685); only they are trained.
+
+    Raises:
+        ValueError: an argument that peft doesn't know, or that fits no layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    try:
+        return inject_adapter_in_model(LoraConfig(**lora), model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"llm causal: lora: {error}") from None
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let every layer be computed again in the backward pass.
+
+    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
+
+    Raises:
+        ValueError: the model has no layers of the kind that can be.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"llm causal: gradient_checkpointing: {type(model).__name__} has no layers that allow it")
+    for layer in layers:
+        layer.forward = functools.partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
     import transformers
@@ -124,5 +170,7 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     try:
         return getattr(transformers, auto_class).from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
+        if how_to_install(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None
