@@ -184,6 +184,7 @@ class ChatTokenizer:
         """Raise the ValueError that `encode` would raise, without the work of tokenising."""
         messages = self._with_system(messages)
         self._render(messages)
+        _ = self.turn_end_id  # special tokens are there
         for message in messages:
             for item in content_items(message["content"]):
                 self._plain(item.get("text") or "")
