@@ -66,7 +66,7 @@ def check_voice(decoder: SpeechDecoder, vocoder: Vocoder, num_units: int | None)
     Raises:
         ValueError: codebooks, units or rate don't fit.
     """
-    speaker, voice = f"speech_decoder {name(decoder)}", f"vocoder {name(vocoder)}"
+    speaker, voice = f"speech_decoder {type_name(decoder)}", f"vocoder {type_name(vocoder)}"
     if vocoder.num_codebooks != 1:
         raise ValueError(f"{speaker} speaks one codebook, {voice} has {vocoder.num_codebooks}")
     wanted, frame = decoder.codebooks_per_frame, vocoder.codebooks_per_frame
@@ -96,8 +96,8 @@ def check_same_units(present: Vocoder, other: Vocoder) -> None:
     ):
         if abs(mine - given) > 1e-6 * mine:
             raise ValueError(
-                f"the model speaks the units of vocoder {name(present)}, {mine:g} {what}; vocoder {name(other)} has "
-                f"{given:g}"
+                f"the model speaks the units of vocoder {type_name(present)}, {mine:g} {what}; "
+                f"vocoder {type_name(other)} has {given:g}"
             )
 
 
@@ -113,10 +113,10 @@ def connecting(part: nn.Module, **neighbours: object) -> Iterator[None]:
         yield
     except ValueError as error:
         brought = ", ".join(f"{slot} {what}" for slot, what in neighbours.items())
-        raise ValueError(f"{name(part)} can't be built for {brought}: {error}") from None
+        raise ValueError(f"{type_name(part)} can't be built for {brought}: {error}") from None
 
 
-def name(part: object) -> str:
+def type_name(part: object) -> str:
     """How messages call a component."""
     return type(part).__name__
 
@@ -125,16 +125,16 @@ def _check_declared(slot: str, part: nn.Module) -> None:
     for attribute in DECLARED[slot]:
         value = getattr(part, attribute, None)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{slot} {name(part)}: {attribute} must be a number above 0; got {value!r}")
+            raise ValueError(f"{slot} {type_name(part)}: {attribute} must be a number above 0; got {value!r}")
 
 
 def _check_tokenizer(llm: LanguageModel) -> None:
     if missing := llm.tokenizer.missing_special_tokens():
         raise ValueError(
-            f"llm {name(llm)}: its tokenizer lacks {', '.join(missing)}, which mark speech; add them with "
+            f"llm {type_name(llm)}: its tokenizer lacks {', '.join(missing)}, which mark speech; add them with "
             "ensure_special_tokens() and let its embeddings grow"
         )
     if len(llm.tokenizer) > llm.vocabulary:
         raise ValueError(
-            f"llm {name(llm)}: its tokenizer has {len(llm.tokenizer)} tokens, its vocabulary {llm.vocabulary}"
+            f"llm {type_name(llm)}: its tokenizer has {len(llm.tokenizer)} tokens, its vocabulary {llm.vocabulary}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_s2s.compatibility import check_parts, check_same_units, check_voice, connecting, name
+from lightning_s2s.compatibility import check_parts, check_same_units, check_voice, connecting, type_name
 from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
 from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
@@ -68,11 +68,13 @@ class SpeechToSpeechModel(nn.Module):
         self.attachments: dict[str, bytes] = {}
         """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
         if encoder is not None:
-            with connecting(adapter, encoder=f"{name(encoder)} (width {encoder.width})", llm=f"(width {llm.width})"):
+            with connecting(
+                adapter, encoder=f"{type_name(encoder)} (width {encoder.width})", llm=f"(width {llm.width})"
+            ):
                 adapter.connect(encoder.width, llm.width)
         if speech_decoder is not None:
             self.num_units = speech_decoder.num_units or vocoder.num_units
-            language_model = f"{name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
+            language_model = f"{type_name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
             with connecting(speech_decoder, llm=language_model, units=self.num_units):
                 speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
 

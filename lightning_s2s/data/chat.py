@@ -222,7 +222,9 @@ class ChatTokenizer:
                 raise ValueError(f"role: got {message['role']!r}; allowed: {', '.join(ROLES)}")
         system = messages[0]["role"] == "system"
         if self.template.has_system:
-            default = [] if system or self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+            default = (
+                [] if system or self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+            )
             return [*default, *messages]
         if not system:
             return messages
@@ -294,4 +296,3 @@ class ChatTokenizer:
             pending = after.lstrip().removeprefix(self.template.turn_end)
         put(self.encode_text(pending), learn=False)
         return EncodedDialogue(ids, labels, segments)
-

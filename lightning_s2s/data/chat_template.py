@@ -91,7 +91,9 @@ class ChatTemplate:
             except Exception as error:  # templates raise what they like, e.g. "System role not supported"
                 raise ValueError(f"chat template: refuses the roles {', '.join(roles)} ({error})") from None
             if MARK.findall(rendered) != [str(i) for i in range(len(roles))]:
-                raise ValueError(f"chat template: leaves out, repeats or moves messages of the roles {', '.join(roles)}")
+                raise ValueError(
+                    f"chat template: leaves out, repeats or moves messages of the roles {', '.join(roles)}"
+                )
             self._rendered[key] = _without_thinking(rendered) if add_generation_prompt else rendered
         return self._rendered[key]
 

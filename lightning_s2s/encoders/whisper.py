@@ -37,7 +37,7 @@ class WhisperEncoder(WindowedAudioEncoder):
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Encoder
 
-        from lightning_s2s.llms.causal import load_pretrained
+        from lightning_s2s.llms.causal import load_model
 
         if pooling not in (1, 2):
             raise ValueError(f"encoder whisper: pooling must be 1 or 2; got {pooling}")
@@ -45,7 +45,7 @@ class WhisperEncoder(WindowedAudioEncoder):
             settings = {key: value for key, value in config.items() if key != "model_type"}
             self.encoder = Encoder(WhisperConfig(**settings))
         else:
-            self.encoder = load_pretrained("WhisperForConditionalGeneration", checkpoint).model.encoder
+            self.encoder = load_model("WhisperForConditionalGeneration", checkpoint).model.encoder
         self.pooling, self.frame_rate_hz, self.real_frames_only = pooling, 50.0 / pooling, real_frames_only
         self.width = self.encoder.config.d_model
         self.features = self.build_features()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lightning_s2s.data.chat import ChatTokenizer
+from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
 from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def build_causal_lm(config: dict[str, Any]):
@@ -31,8 +34,10 @@ def build_causal_lm(config: dict[str, Any]):
     model_type = settings.pop("model_type", None)
     try:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except ImportError:
+        raise
+    except Exception as error:  # configurations check themselves in many ways, or not before they divide by zero
+        reason = " ".join(str(error).split())
         raise ValueError(f"config: no causal LM of transformers fits model_type {model_type!r} ({reason})") from None
 
 
@@ -71,6 +76,8 @@ class CausalLanguageModel(LanguageModel):
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
         if (checkpoint is None) == (config is None):
             raise ValueError("llm causal: give either checkpoint or config")
+        if dtype not in DTYPES:
+            raise ValueError(f"llm causal: dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
         if checkpoint is None and (tokenizer is None) == (tokenizer_corpus is None):
             raise ValueError("llm causal: with config give either tokenizer (hub id or folder) or tokenizer_corpus")
         self.tokenizer = ChatTokenizer(
@@ -79,11 +86,14 @@ class CausalLanguageModel(LanguageModel):
             else load_pretrained("AutoTokenizer", tokenizer or checkpoint)
         )
         if checkpoint is not None:
-            self.model = load_pretrained("AutoModelForCausalLM", checkpoint, dtype=dtype)
+            self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
+            if tokenizer is not None:
+                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, self.vocabulary)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
             size = max(len(self.tokenizer), config.get("vocab_size", 0))
-            self.model = build_causal_lm({**config, "vocab_size": size})
+            self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
+        check_streams(self.model)
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
@@ -174,3 +184,55 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
             raise
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None
+
+
+def load_model(auto_class: str, name: str, **options: Any) -> Any:
+    """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
+
+    Raises:
+        ValueError: it can't be loaded, or isn't the checkpoint of such a model.
+    """
+    model, loaded = load_pretrained(auto_class, name, output_loading_info=True, **options)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(
+            f"{name}: is no checkpoint of {type(model).__name__}: it lacks {len(missing)} of its tensors, such as "
+            f"{missing[0]}"
+        )
+    return model
+
+
+def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: int) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than those that the checkpoint has learnt.
+
+    Raises:
+        ValueError: it does, by comparison with the checkpoint's own tokenizer where there is one.
+    """
+    given = tokenizer.get_vocab()
+    num_tokens = len(given.keys() - set(SPECIAL_TOKENS))
+    if num_tokens > num_embeddings:
+        raise ValueError(
+            f"llm causal: tokenizer {name} has {num_tokens} tokens, checkpoint {checkpoint} {num_embeddings} embeddings"
+        )
+    try:
+        own = load_pretrained("AutoTokenizer", checkpoint).get_vocab()
+    except ValueError:
+        return
+    differing = sum(given.get(token) != number for token, number in own.items())
+    if differing > 0.01 * len(own):
+        raise ValueError(
+            f"llm causal: tokenizer {name} has other ids than checkpoint {checkpoint}, for {differing} of {len(own)} "
+            "tokens"
+        )
+
+
+def check_streams(model: Any) -> None:
+    """Refuse a model without the key-value cache by which it would have to stream (Mamba, for one).
+
+    Raises:
+        ValueError: its forward lacks an argument.
+    """
+    known = inspect.signature(model.base_model.forward).parameters
+    if lacking := {"inputs_embeds", "attention_mask", "past_key_values"} - known.keys():
+        raise ValueError(
+            f"llm causal: {type(model).__name__} can't answer in a stream: it takes no {', '.join(sorted(lacking))}"
+        )

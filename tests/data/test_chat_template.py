@@ -146,7 +146,9 @@ def test_no_text_passes_for_markup_of_the_template_or_of_this_project(make_byte_
     for item in ({"text": text}, {"audio_text": text}):
         messages = [{"role": "user", "content": [item]}, ANSWER]
         for refuse in (chat.check, chat.encode):
-            with pytest.raises(ValueError, match="^text: contains the special token .*only the chat template may write"):
+            with pytest.raises(
+                ValueError, match="^text: contains the special token .*only the chat template may write"
+            ):
                 refuse(messages)
     chat.check([{"role": "user", "content": "a<eot>b"}, ANSWER])
 
