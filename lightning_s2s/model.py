@@ -68,9 +68,8 @@ class SpeechToSpeechModel(nn.Module):
         self.attachments: dict[str, bytes] = {}
         """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
         if encoder is not None:
-            with connecting(
-                adapter, encoder=f"{type_name(encoder)} (width {encoder.width})", llm=f"(width {llm.width})"
-            ):
+            heard = f"{type_name(encoder)} (width {encoder.width})"
+            with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
                 adapter.connect(encoder.width, llm.width)
         if speech_decoder is not None:
             self.num_units = speech_decoder.num_units or vocoder.num_units

@@ -16,10 +16,11 @@ LONGEST_FILE = 430
 
 LEVELS = {
     # Contracts, names, and pure functions over tensors and text.
-    "interfaces": 0, "registry": 0, "extras": 0, "compatibility": 1, "features": 0, "interleave": 0, "sampling": 0, "splice": 0,
+    "interfaces": 0, "registry": 0, "extras": 0, "features": 0, "interleave": 0, "sampling": 0, "splice": 0,
     "checkpoints.weights": 0, "data.chat": 0, "data.chat_template": 0, "data.audio": 0, "data.manifest": 0,
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
+    "compatibility": 1,
     "model": 2,
     "streaming": 3, "data": 3, "checkpoints": 3,
     "stages": 4, "construction": 4, "evaluation": 4, "serving": 4, "callbacks": 4,

@@ -222,10 +222,9 @@ class ChatTokenizer:
                 raise ValueError(f"role: got {message['role']!r}; allowed: {', '.join(ROLES)}")
         system = messages[0]["role"] == "system"
         if self.template.has_system:
-            default = (
-                [] if system or self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-            )
-            return [*default, *messages]
+            if system or self.system_prompt is None:
+                return messages
+            return [{"role": "system", "content": self.system_prompt}, *messages]
         if not system:
             return messages
         first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)

@@ -43,7 +43,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.turn_end, self.has_system, self.uses = IM_END, True, (IM_START, IM_END)
+        self.turn_end, self.has_system = IM_END, True
+        self.uses: tuple[str, ...] = (IM_START, IM_END)
         self._rendered: dict[tuple[bool, tuple[str, ...]], str] = {}
         if problem := self._study():
             log.warning("%s: using ChatML instead", problem)
@@ -91,9 +92,8 @@ class ChatTemplate:
             except Exception as error:  # templates raise what they like, e.g. "System role not supported"
                 raise ValueError(f"chat template: refuses the roles {', '.join(roles)} ({error})") from None
             if MARK.findall(rendered) != [str(i) for i in range(len(roles))]:
-                raise ValueError(
-                    f"chat template: leaves out, repeats or moves messages of the roles {', '.join(roles)}"
-                )
+                what = "leaves out, repeats or moves messages of"
+                raise ValueError(f"chat template: {what} the roles {', '.join(roles)}")
             self._rendered[key] = _without_thinking(rendered) if add_generation_prompt else rendered
         return self._rendered[key]
 

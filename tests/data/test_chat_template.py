@@ -27,7 +27,8 @@ SYSTEM_BEFORE_LAST_USER = (  # as Mistral 7B v0.3
     "{{ system + '\n\n' }}{% endif %}{{ m['content'] }}[/INST]{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
 )
 OWN_SYSTEM = (  # as SmolLM2 and Qwen 2.5
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nI am B<|im_end|>\n{% endif %}"
+    "{% for m in messages %}"
+    "{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nI am B<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -146,9 +147,7 @@ def test_no_text_passes_for_markup_of_the_template_or_of_this_project(make_byte_
     for item in ({"text": text}, {"audio_text": text}):
         messages = [{"role": "user", "content": [item]}, ANSWER]
         for refuse in (chat.check, chat.encode):
-            with pytest.raises(
-                ValueError, match="^text: contains the special token .*only the chat template may write"
-            ):
+            with pytest.raises(ValueError, match="^text: contains the special token .*the chat template may"):
                 refuse(messages)
     chat.check([{"role": "user", "content": "a<eot>b"}, ANSWER])
 
