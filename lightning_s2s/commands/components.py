@@ -94,7 +94,7 @@ def put_table(path: Path, infos: Sequence[ComponentInfo]) -> None:
     if not BLOCK.search(text):
         raise CommandError(f"--markdown {path}: needs a line <!-- components --> and, below it, <!-- /components -->")
     table = as_table(infos)
-    path.write_text(BLOCK.sub(lambda found: f"{found[1]}{table}{found[2]}", text), encoding="utf-8")
+    path.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text), encoding="utf-8")
 
 
 def _link(paper: str) -> str:

@@ -60,6 +60,8 @@ class CausalLanguageModel(LanguageModel):
             leaves that to the session.
     """
 
+    size = "any: 135M (SmolLM2), 8B (Qwen3)"
+
     def __init__(
         self,
         checkpoint: str | None = None,
