@@ -136,10 +136,14 @@ class Registry:
         Raises:
             ValueError: it is not registered as this kind of component.
         """
-        for name, registered in self._classes.items():
-            if registered is cls:
-                return name
-        raise ValueError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
+        name = self.find_name(cls)
+        if name is None:
+            raise ValueError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
+        return name
+
+    def find_name(self, cls: type) -> str | None:
+        """The name that a class is registered under, None when it is not."""
+        return next((name for name, registered in self._classes.items() if registered is cls), None)
 
     def names(self) -> list[str]:
         """All names, sorted; the components' sources are read, not imported."""

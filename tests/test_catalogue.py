@@ -1,4 +1,4 @@
-"""`lightning-s2s components`: as text, for machines, and as the table of the documentation, which must be up to date."""
+"""`lightning-s2s components`: as text, for machines, and as the table of the docs, which must be up to date."""
 
 from __future__ import annotations
 

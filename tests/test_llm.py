@@ -43,7 +43,7 @@ def saved_llm(make_llm, tmp_path):
 
 
 def loss_and_gradients(llm: CausalLanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """Loss over token embeddings with something added, gradients of these and of all that is trained, and how often a layer was run."""
+    """Loss, gradients of the inputs and of all that is trained, and how often a layer was run."""
     runs = []
     llm.model.base_model.layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))
     generator = torch.Generator().manual_seed(1)
@@ -146,6 +146,7 @@ def test_lora_survives_a_folder(make_llm, tmp_path):
         ({"lora": {"target_modules": ["nope"]}}, "llm causal: lora: Target modules .*nope.* not found"),
         ({"dtype": "float"}, "llm causal: dtype: got 'float'; allowed: float32, bfloat16, float16"),
         ({"config": TWO_LAYERS | {"hidden_size": "wide"}}, "config: no causal LM .*'qwen3' .*expected int, got str"),
+        ({"config": QWEN | {"hidden_sise": 16}}, "'qwen3' .unknown key 'hidden_sise'; did you mean hidden_size.."),
         ({"config": {"model_type": "rwkv", "num_hidden_layers": 1, "hidden_size": 16}}, "'rwkv' .division by zero."),
         (
             {"config": {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 16, "state_size": 4}},

@@ -60,17 +60,15 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
     tensors, path = read_tensors(source)
-    fitting: dict[str, dict[str, Tensor]] = {}
-    kept: list[str] = []
     parts = dict(model.named_children())
     check_same_components(parts, path)
-    for name, part in sorted(parts.items(), key=lambda item: item[0] in BUILT_FOR_OTHERS):
+    fitting: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(parts, key=lambda name: name in BUILT_FOR_OTHERS):
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            fitting[name] = fitting_tensors(part, below_lora(part, found), f"init_from: {path}: {name}")
-        else:
-            kept.append(name)
-    fitting = {name: fitting[name] for name in parts if name in fitting}
+            fitting[name] = fitting_tensors(parts[name], below_lora(parts[name], found), f"init_from: {path}: {name}")
+    loaded = [name for name in parts if name in fitting]
+    kept = [name for name in parts if name not in fitting]
     if not fitting:
         raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
     for name, found in fitting.items():
@@ -78,7 +76,7 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
     if isinstance(model, SpeechToSpeechModel) and fitting.keys() >= {"encoder", "adapter", "llm", "speech_decoder"}:
         folder = path.parent
         model.attachments = attachments_of(folder) if is_opens2s_folder(folder) else read_attachments(folder)
-    return f"{path}: loaded {', '.join(fitting)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+    return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
 
 
 def check_same_components(parts: dict[str, nn.Module], path: Path) -> None:
@@ -95,10 +93,9 @@ def check_same_components(parts: dict[str, nn.Module], path: Path) -> None:
     saved = read_json(config) if path.suffix == ".safetensors" and config.is_file() else {}
     for slot, registry in SLOTS.items():
         there = saved[slot].get("class_path") if isinstance(saved.get(slot), dict) else None
-        if there is not None and slot in parts:
-            here = registry.name_of(type(parts[slot]))
-            if here != there:
-                raise ValueError(f"init_from: {path}: its {slot} is {there}, the model's is {here}")
+        here = registry.find_name(type(parts[slot])) if slot in parts else None  # a class path may have no name
+        if None not in (there, here) and here != there:
+            raise ValueError(f"init_from: {path}: its {slot} is {there}, the model's is {here}")
 
 
 def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:

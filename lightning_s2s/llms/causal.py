@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -26,13 +27,18 @@ def build_causal_lm(config: dict[str, Any]):
     """A transformers causal LM with random weights.
 
     Raises:
-        ValueError: `config` has no `model_type`, or transformers has no causal LM of it.
+        ValueError: `config` has no `model_type`, a misspelt key, or transformers has no causal LM of it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(config)
     model_type = settings.pop("model_type", None)
     try:
+        default = AutoConfig.for_model(model_type)
+        for key in settings:  # transformers keeps unknown keys, and takes its defaults (of billions of parameters)
+            meant = [] if hasattr(default, key) else difflib.get_close_matches(key, vars(default), 1, cutoff=0.85)
+            if meant:
+                raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     except ImportError:
         raise
