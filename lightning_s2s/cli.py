@@ -6,10 +6,11 @@ import importlib
 import os
 import sys
 import traceback
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lightning_s2s.commands.messages import CommandError, one_line
+from lightning_s2s.extras import how_to_install
 from lightning_s2s.registry import unknown_name
 
 DEBUG_VARIABLE = "LIGHTNING_S2S_DEBUG"
@@ -71,13 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError as error:
-        extra = extra_with(error.name or "")
-        if extra is None:
-            raise
-        install = f"pip install 'lightning-s2s[{extra}]'"
-        return _report(error, f"the package {error.name} is missing; install it with {install}", 1, debug)
     except Exception as error:
+        if remedy := how_to_install(error):
+            return _report(error, remedy, 1, debug)
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
         root = _root(error)
@@ -110,19 +107,6 @@ def installed_version() -> str:
         return version("lightning-s2s")
     except PackageNotFoundError:
         return "unknown"
-
-
-def extra_with(package: str) -> str | None:
-    """The extra of this project that installs an optional package; None when none does."""
-    try:
-        requirements = requires("lightning-s2s") or []
-    except PackageNotFoundError:
-        return None
-    for requirement in requirements:
-        name, _, marker = requirement.partition(";")
-        if name.strip().lower().startswith(package.partition(".")[0].lower()) and "extra ==" in marker:
-            return marker.rpartition("extra ==")[2].strip().strip("\"'")
-    return None
 
 
 def _report(error: Exception | None, message: str, code: int, debug: bool) -> int:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.extras import MissingPackageError, how_to_install
 from lightning_s2s.sampling import Generation
 
 
@@ -57,7 +58,10 @@ class Component(nn.Module):
 
 
 def _remember_arguments(init: Any) -> Any:
-    """Wrap a constructor so that the outermost call leaves its arguments, defaults included, in `self.init_args`."""
+    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
+
+    A package that is missing is then said with the command that installs it.
+    """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -70,7 +74,13 @@ def _remember_arguments(init: Any) -> Any:
                 if parameter.kind is parameter.VAR_KEYWORD:
                     arguments |= arguments.pop(parameter.name, {})
             self.__dict__["init_args"] = arguments
-        init(self, *args, **kwargs)
+        try:
+            init(self, *args, **kwargs)
+        except Exception as error:
+            remedy = how_to_install(error, preferred=type(self).extra)
+            if remedy is None or isinstance(error, MissingPackageError):
+                raise
+            raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
 
     return wrapped
 
@@ -125,6 +135,7 @@ class Vocoder(Component, ABC):
         samples_per_unit: samples that one unit stands for, a fraction where several units make up a frame; a reply's
             length may be short of U times that by less than one frame, where a vocoder rounds to frames of its own.
         num_units: number of different units; units are 0 <= unit < num_units.
+        num_codebooks: streams of units side by side; 1, as all of this project have.
         codebooks_per_frame: units that make up a frame, one of each codebook in turn; nothing is heard of a frame
             before its last unit. 1 where a unit is a frame.
         predicts_durations: whether a unit lasts as long as the vocoder thinks; `samples_per_unit` is the shortest then,

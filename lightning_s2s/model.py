@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.compatibility import check_parts, check_same_units, check_voice, connecting, type_name
 from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, UnitLogits, Vocoder
 from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
@@ -57,47 +58,35 @@ class SpeechToSpeechModel(nn.Module):
         vocoder: Vocoder | None = None,
     ):
         super().__init__()
-        if (encoder is None) != (adapter is None):
-            raise ValueError("encoder and adapter go together: give both or neither")
-        if speech_decoder is None and vocoder is not None:
-            raise ValueError("speech_decoder and vocoder go together: a vocoder alone has nothing to say")
-        if speech_decoder is not None and vocoder is None and speech_decoder.num_units is None:
-            raise ValueError("speech_decoder and vocoder go together, unless num_units of the speech_decoder is given")
+        check_parts(llm, encoder, adapter, speech_decoder, vocoder)
         self.encoder, self.adapter, self.llm = encoder, adapter, llm
-        self.speech_decoder = speech_decoder
-        self.vocoder: Vocoder | None = None
+        self.speech_decoder, self.vocoder = speech_decoder, vocoder
         self.num_units: int | None = None
         """Units that the model speaks; None when it is mute."""
         self.attachments: dict[str, bytes] = {}
         """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
         if encoder is not None:
-            adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
-        if vocoder is not None:
-            self.attach_vocoder(vocoder)
+            heard = f"{type_name(encoder)} (width {encoder.width})"
+            with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
+                adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
         if speech_decoder is not None:
             self.num_units = speech_decoder.num_units or vocoder.num_units
-            speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
+            language_model = f"{type_name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
+            with connecting(speech_decoder, llm=language_model, units=self.num_units):
+                speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
 
     def attach_vocoder(self, vocoder: Vocoder) -> None:
         """Give the model a voice, in place of the one that it has.
 
         Raises:
-            ValueError: the vocoder doesn't know the speech decoder's units.
+            ValueError: the vocoder doesn't know the speech decoder's units, or has another rate than the present one.
         """
         decoder = self.speech_decoder
         if decoder is None:
             raise ValueError("this model has no speech decoder: a vocoder has nothing to say")
-        if vocoder.num_codebooks != 1:
-            raise ValueError(
-                f"speech_decoder {type(decoder).__name__} speaks one codebook, vocoder "
-                f"{type(vocoder).__name__} has {vocoder.num_codebooks}"
-            )
-        num_units = self.num_units or decoder.num_units
-        if num_units is not None and num_units > vocoder.num_units:
-            raise ValueError(
-                f"speech_decoder {type(decoder).__name__} speaks {num_units} units, vocoder "
-                f"{type(vocoder).__name__} knows {vocoder.num_units}"
-            )
+        check_voice(decoder, vocoder, self.num_units or decoder.num_units)
+        if self.vocoder is not None:
+            check_same_units(self.vocoder, vocoder)
         self.vocoder = vocoder
 
     @property

@@ -32,19 +32,34 @@ ComponentClass = TypeVar("ComponentClass", bound=type)
 
 @dataclass(frozen=True)
 class ComponentInfo:
-    """One line of `lightning-s2s components`.
+    """What the catalogue says of a component.
 
     Attributes:
         kind: the slot, such as `encoder`; `plug-in` where the component's source can't be found without importing it.
         name: what a YAML says.
         summary: first line of the class's docstring.
         module: import path of the module that defines it.
+        paper, rates, size, licence, extra: see `lightning_s2s.interfaces.Component`.
     """
 
     kind: str
     name: str
     summary: str
     module: str
+    paper: str = ""
+    rates: str = ""
+    size: str = ""
+    licence: str = ""
+    extra: str = ""
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it comes with this package, not with a plug-in."""
+        return self.module.startswith("lightning_s2s.")
+
+
+FACTS = ("paper", "rates", "size", "licence", "extra")
+"""Attributes of a component's class that the catalogue reads from its source, plain strings all."""
 
 
 def near_names(name: str, allowed: Iterable[str]) -> str:
@@ -121,10 +136,14 @@ class Registry:
         Raises:
             ValueError: it is not registered as this kind of component.
         """
-        for name, registered in self._classes.items():
-            if registered is cls:
-                return name
-        raise ValueError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
+        name = self.find_name(cls)
+        if name is None:
+            raise ValueError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
+        return name
+
+    def find_name(self, cls: type) -> str | None:
+        """The name that a class is registered under, None when it is not."""
+        return next((name for name, registered in self._classes.items() if registered is cls), None)
 
     def names(self) -> list[str]:
         """All names, sorted; the components' sources are read, not imported."""
@@ -233,8 +252,21 @@ def _read_components(path: Path, module: str, kinds: dict[str, str]) -> list[Com
                     args=[ast.Constant(value=str(name))],
                 ) if variable in kinds:
                     summary = (ast.get_docstring(node) or "").partition("\n")[0]
-                    infos.append(ComponentInfo(kinds[variable], name, summary, module))
+                    infos.append(ComponentInfo(kinds[variable], name, summary, module, **_read_facts(node)))
     return infos
+
+
+def _read_facts(node: ast.ClassDef) -> dict[str, str]:
+    """The strings that a class's body gives to the names in `FACTS`."""
+    facts = {}
+    for statement in node.body:
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text)))
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=str(text)))
+            ) if name in FACTS:
+                facts[name] = text
+    return facts
 
 
 ENCODERS = Registry("encoder", "encoders", "ENCODERS", "AudioEncoder")

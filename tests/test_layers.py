@@ -16,11 +16,12 @@ LONGEST_FILE = 430
 
 LEVELS = {
     # Contracts, names, and pure functions over tensors and text.
-    "interfaces": 0, "registry": 0, "ctc": 0, "features": 0, "interleave": 0, "sampling": 0,
+    "interfaces": 0, "registry": 0, "ctc": 0, "extras": 0, "features": 0, "interleave": 0, "sampling": 0,
     "specaugment": 0, "splice": 0,
-    "checkpoints.weights": 0, "data.chat": 0, "data.audio": 0, "data.manifest": 0,
+    "checkpoints.weights": 0, "data.chat": 0, "data.chat_template": 0, "data.audio": 0, "data.manifest": 0,
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
+    "compatibility": 1,
     "model": 2,
     "streaming": 3, "data": 3, "checkpoints": 3,
     "stages": 4, "construction": 4, "evaluation": 4, "serving": 4, "callbacks": 4,
@@ -31,7 +32,7 @@ LEVELS = {
 
 CALLS_UPWARDS = {("model", "streaming.session"), ("model", "checkpoints.folder")}
 """Imports inside a function that hand a call over to the layer above: the model's `stream`, `save_pretrained`, ..."""
-LIGHT = {"cli", "registry", "commands.messages", "commands.components"}
+LIGHT = {"cli", "registry", "extras", "commands.messages", "commands.components"}
 """What `--help` and `components` load: the standard library alone."""
 
 WITHOUT_LIGHTNING = 3

@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
+from lightning_s2s import extras
 from lightning_s2s.interfaces import AudioEncoder
-from lightning_s2s.registry import ENCODERS, REGISTRY, VOCODERS, ComponentRegistries, Registry, near_names, unknown_name
+from lightning_s2s.registry import (
+    ENCODERS,
+    FACTS,
+    REGISTRY,
+    VOCODERS,
+    ComponentRegistries,
+    Registry,
+    _read_components,
+    near_names,
+    unknown_name,
+)
 
 BUILT_IN = {
     ("encoder", "mel"), ("encoder", "qwen2_audio"), ("encoder", "whisper"), ("adapter", "conv"), ("llm", "causal"),
@@ -66,6 +77,28 @@ def test_built_in_components_are_listed_with_a_summary():
     infos = REGISTRY.list()
     assert {(info.kind, info.name) for info in infos} >= BUILT_IN
     assert all(len(info.summary) > 10 for info in infos)
+
+
+def test_facts_are_read_from_the_source(tmp_path):
+    path = tmp_path / "parts.py"
+    path.write_text(
+        'import missing\n\n\n@ENCODERS.register("fast")\nclass FastEncoder(Base):\n    """Fast."""\n\n'
+        '    paper = "arXiv:1234.56789"\n    rates: ClassVar[str] = "16 kHz -> " "50 Hz"\n    size = 5\n'
+        '    licence = OTHER\n    extra = "codecs"\n    other = "nothing"\n'
+    )
+    (info,) = _read_components(path, "plugged.parts", {"ENCODERS": "encoder"})
+    assert (info.paper, info.rates, info.extra) == ("arXiv:1234.56789", "16 kHz -> 50 Hz", "codecs")
+    assert (info.size, info.licence, info.is_built_in) == ("", "", False)
+
+
+def test_what_is_read_is_what_the_classes_say():
+    REGISTRY.load()
+    for registry in REGISTRY:
+        for info in REGISTRY.list():
+            if info.kind == registry.kind and info.is_built_in:
+                cls = registry.get(info.name)
+                assert {fact: getattr(info, fact) for fact in FACTS} == {fact: getattr(cls, fact) for fact in FACTS}
+                assert info.extra in {"", *extras.extras()}
 
 
 def test_listing_and_names_import_no_component_and_no_torch():

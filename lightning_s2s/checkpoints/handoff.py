@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_s2s.checkpoints import opens2s
-from lightning_s2s.checkpoints.folder import read_attachments
+from lightning_s2s.checkpoints.folder import SLOTS, read_attachments
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
-from lightning_s2s.checkpoints.weights import fitting_tensors
+from lightning_s2s.checkpoints.weights import fitting_tensors, read_json
 from lightning_s2s.model import SpeechToSpeechModel
+
+BUILT_FOR_OTHERS = ("adapter", "speech_decoder")
+"""Components with shapes of their neighbours: these are compared first, so that the message names the cause."""
 
 
 def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
@@ -57,14 +60,15 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
     tensors, path = read_tensors(source)
+    parts = dict(model.named_children())
+    check_same_components(parts, path)
     fitting: dict[str, dict[str, Tensor]] = {}
-    kept: list[str] = []
-    for name, part in model.named_children():
+    for name in sorted(parts, key=lambda name: name in BUILT_FOR_OTHERS):
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            fitting[name] = fitting_tensors(part, below_lora(part, found), f"init_from: {path}: {name}")
-        else:
-            kept.append(name)
+            fitting[name] = fitting_tensors(parts[name], below_lora(parts[name], found), f"init_from: {path}: {name}")
+    loaded = [name for name in parts if name in fitting]
+    kept = [name for name in parts if name not in fitting]
     if not fitting:
         raise ValueError(f"init_from: {path}: holds none of the model's parts ({', '.join(kept)})")
     for name, found in fitting.items():
@@ -72,7 +76,26 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
     if isinstance(model, SpeechToSpeechModel) and fitting.keys() >= {"encoder", "adapter", "llm", "speech_decoder"}:
         folder = path.parent
         model.attachments = attachments_of(folder) if is_opens2s_folder(folder) else read_attachments(folder)
-    return f"{path}: loaded {', '.join(fitting)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+    return f"{path}: loaded {', '.join(loaded)}" + (f"; not in it: {', '.join(kept)}" if kept else "")
+
+
+def check_same_components(parts: dict[str, nn.Module], path: Path) -> None:
+    """Refuse a model folder whose components have other names than the model's.
+
+    Args:
+        parts: of the model, by slot.
+        path: of the weights; `config.json` beside it names the components.
+
+    Raises:
+        ValueError: one has another name.
+    """
+    config = path.parent / "config.json"
+    saved = read_json(config) if path.suffix == ".safetensors" and config.is_file() else {}
+    for slot, registry in SLOTS.items():
+        there = saved[slot].get("class_path") if isinstance(saved.get(slot), dict) else None
+        here = registry.find_name(type(parts[slot])) if slot in parts else None  # a class path may have no name
+        if None not in (there, here) and here != there:
+            raise ValueError(f"init_from: {path}: its {slot} is {there}, the model's is {here}")
 
 
 def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:

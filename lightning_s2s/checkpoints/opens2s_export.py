@@ -236,7 +236,7 @@ def _write_missing_files(model: SpeechToSpeechModel, folder: Path) -> None:
         model.encoder.features.save_pretrained(folder / "audio")
     if not (folder / "generation_config.json").is_file():
         drawn = model.llm.init_args.get("generation") or {"do_sample": True, "temperature": 0.8, "top_p": 0.9}
-        ends = [token for token in (tokenizer.im_end_id, tokenizer.tokenizer.eos_token_id) if token is not None]
+        ends = [token for token in (tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id) if token is not None]
         limits = {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": tokenizer.pad_id, "max_new_tokens": 256}
         _write_json(folder / "generation_config.json", {**limits, **drawn})
     if not any((folder / "tts" / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

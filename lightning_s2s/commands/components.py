@@ -1,17 +1,102 @@
-"""`lightning-s2s components`: every component by slot and name, read from the sources; nothing is imported."""
+"""`lightning-s2s components`: what can stand in each slot, read from the sources; nothing is imported."""
 
 from __future__ import annotations
 
-from lightning_s2s.commands.messages import OneLineParser
-from lightning_s2s.registry import REGISTRY
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from lightning_s2s.commands.messages import CommandError, OneLineParser
+from lightning_s2s.extras import install_command, missing_packages
+from lightning_s2s.registry import REGISTRY, ComponentInfo
+
+WIDTH = 120
+BLOCK = re.compile(r"(<!-- components -->\n).*?(<!-- /components -->)", re.DOTALL)
+"""Where a Markdown file has the table."""
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Print kind, name and the first docstring line of each component."""
-    OneLineParser(prog=f"lightning-s2s {name}", description=__doc__).parse_args(arguments)
+    """Print the components, or put their table into a Markdown file.
+
+    Raises:
+        CommandError: a mistake in the options, or the file has no place for the table.
+    """
+    parser = OneLineParser(prog=f"lightning-s2s {name}", description=__doc__)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for machines: a list with one object for each component")
+    form.add_argument(
+        "--markdown",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="the built-in ones as a table; into FILE, between <!-- components --> and <!-- /components -->",
+    )
+    options = parser.parse_args(arguments)
     infos = REGISTRY.list()
-    kind_width = max((len(info.kind) for info in infos), default=0)
-    name_width = max((len(info.name) for info in infos), default=0)
-    for info in infos:
-        print(f"{info.kind:<{kind_width}}  {info.name:<{name_width}}  {info.summary}")
+    if options.json:
+        print(json.dumps([as_json(info) for info in infos], indent=2))
+    elif options.markdown is None:
+        print(as_text(infos), end="")
+    elif options.markdown == "-":
+        print(as_table(infos), end="")
+    else:
+        put_table(Path(options.markdown), infos)
     return 0
+
+
+def as_text(infos: Sequence[ComponentInfo]) -> str:
+    """One paragraph for each component below the name of its slot, in lines of at most `WIDTH` characters."""
+    name_width = max((len(info.name) for info in infos), default=0)
+    indent = " " * (name_width + 4)
+    lines = []
+    for kind, group in groupby(infos, key=lambda info: info.kind):
+        lines.append(kind)
+        for info in group:
+            needs = f"needs {install_command(info.extra)}" if missing_packages(info.extra) else f"extra {info.extra}"
+            facts = [info.rates, info.licence and f"weights {info.licence}", info.extra and needs]
+            text = " | ".join(fact for fact in facts if fact)
+            paragraph = [*([text] if text else []), *textwrap.wrap(info.summary, WIDTH - len(indent))]
+            lines += [f"{indent}{line}".rstrip() for line in paragraph]
+            lines[-len(paragraph)] = f"  {info.name:<{name_width}}  {paragraph[0]}"
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_json(info: ComponentInfo) -> dict[str, object]:
+    """All that is known of a component; `install` is the command for its extra, "" when nothing is missing."""
+    missing = missing_packages(info.extra)
+    return asdict(info) | {"missing_packages": missing, "install": install_command(info.extra) if missing else ""}
+
+
+def as_table(infos: Sequence[ComponentInfo]) -> str:
+    """The built-in components as a Markdown table, the same wherever it is made."""
+    rows = ["| slot | name | what it is | paper | rates | size | licence | extra |", f"|{' --- |' * 8}"]
+    for info in infos:
+        if info.is_built_in:
+            name, extra = f"`{info.name}`", info.extra and f"`{info.extra}`"
+            cells = [info.kind, name, info.summary, _link(info.paper), info.rates, info.size, info.licence, extra]
+            rows.append("".join(f"| {cell.replace('|', chr(92) + '|')} " if cell else "| " for cell in cells) + "|")
+    return "".join(f"{row}\n" for row in rows)
+
+
+def put_table(path: Path, infos: Sequence[ComponentInfo]) -> None:
+    """Write the table between the marks of a Markdown file.
+
+    Raises:
+        CommandError: there is no such file, or it has not both marks.
+    """
+    if not path.is_file():
+        raise CommandError(f"--markdown {path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    if not BLOCK.search(text):
+        raise CommandError(f"--markdown {path}: needs a line <!-- components --> and, below it, <!-- /components -->")
+    table = as_table(infos)
+    path.write_text(BLOCK.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text), encoding="utf-8")
+
+
+def _link(paper: str) -> str:
+    """Papers on arXiv become links."""
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", paper)

@@ -6,14 +6,13 @@ output. This file imports neither torch nor, before a folder is read, transforme
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from lightning_s2s.data.chat_template import IM_END, IM_START, MARK, ChatTemplate
 
 AUDIO_PLACEHOLDER = -200
 """The token id that stands for one audio of the user."""
@@ -22,21 +21,13 @@ IGNORE_INDEX = -100
 NO_SEGMENT = -1
 """The segment of a position that no speech decoder reads."""
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 AUDIO_START, AUDIO_END = "<|im_audio_start|>", "<|im_audio_end|>"
 TTS_START, TTS_END = "<|im_tts_start|>", "<|im_tts_end|>"
 SPECIAL_TOKENS = (IM_START, IM_END, AUDIO_START, AUDIO_END, TTS_START, TTS_END)
+"""All tokens that this project adds to a tokenizer; the first two only where the chat template writes them."""
 
-CHATML_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
-
-# Private-use characters: the template is rendered around them, so that no content can be mistaken for its markup.
-_MARKER = "\ue000{}\ue001"
-_MARKER_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class EncodedDialogue:
 
     Attributes:
         input_ids: token ids, with `AUDIO_PLACEHOLDER` for each audio of the user.
-        labels: the id itself where the assistant speaks (with the closing `<|im_end|>`), `IGNORE_INDEX` elsewhere.
+        labels: the id itself where the assistant speaks (with the turn's closing token), `IGNORE_INDEX` elsewhere.
         segments: i over `<|im_tts_start|>`, text and `<|im_tts_end|>` of the i-th assistant turn with units,
             `NO_SEGMENT` elsewhere.
     """
@@ -81,8 +72,9 @@ class ChatTokenizer:
     """A Hugging Face tokenizer that knows spoken dialogues, after OpenS2S (arXiv:2507.05177, Sec. 3).
 
     The assistant's last turn follows the template's generation prompt with thinking off, exactly as in `encode_prompt`,
-    so that training and answering see the same positions; earlier turns look as the template renders history.
-    A template that does not close a turn with `<|im_end|>` is replaced by ChatML, with a warning.
+    so that training and answering see the same positions; earlier turns look as the template renders history. Any chat
+    template will do, see `ChatTemplate`. Where it takes no system message, one of the dialogue is put in front of the
+    first user's text, and `system_prompt` is left out.
 
     Args:
         tokenizer: any transformers tokenizer.
@@ -92,13 +84,11 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any, system_prompt: str | None = SYSTEM_PROMPT):
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
+        self.template = ChatTemplate(tokenizer)
+        chatml = {IM_START, IM_END} - set(self.template.uses)
+        self.special_tokens = tuple(token for token in SPECIAL_TOKENS if token not in chatml)
         self._ids: dict[str, int] | None = None
-        self._rendered: dict[tuple[Any, ...], str] = {}
-        if not getattr(tokenizer, "chat_template", None):
-            tokenizer.chat_template = CHATML_TEMPLATE
-        elif not self._template_fits():
-            log.warning("the chat template doesn't close the assistant's turn with %s: using ChatML instead", IM_END)
-            tokenizer.chat_template = CHATML_TEMPLATE
+        self._markup = self._markup_pattern()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> ChatTokenizer:
@@ -114,9 +104,9 @@ class ChatTokenizer:
     # --- special tokens -----------------------------------------------------------------------------------------
 
     def missing_special_tokens(self) -> list[str]:
-        """Those of `SPECIAL_TOKENS` that the tokenizer lacks."""
+        """Those of `special_tokens` that the tokenizer lacks."""
         vocabulary = self.tokenizer.get_vocab()
-        return [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        return [token for token in self.special_tokens if token not in vocabulary]
 
     def ensure_special_tokens(self) -> int:
         """Add the special tokens that are missing and give their number; the LLM's embeddings must grow as much."""
@@ -134,18 +124,13 @@ class ChatTokenizer:
                     f"tokenizer: lacks the special tokens {', '.join(missing)}; add them with ensure_special_tokens()"
                 )
             vocabulary = self.tokenizer.get_vocab()
-            self._ids = {token: vocabulary[token] for token in SPECIAL_TOKENS}
+            self._ids = {token: vocabulary[token] for token in {*self.special_tokens, self.template.turn_end}}
         return self._ids[token]
 
     @property
-    def im_start_id(self) -> int:
-        """Opens a turn."""
-        return self._special_id(IM_START)
-
-    @property
-    def im_end_id(self) -> int:
-        """Closes a turn; the end of the assistant's answer."""
-        return self._special_id(IM_END)
+    def turn_end_id(self) -> int:
+        """Closes a turn, `<|im_end|>` in ChatML; the end of the assistant's answer."""
+        return self._special_id(self.template.turn_end)
 
     @property
     def audio_start_id(self) -> int:
@@ -171,7 +156,7 @@ class ChatTokenizer:
     def pad_id(self) -> int:
         """Fills batches up; never read, since labels and lengths leave it out."""
         pad = self.tokenizer.pad_token_id
-        return self.im_end_id if pad is None else int(pad)
+        return self.turn_end_id if pad is None else int(pad)
 
     def __len__(self) -> int:
         """Number of token ids, special ones included."""
@@ -189,17 +174,21 @@ class ChatTokenizer:
                 of them the turn is spoken.
 
         Raises:
-            ValueError: a role is unknown, a text contains a special token, or special tokens are missing.
+            ValueError: a role is unknown, the template refuses the roles in this order, a text contains a special
+                token, or special tokens are missing.
         """
         messages = self._with_system(messages)
-        last = len(messages) - 1
-        if messages[last]["role"] == "assistant":
-            # The generation prompt may differ from history (Qwen3's empty thinking block): the last turn follows it.
-            rendered = self._render(last, messages, add_generation_prompt=True) + _MARKER.format(last)
-            rendered += self._render(len(messages), messages).rpartition(_MARKER.format(last))[2]
-        else:
-            rendered = self._render(len(messages), messages)
-        return self._tokenize(rendered, messages)
+        return self._tokenize(self._render(messages), messages)
+
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Raise the ValueError that `encode` would raise, without the work of tokenising."""
+        messages = self._with_system(messages)
+        self._render(messages)
+        _ = self.turn_end_id  # special tokens are there
+        for message in messages:
+            for item in content_items(message["content"]):
+                self._plain(item.get("text") or "")
+                self._plain(item.get("audio_text") or "")
 
     def encode_prompt(self, messages: Sequence[Mapping[str, Any]], spoken: bool) -> list[int]:
         """What the LLM reads before its answer; `spoken` ends it with `<|im_tts_start|>`.
@@ -210,7 +199,7 @@ class ChatTokenizer:
         messages = self._with_system(messages)
         if messages[-1]["role"] == "assistant":
             raise ValueError("messages: the last one is the assistant's; a prompt must end with the user's")
-        rendered = self._render(len(messages), messages, add_generation_prompt=True)
+        rendered = self.template.render([message["role"] for message in messages], add_generation_prompt=True)
         ids = self._tokenize(rendered, messages).input_ids
         return [*ids, self.tts_start_id] if spoken else ids
 
@@ -220,7 +209,7 @@ class ChatTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens and audio placeholders dropped."""
-        dropped = {self._special_id(token) for token in SPECIAL_TOKENS}
+        dropped = {self.turn_end_id, *(self._special_id(token) for token in self.special_tokens)}
         kept = [int(i) for i in ids if int(i) >= 0 and int(i) not in dropped]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
@@ -231,32 +220,37 @@ class ChatTokenizer:
         for message in messages:
             if message["role"] not in ROLES:
                 raise ValueError(f"role: got {message['role']!r}; allowed: {', '.join(ROLES)}")
-        if messages[0]["role"] != "system" and self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return messages
+        system = messages[0]["role"] == "system"
+        if self.template.has_system:
+            if system or self.system_prompt is None:
+                return messages
+            return [{"role": "system", "content": self.system_prompt}, *messages]
+        if not system:
+            return messages
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+        if first is None:
+            raise ValueError("messages: the chat template takes no system message, and no user's message can hold it")
+        instruction = "".join(item.get("text") or "" for item in content_items(messages[0]["content"]))
+        content = [{"text": f"{instruction}\n\n"}, *content_items(messages[first]["content"])]
+        return [*messages[1:first], {**messages[first], "content": content}, *messages[first + 1 :]]
 
-    def _render(self, count: int, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-        """The template over the first `count` messages, with a marker in place of each content."""
-        roles = tuple(message["role"] for message in messages[:count])
-        key = (self.tokenizer.chat_template, add_generation_prompt, *roles)
-        if key not in self._rendered:  # with markers for contents, dialogues of the same roles render alike
-            rendered = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": _MARKER.format(i)} for i, role in enumerate(roles)],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,
-            )
-            if _MARKER_PATTERN.findall(rendered) != [str(i) for i in range(count)]:
-                raise ValueError(f"chat template: leaves out or repeats messages of the dialogue: {rendered!r}")
-            self._rendered[key] = rendered
-        return self._rendered[key]
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        roles = [message["role"] for message in messages]
+        if roles[-1] == "assistant":
+            return self.template.render_with_answer(roles)
+        return self.template.render(roles)
 
-    def _template_fits(self) -> bool:
-        messages = [{"role": role} for role in ROLES]
-        try:
-            return self._render(3, messages).rpartition(_MARKER.format(2))[2].startswith(IM_END)
-        except Exception:  # templates raise what they like, e.g. "System role not supported"
-            return False
+    def _markup_pattern(self) -> re.Pattern[str]:
+        """What no text may contain: it would be read as markup."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        tokens = sorted({*SPECIAL_TOKENS, *added, self.template.turn_end}, key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, tokens), MARK.pattern]))
+
+    def _plain(self, text: str) -> str:
+        """`text`, refused when it would be read as markup."""
+        if found := self._markup.search(text):
+            raise ValueError(f"text: contains the special token {found[0]!r}, which only the chat template may write")
+        return text
 
     def _tokenize(self, rendered: str, messages: Sequence[Mapping[str, Any]]) -> EncodedDialogue:
         """Fill the contents into the rendered template, token by token."""
@@ -271,24 +265,24 @@ class ChatTokenizer:
             labels.extend(new_ids if learn else [IGNORE_INDEX] * len(new_ids))
             segments.extend([segment] * len(new_ids))
 
-        pieces = _MARKER_PATTERN.split(rendered)
+        pieces = MARK.split(rendered)
         pending = pieces[0]
         for index, after in zip(pieces[1::2], pieces[2::2], strict=True):
             message = messages[int(index)]
             items = content_items(message["content"])
             if message["role"] != "assistant":
                 for item in items:
-                    pending += _plain(item.get("text") or "")
+                    pending += self._plain(item.get("text") or "")
                     if item.get("audio") and message["role"] == "user":
                         put(self.encode_text(pending + AUDIO_START), learn=False)
                         put([AUDIO_PLACEHOLDER], learn=False)
                         pending = AUDIO_END
                     elif item.get("audio_text"):
-                        pending += AUDIO_START + _plain(item["audio_text"]) + AUDIO_END
+                        pending += AUDIO_START + self._plain(item["audio_text"]) + AUDIO_END
                 pending += after
                 continue
             put(self.encode_text(pending), learn=False)
-            text = self.encode_text("".join(_plain(item.get("text") or "") for item in items))
+            text = self.encode_text("".join(self._plain(item.get("text") or "") for item in items))
             if is_spoken(message):
                 segment = num_segments if has_units(message) else NO_SEGMENT
                 num_segments += has_units(message)
@@ -296,15 +290,8 @@ class ChatTokenizer:
                 put([*text, self.tts_end_id], learn=True, segment=segment)
             else:
                 put(text, learn=True)
-            put([self.im_end_id], learn=True)
-            pending = after.removeprefix(IM_END)
+            put([self.turn_end_id], learn=True)
+            # Llama-2's template, for one, has a space in front of it.
+            pending = after.lstrip().removeprefix(self.template.turn_end)
         put(self.encode_text(pending), learn=False)
         return EncodedDialogue(ids, labels, segments)
-
-
-def _plain(text: str) -> str:
-    """`text`, refused when it would be read as markup."""
-    found = next((token for token in SPECIAL_TOKENS if token in text), None)
-    if found or _MARKER_PATTERN.search(text):
-        raise ValueError(f"text: contains the special token {found or text!r}, which only the chat template may write")
-    return text

@@ -26,6 +26,11 @@ BYTES_PER_TEXT_TOKEN = 4
 UNIT_RATE_HZ = 25.0
 """Taken for the cost of units when the stage names no rate."""
 DROPPED_SHORT = "audio shorter than min_audio_sec"
+DROPPED_MUTE = "no speech units"
+DROPPED = (DROPPED_SHORT, DROPPED_MUTE)
+"""Reasons for which a row is left out and counted, whatever `on_error` says."""
+LARGEST_RATE_RATIO = 1.25
+"""Units and audio of a reply may differ by so much; two vocoders of different rates differ by more."""
 
 OnError = Literal["raise", "skip"]
 Messages = Sequence[Mapping[str, Any]]
@@ -76,7 +81,8 @@ class SpeechDialogueDataset:
         manifests: JSONL files.
         requirements: of the stage.
         on_error: "raise" at the first broken line or file, or "skip" and count it.
-        min_audio_sec: rows with shorter audio are dropped and counted, whatever `on_error` says.
+        min_audio_sec: rows with shorter audio are dropped and counted, whatever `on_error` says, as are those
+            without units where these are all that is learnt.
         max_duration_sec: rows that cost more can't be put into a batch and count as broken; None allows all.
         cache_audio: keep decoded audio in memory, for corpora that fit.
 
@@ -121,11 +127,11 @@ class SpeechDialogueDataset:
                 for result in pool.map(self._scan_line, chunk):
                     self._add(result)
         names = ", ".join(str(manifest.path) for manifest in self.manifests)
+        left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(self.problems.items()))
         if self.problems:
-            left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(self.problems.items()))
             log.warning("%s: %d of %d rows left out: %s", names, self.problems.total(), len(lines), left_out)
         if not self._entries:
-            raise ValueError(f"{names}: nothing is left to use of {len(lines)} rows")
+            raise ValueError(f"{names}: nothing is left to use of {len(lines)} rows ({left_out or 'it is empty'})")
 
     def _scan_line(self, place: tuple[int, int]) -> list[tuple[_Entry, float]] | ManifestError:
         try:
@@ -135,7 +141,7 @@ class SpeechDialogueDataset:
 
     def _add(self, result: list[tuple[_Entry, float]] | ManifestError) -> None:
         if isinstance(result, ManifestError):
-            if self.on_error == "raise" and result.reason != DROPPED_SHORT:
+            if self.on_error == "raise" and result.reason not in DROPPED:
                 raise result
             self.problems[result.reason] += 1
             log.info("left out: %s", result)
@@ -168,12 +174,48 @@ class SpeechDialogueDataset:
         messages = self._messages(row)
         if not any(message["role"] == "assistant" for message in messages):
             raise self._broken(row, "no assistant turn", "messages: has no assistant turn to learn from")
+        spoken = [message for message in messages if has_units(message)]
+        if self.requirements.needs_units and not spoken:
+            raise self._broken(row, DROPPED_MUTE, "messages: the assistant has no speech_units to learn from")
+        self._check_text(row, messages)
+        for message in spoken:
+            self._check_unit_rate(row, message)
         items = [item for message in messages for item in content_items(message["content"])]
         text_bytes = sum(len((item.get(key) or "").encode()) for item in items for key in ("text", "audio_text"))
         duration = SEC_PER_TEXT_TOKEN * text_bytes / BYTES_PER_TEXT_TOKEN
         duration += self._audio_sec(row, list(user_audio_items(messages)))
-        num_units = sum(len(self._units(row, message)) for message in messages if has_units(message))
+        num_units = sum(len(self._units(row, message)) for message in spoken)
         return duration + num_units / (self.requirements.unit_rate_hz or UNIT_RATE_HZ)
+
+    def _check_text(self, row: Row, messages: Messages) -> None:
+        assert self.requirements.tokenizer is not None
+        try:
+            self.requirements.tokenizer.check(messages)
+        except ValueError as error:
+            raise self._broken(row, "wrong text", str(error)) from None
+
+    def _check_unit_rate(self, row: Row, message: Mapping[str, Any]) -> None:
+        """Compare units with the length of the reply's audio, where the row states it, else in a first row alone."""
+        rate = self.requirements.unit_rate_hz
+        items = [item for item in content_items(message["content"]) if item.get("audio") or item.get("audio_sec")]
+        if rate is None or len(items) != 1:
+            return
+        seconds = items[0].get("audio_sec")
+        if seconds is None and row["line"] == 1:  # opening all files would take long
+            try:
+                seconds = audio_duration_sec(AudioReference.parse(items[0]["audio"], row["folder"]))
+            except AudioError:  # only its units are needed
+                return
+        if seconds is None or seconds < self.min_audio_sec:
+            return
+        found = len(self._units(row, message)) / seconds
+        if max(found / rate, rate / max(found, 1e-6)) > LARGEST_RATE_RATIO:
+            raise self._broken(
+                row,
+                "units of another rate",
+                f"speech_units: {found * seconds:.0f} for {seconds:.2f} s of audio are {found:.1f} a second, the "
+                f"vocoder has {rate:g}; were they made by another one?",
+            )
 
     def _audio_sec(self, row: Row, items: Sequence[Mapping[str, Any]]) -> float:
         total = 0.0
@@ -253,10 +295,14 @@ class SpeechDialogueDataset:
             raise self._broken(row, "no transcript", str(error)) from None
 
     def _units(self, row: Row, message: Mapping[str, Any]) -> list[int]:
+        frame = self.requirements.codebooks_per_frame
         try:
-            return message_units(message, self.requirements.num_units)
+            units = message_units(message, self.requirements.num_units)
+            if len(units) % frame:
+                raise ValueError(f"speech_units: got {len(units)}; the vocoder makes a frame of {frame} of them")
         except ValueError as error:
             raise self._broken(row, "wrong units", str(error)) from None
+        return units
 
     def _speaker(self, row: Row, message: Mapping[str, Any]) -> np.ndarray | None:
         try:

@@ -19,6 +19,8 @@ class DataRequirements:
             user's audio is read as its `transcript`.
         unit_rate_hz: speech units per second, to know the duration of a row; None when units play no part.
         num_units: size of the codebook, units are 0 <= unit < num_units; None leaves them unchecked.
+        codebooks_per_frame: units that make a frame together; a turn has whole frames.
+        needs_units: rows whose assistant has no units teach nothing, and are left out.
         task: "dialogue" for the stages, "vocoder" for pairs of audio and text.
 
     Raises:
@@ -29,6 +31,8 @@ class DataRequirements:
     sample_rate: int | None = None
     unit_rate_hz: float | None = None
     num_units: int | None = None
+    codebooks_per_frame: int = 1
+    needs_units: bool = False
     task: Literal["dialogue", "vocoder"] = "dialogue"
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class WhisperEncoder(WindowedAudioEncoder):
         from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Encoder
 
-        from lightning_s2s.llms.causal import load_pretrained
+        from lightning_s2s.llms.causal import load_model
 
         if pooling not in (1, 2):
             raise ValueError(f"encoder whisper: pooling must be 1 or 2; got {pooling}")
@@ -60,7 +60,7 @@ class WhisperEncoder(WindowedAudioEncoder):
             settings = {key: value for key, value in config.items() if key != "model_type"}
             self.encoder = Encoder(WhisperConfig(**settings))
         else:
-            self.encoder = load_pretrained("WhisperForConditionalGeneration", checkpoint).model.encoder
+            self.encoder = load_model("WhisperForConditionalGeneration", checkpoint).model.encoder
         self.pooling, self.frame_rate_hz = pooling, 50.0 / pooling
         self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
 

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from lightning_s2s.data.chat import ChatTokenizer
+from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
+from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def build_causal_lm(config: dict[str, Any]):
     """A transformers causal LM with random weights.
 
     Raises:
-        ValueError: `config` has no `model_type`, or transformers has no causal LM of it.
+        ValueError: `config` has no `model_type`, a misspelt key, or transformers has no causal LM of it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(config)
     model_type = settings.pop("model_type", None)
     try:
+        default = AutoConfig.for_model(model_type)
+        for key in settings:  # transformers keeps unknown keys, and takes its defaults (of billions of parameters)
+            meant = [] if hasattr(default, key) else difflib.get_close_matches(key, vars(default), 1, cutoff=0.85)
+            if meant:
+                raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except ImportError:
+        raise
+    except Exception as error:  # configurations check themselves in many ways, or not before they divide by zero
+        reason = " ".join(str(error).split())
         raise ValueError(f"config: no causal LM of transformers fits model_type {model_type!r} ({reason})") from None
 
 
@@ -44,9 +60,13 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
         dtype: of the weights, such as `float32` or `bfloat16`.
         lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
+        gradient_checkpointing: compute each layer again in the backward pass instead of keeping its activations: less
+            memory, more time, the same gradients. Also where the LLM is frozen and gradients only pass through.
         generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
             leaves that to the session.
     """
+
+    size = "any: 135M (SmolLM2), 8B (Qwen3)"
 
     def __init__(
         self,
@@ -58,11 +78,14 @@ class CausalLanguageModel(LanguageModel):
         dtype: str = "float32",
         lora: dict[str, Any] | None = None,
         generation: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
         if (checkpoint is None) == (config is None):
             raise ValueError("llm causal: give either checkpoint or config")
+        if dtype not in DTYPES:
+            raise ValueError(f"llm causal: dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
         if checkpoint is None and (tokenizer is None) == (tokenizer_corpus is None):
             raise ValueError("llm causal: with config give either tokenizer (hub id or folder) or tokenizer_corpus")
         self.tokenizer = ChatTokenizer(
@@ -71,18 +94,21 @@ class CausalLanguageModel(LanguageModel):
             else load_pretrained("AutoTokenizer", tokenizer or checkpoint)
         )
         if checkpoint is not None:
-            self.model = load_pretrained("AutoModelForCausalLM", checkpoint, dtype=dtype)
+            self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
+            if tokenizer is not None:
+                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, self.vocabulary)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
             size = max(len(self.tokenizer), config.get("vocab_size", 0))
-            self.model = build_causal_lm({**config, "vocab_size": size})
+            self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
+        check_streams(self.model)
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         if lora is not None:
-            from peft import LoraConfig, inject_adapter_in_model
-
-            self.model = inject_adapter_in_model(LoraConfig(**lora), self.model)
+            self.model = add_lora(self.model, lora)
+        if gradient_checkpointing:
+            checkpoint_layers(self.model)
         self.width = self.model.config.hidden_size
 
     @property
@@ -117,6 +143,44 @@ class CausalLanguageModel(LanguageModel):
         ).last_hidden_state
 
 
+def add_lora(model: Any, lora: dict[str, Any]) -> Any:
+    """The model with matrices of low rank beside its own (Hu et al., arXiv:2106.09685); only they are trained.
+
+    Raises:
+        ValueError: an argument that peft doesn't know, or that fits no layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    try:
+        return inject_adapter_in_model(LoraConfig(**lora), model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"llm causal: lora: {error}") from None
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let every layer be computed again in the backward pass.
+
+    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
+
+    Raises:
+        ValueError: the model has no layers of the kind that can be.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"llm causal: gradient_checkpointing: {type(model).__name__} has no layers that allow it")
+    for layer in layers:
+        layer.forward = functools.partial(_checkpointed, layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
     import transformers
@@ -124,5 +188,59 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     try:
         return getattr(transformers, auto_class).from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
+        if how_to_install(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None
+
+
+def load_model(auto_class: str, name: str, **options: Any) -> Any:
+    """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
+
+    Raises:
+        ValueError: it can't be loaded, or isn't the checkpoint of such a model.
+    """
+    model, loaded = load_pretrained(auto_class, name, output_loading_info=True, **options)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(
+            f"{name}: is no checkpoint of {type(model).__name__}: it lacks {len(missing)} of its tensors, such as "
+            f"{missing[0]}"
+        )
+    return model
+
+
+def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: int) -> None:
+    """Refuse a tokenizer whose ids mean other tokens than those that the checkpoint has learnt.
+
+    Raises:
+        ValueError: it does, by comparison with the checkpoint's own tokenizer where there is one.
+    """
+    given = tokenizer.get_vocab()
+    num_tokens = len(given.keys() - set(SPECIAL_TOKENS))
+    if num_tokens > num_embeddings:
+        raise ValueError(
+            f"llm causal: tokenizer {name} has {num_tokens} tokens, checkpoint {checkpoint} {num_embeddings} embeddings"
+        )
+    try:
+        own = load_pretrained("AutoTokenizer", checkpoint).get_vocab()
+    except ValueError:
+        return
+    differing = sum(given.get(token) != number for token, number in own.items())
+    if differing > 0.01 * len(own):
+        raise ValueError(
+            f"llm causal: tokenizer {name} has other ids than checkpoint {checkpoint}, for {differing} of {len(own)} "
+            "tokens"
+        )
+
+
+def check_streams(model: Any) -> None:
+    """Refuse a model without the key-value cache by which it would have to stream (Mamba, for one).
+
+    Raises:
+        ValueError: its forward lacks an argument.
+    """
+    known = inspect.signature(model.base_model.forward).parameters
+    if lacking := {"inputs_embeds", "attention_mask", "past_key_values"} - known.keys():
+        raise ValueError(
+            f"llm causal: {type(model).__name__} can't answer in a stream: it takes no {', '.join(sorted(lacking))}"
+        )

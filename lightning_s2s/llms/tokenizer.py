@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_s2s.data.chat import CHATML_TEMPLATE, SPECIAL_TOKENS, SYSTEM_PROMPT, content_items
+from lightning_s2s.data.chat import SPECIAL_TOKENS, SYSTEM_PROMPT, content_items
+from lightning_s2s.data.chat_template import CHATML_TEMPLATE
 
 
 def train_tokenizer(manifest: str, size: int) -> Any:

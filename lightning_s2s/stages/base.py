@@ -100,6 +100,7 @@ class Stage(L.LightningModule):
             sample_rate=encoder.sample_rate if encoder else None,
             unit_rate_hz=vocoder.unit_rate_hz if vocoder else None,
             num_units=self.model.num_units,
+            codebooks_per_frame=vocoder.codebooks_per_frame if vocoder else 1,
         )
 
     def on_train_epoch_start(self) -> None:

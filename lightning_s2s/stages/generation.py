@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
 
 
@@ -33,6 +35,10 @@ class SpeechGenerationPretraining(Stage):
                 "set text_conditions to true and train from the start, or train on with condition: hidden_states"
             )
         self.condition = condition
+
+    def data_requirements(self) -> DataRequirements:
+        """What batches must fit; a row without units has nothing to speak."""
+        return replace(super().data_requirements(), needs_units=True)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
         if not len(batch["unit_lengths"]):

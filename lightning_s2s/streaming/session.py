@@ -75,7 +75,7 @@ class StreamingSession:
         self.text_sampler = _sampler(text, None if greedy else text_sampler, greedy, Sampler(0.8, top_p=0.9))
         self.unit_sampler = _sampler(units, unit_sampler, greedy, Sampler(0.8, top_k=20))
         tokenizer = model.llm.tokenizer
-        by_tokenizer = {tokenizer.im_end_id, tokenizer.tokenizer.eos_token_id}
+        by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
         self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
             if seed is not None and sampler.seed is None:

@@ -27,7 +27,7 @@ def speak_text(
         raise ValueError("this model has no speech decoder: it can't speak")
     tokenizer, decoder = model.llm.tokenizer, model.speech_decoder
     # The tokens that the hidden states of `<|im_tts_start|>`, the text and `<|im_tts_end|>` predict.
-    ids = [*tokenizer.encode_text(text), tokenizer.tts_end_id, tokenizer.im_end_id]
+    ids = [*tokenizer.encode_text(text), tokenizer.tts_end_id, tokenizer.turn_end_id]
     speaker = torch.zeros(512) if speaker is None else speaker
     state = decoder.start_stream(speaker.unsqueeze(0).to(model.device), sampler)
     conditions = decoder.embed_text(torch.tensor([ids], device=model.device))

@@ -99,7 +99,7 @@ def test_missing_special_tokens_are_named_and_added(make_byte_tokenizer, tmp_pat
         _ = chat.tts_start_id
     assert chat.ensure_special_tokens() == 3
     assert chat.ensure_special_tokens() == 0
-    assert (chat.im_end_id, chat.audio_end_id, chat.tts_start_id, chat.tts_end_id) == (257, 260, 261, 262)
+    assert (chat.turn_end_id, chat.audio_end_id, chat.tts_start_id, chat.tts_end_id) == (257, 260, 261, 262)
     assert len(chat) == 263
     chat.save_pretrained(tmp_path / "saved")
     loaded = ChatTokenizer.from_pretrained(tmp_path / "saved")

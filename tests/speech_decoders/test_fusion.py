@@ -55,7 +55,7 @@ def test_training_and_streaming_fuse_the_same(tokenizer_folder, monkeypatch):
     model = whole_model(tokenizer_folder, "gate")
     # Something to say in whole characters, closed as a spoken turn is.
     tokenizer, question = model.llm.tokenizer, sweep(0.6)
-    said = iter([*b"Hi", tokenizer.tts_end_id, tokenizer.im_end_id])
+    said = iter([*b"Hi", tokenizer.tts_end_id, tokenizer.turn_end_id])
     seen = watch_project(model, monkeypatch)
     reply = model.respond(question, 16_000, text_sampler=lambda _: next(said), greedy=False)
     assert reply.text_ids == [72, 105, 261, 257] and torch.cat([t for _, t, _ in seen], 1).tolist() == [reply.text_ids]

@@ -1,0 +1,115 @@
+"""A tokenizer's chat template, with marks in place of the contents: no content can be mistaken for its markup.
+
+This file imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+CHATML_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# Private-use characters, which texts don't have.
+_MARK = "\ue000{}\ue001"
+MARK = re.compile("\ue000(\\d+)\ue001")
+"""The mark of a content; its group is the message's number."""
+
+PROBES = (("system", "user", "assistant", "user", "assistant"), ("user", "assistant", "user", "assistant"))
+
+
+class ChatTemplate:
+    """Any chat template of transformers, with thinking off.
+
+    `enable_thinking` and `thinking` are false for it. One that opens `<think>` all the same gets the thought closed,
+    empty. A tokenizer without a template, or with one that can't be used, gets ChatML, with a warning.
+
+    Args:
+        tokenizer: of transformers; its `chat_template` may be replaced.
+
+    Attributes:
+        turn_end: the special token that closes the assistant's turn.
+        has_system: whether a system message may stand first; False where the template refuses it, or puts it elsewhere.
+        uses: those of `<|im_start|>` and `<|im_end|>` that the template writes.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.turn_end, self.has_system = IM_END, True
+        self.uses: tuple[str, ...] = (IM_START, IM_END)
+        self._rendered: dict[tuple[bool, tuple[str, ...]], str] = {}
+        if problem := self._study():
+            log.warning("%s: using ChatML instead", problem)
+            tokenizer.chat_template = CHATML_TEMPLATE
+            self._rendered.clear()
+            self._study()
+
+    def _study(self) -> str | None:
+        """Find out how the template closes a turn and whether it knows the system; what is wrong with it, or None."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return "the tokenizer has no chat template"
+        added = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        problem = None
+        for roles in PROBES:
+            try:
+                rendered = self.render(roles)
+            except ValueError as error:
+                problem = str(error)
+                continue
+            after = MARK.split(rendered)[-1].lstrip()
+            ends = [token for token in {*added, IM_END} if after.startswith(token)]
+            if not ends:
+                return f"the chat template closes the assistant's turn with {after!r}, which is no special token"
+            self.turn_end, self.has_system = max(ends, key=len), roles[0] == "system"
+            self.uses = tuple(token for token in (IM_START, IM_END) if token in rendered)
+            return None
+        return problem
+
+    def render(self, roles: Sequence[str], add_generation_prompt: bool = False) -> str:
+        """The template over messages of these roles, with marks 0, 1, ... for their contents.
+
+        Raises:
+            ValueError: the template refuses these roles, or leaves a message out or moves it.
+        """
+        key = (add_generation_prompt, tuple(roles))
+        if key not in self._rendered:  # with marks for contents, dialogues of the same roles render alike
+            try:
+                rendered = self.tokenizer.apply_chat_template(
+                    [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=False,
+                    thinking=False,
+                )
+            except Exception as error:  # templates raise what they like, e.g. "System role not supported"
+                raise ValueError(f"chat template: refuses the roles {', '.join(roles)} ({error})") from None
+            if MARK.findall(rendered) != [str(i) for i in range(len(roles))]:
+                what = "leaves out, repeats or moves messages of"
+                raise ValueError(f"chat template: {what} the roles {', '.join(roles)}")
+            self._rendered[key] = _without_thinking(rendered) if add_generation_prompt else rendered
+        return self._rendered[key]
+
+    def render_with_answer(self, roles: Sequence[str]) -> str:
+        """`render` of a dialogue that the assistant ends, whose last turn follows the generation prompt.
+
+        That may differ from history (Qwen3's empty thought): so training sees what answering sees.
+        """
+        last = _MARK.format(len(roles) - 1)
+        prompt = self.render(roles[:-1], add_generation_prompt=True)
+        return prompt + last + self.render(roles).rpartition(last)[2]
+
+
+def _without_thinking(prompt: str) -> str:
+    """The prompt with an empty thought where it ends in an open one, written as Qwen3 writes it."""
+    start = MARK.split(prompt)[-1]
+    if start.count("<think>") <= start.count("</think>"):
+        return prompt
+    return prompt.rstrip("\n") + "\n\n</think>\n\n"
