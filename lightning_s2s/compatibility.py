@@ -42,8 +42,8 @@ def check_parts(
     """
     parts = {"encoder": encoder, "adapter": adapter, "llm": llm, "speech_decoder": speech_decoder, "vocoder": vocoder}
     for slot, part in parts.items():
-        if part is not None:
-            _check_declared(slot, part)
+        if part is not None and slot != "adapter":  # whose rate may depend on the encoder's: see `connect`
+            check_declared(slot, part)
     if (encoder is None) != (adapter is None):
         raise ValueError("encoder and adapter go together: give both or neither")
     if speech_decoder is None and vocoder is not None:
@@ -53,6 +53,18 @@ def check_parts(
     _check_tokenizer(llm)
     if speech_decoder is not None and vocoder is not None:
         check_voice(speech_decoder, vocoder, speech_decoder.num_units)
+
+
+def check_declared(slot: str, part: nn.Module) -> None:
+    """Refuse a component that lacks one of the numbers that its neighbours read.
+
+    Raises:
+        ValueError: one is missing, or not above 0.
+    """
+    for attribute in DECLARED[slot]:
+        value = getattr(part, attribute, None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{slot} {type_name(part)}: {attribute} must be a number above 0; got {value!r}")
 
 
 def check_voice(decoder: SpeechDecoder, vocoder: Vocoder, num_units: int | None) -> None:
@@ -119,13 +131,6 @@ def connecting(part: nn.Module, **neighbours: object) -> Iterator[None]:
 def type_name(part: object) -> str:
     """How messages call a component."""
     return type(part).__name__
-
-
-def _check_declared(slot: str, part: nn.Module) -> None:
-    for attribute in DECLARED[slot]:
-        value = getattr(part, attribute, None)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{slot} {type_name(part)}: {attribute} must be a number above 0; got {value!r}")
 
 
 def _check_tokenizer(llm: LanguageModel) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_s2s.compatibility import check_parts, check_same_units, check_voice, connecting, type_name
+from lightning_s2s.compatibility import (
+    check_declared,
+    check_parts,
+    check_same_units,
+    check_voice,
+    connecting,
+    type_name,
+)
 from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, UnitLogits, Vocoder
 from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
@@ -69,6 +76,7 @@ class SpeechToSpeechModel(nn.Module):
             heard = f"{type_name(encoder)} (width {encoder.width})"
             with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
                 adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
+            check_declared("adapter", adapter)
         if speech_decoder is not None:
             self.num_units = speech_decoder.num_units or vocoder.num_units
             language_model = f"{type_name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
