@@ -164,7 +164,7 @@ def _measure(name: str, content: Any, steps: Mapping[str, Step]) -> Measure:
             raise ValueError(f"{where}.{key}: got {parts[key]!r}; allowed: {names}")
     source = "scalar" if steps[parts["step"]].command == "fit" else "figure"
     if [key for key in ("scalar", "figure") if key in parts] != [source]:
-        raise ValueError(f"{where}: expected {source}, since {parts['step']} is a {steps[parts['step']].command}")
+        raise ValueError(f"{where}: expected {source}, since {parts['step']} runs {steps[parts['step']].command}")
     return Measure(
         name,
         parts["step"],
