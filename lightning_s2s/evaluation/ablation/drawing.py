@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_s2s.evaluation.ablation.results import Spread, Values, spread_of
+from lightning_s2s.evaluation.ablation.results import Spread, Values
 from lightning_s2s.evaluation.ablation.study import Measure, Study
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d1f")
 """Okabe and Ito's, which colour-blind readers can tell apart; the markers differ as well."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*")
 COLUMNS = 3
 
 
@@ -27,7 +28,7 @@ def draw_trade_off(study: Study, values: Values) -> Figure | None:
         for quality in study.measures
         for latency in study.measures
         if (quality.kind, latency.kind) == ("quality", "latency")
-        and any(len(found.keys() & {quality.name, latency.name}) == 2 for found in values.values())
+        and any(points_of(values, variant, latency, quality) for variant in study.variants)
     ]
     if not pairs:
         return None
@@ -36,17 +37,15 @@ def draw_trade_off(study: Study, values: Values) -> Figure | None:
     panels = drawing.subplots(rows, columns, squeeze=False).flatten()
     for axes, (latency, quality) in zip(panels, pairs, strict=False):
         for number, variant in enumerate(study.variants):
-            across, up = spread_of(values, variant, latency), spread_of(values, variant, quality)
-            if across.values and up.values:
-                _point(axes, _scaled(across, latency), _scaled(up, quality), number, variant)
+            _point(axes, points_of(values, variant, latency, quality), number, variant)
         axes.set_xlabel(axis_label(latency))
         axes.set_ylabel(axis_label(quality))
         _plain(axes)
         axes.grid(color="0.9", linewidth=0.8)
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside right upper", frameon=False)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[1]))
+    drawing.legend(handles, labels, loc="outside right center", frameon=False)
     drawing.suptitle(f"{study.title}\n{_seeds(study)}", fontsize=11)
     return drawing
 
@@ -55,7 +54,7 @@ def draw_measures(study: Study, values: Values) -> Figure | None:
     """A panel for each measure, a line for each variant; None without values."""
     from matplotlib.figure import Figure
 
-    measures = [measure for measure in study.measures if any(measure.name in found for found in values.values())]
+    measures = [m for m in study.measures if any(points_of(values, variant, m) for variant in study.variants)]
     if not measures:
         return None
     columns, rows = min(len(measures), COLUMNS), math.ceil(len(measures) / COLUMNS)
@@ -64,10 +63,7 @@ def draw_measures(study: Study, values: Values) -> Figure | None:
     panels = drawing.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for axes, measure in zip(panels, measures, strict=False):
         for number, variant in enumerate(study.variants):
-            spread = _scaled(spread_of(values, variant, measure), measure)
-            if spread.values:
-                row = Spread((float(number),))
-                _point(axes, spread, row, number, variant)
+            _point(axes, [(x, number) for (x,) in points_of(values, variant, measure)], number, variant)
         axes.set_xlabel(axis_label(measure))
         axes.set_yticks(range(len(study.variants)), list(study.variants))
         axes.set_ylim(len(study.variants) - 0.5, -0.5)
@@ -86,13 +82,26 @@ def axis_label(measure: Measure) -> str:
     return f"{measure.name}{unit}\n({'higher' if measure.better == 'up' else 'lower'} is better)"
 
 
-def _point(axes: Axes, across: Spread, up: Spread, number: int, label: str) -> None:
-    """Small marks for the seeds, a large one for the mean, bars of one standard deviation."""
+def points_of(values: Values, variant: str, *measures: Measure) -> list[tuple[float, ...]]:
+    """The values of a variant's seeds, for the seeds that have all of these measures; shares as percent."""
+    scale = [100.0 if measure.unit == "percent" else 1.0 for measure in measures]
+    found = [
+        tuple(factor * by_name.get(measure.name, math.nan) for factor, measure in zip(scale, measures, strict=True))
+        for (name, _), by_name in values.items()
+        if name == variant
+    ]
+    return [point for point in found if not any(map(math.isnan, point))]
+
+
+def _point(axes: Axes, points: Sequence[tuple[float, ...]], number: int, label: str) -> None:
+    """Small marks for the seeds, a large one for their mean, bars of one standard deviation; nothing without points."""
+    if not points:
+        return
+    across, up = (Spread(values) for values in zip(*points, strict=True))
     color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-    if len(across.values) > 1:
-        seeds = up.values if len(up.values) == len(across.values) else up.values * len(across.values)
-        axes.scatter(across.values, seeds[: len(across.values)], s=14, color=color, alpha=0.45, linewidths=0, zorder=2)
-    bars = [None if math.isnan(spread.deviation) else spread.deviation for spread in (across, up)]
+    if len(points) > 1:
+        axes.scatter(across.values, up.values, s=16, color=color, alpha=0.5, linewidths=0, zorder=2)
+    bars = [spread.deviation if spread.deviation > 0 else None for spread in (across, up)]
     axes.errorbar(
         across.mean,
         up.mean,
@@ -107,12 +116,6 @@ def _point(axes: Axes, across: Spread, up: Spread, number: int, label: str) -> N
         label=label,
         zorder=3,
     )
-
-
-def _scaled(spread: Spread, measure: Measure) -> Spread:
-    """Shares as percent."""
-    factor = 100.0 if measure.unit == "percent" else 1.0
-    return Spread(tuple(factor * value for value in spread.values))
 
 
 def _plain(axes: Axes) -> None:
