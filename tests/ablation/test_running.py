@@ -133,11 +133,42 @@ def test_a_study_that_was_killed_goes_on_and_gives_what_its_commands_give(folder
     assert main(["ablate", "study.yaml"]) == 0
     assert not list((folder / "other").rglob("output.log"))
     assert table((folder / "other" / "results.md").read_text()) == table(page)
-    check_tensorboard(folder / "study")
 
 
-def check_tensorboard(study: Path) -> None:
-    """HParams and measures of all runs, as TensorBoard's plugin reads them from the one folder."""
+# --- failing, stale and stopped -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Commands that write a result at once, and a set of labels that fail instead."""
+    failing: set[str] = set()
+    done: list[str] = []
+
+    def run_command(command: Command, held: int) -> int:
+        from torch.utils.tensorboard import SummaryWriter
+
+        done.append(command.label)
+        if command.label in failing:
+            return 1
+        with SummaryWriter(str(command.folder / "logs")) as writer:
+            writer.add_scalar("val/unit_loss", len(done), 10)
+            writer.add_scalar("val/unit_accuracy", 0.5, 10)
+        (command.folder / "model").mkdir()
+        (command.folder / "model" / "config.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(running, "run_command", run_command)
+    return failing, done
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_tensorboard_finds_options_and_measures_of_all_runs_in_one_folder(folder: Path, fake_run, times: int):
+    """A second call replaces what the first has written."""
+    for _ in range(times):
+        assert main(["ablate", "study.yaml"]) == 0
+    study = folder / "study"
+    assert len(list(study.glob("events.out.tfevents.*"))) == 1
+    assert len(list(study.glob("runs/*/*/events.out.tfevents.*"))) == 4
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext
@@ -171,36 +202,10 @@ def check_tensorboard(study: Path) -> None:
     options = {group.sessions[0].name: dict(group.hparams) for group in listed.session_groups}
     assert options["runs/long/seed2"]["speak/model.speech_decoder.interleave"].string_value == "4:8"
     assert options["runs/long/seed2"]["seed"].number_value == 2
-    for session in sessions:
-        values = {value.name.tag: value.value for value in session.metric_values}
-        logged = multiplexer.Scalars(f"{session.name}/speak/logs", "val/unit_loss")[-1].value
-        assert values["unit loss"] == pytest.approx(logged)
-
-
-# --- failing, stale and stopped -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_run(monkeypatch):
-    """Commands that write a result at once, and a set of labels that fail instead."""
-    failing: set[str] = set()
-    done: list[str] = []
-
-    def run_command(command: Command, held: int) -> int:
-        from torch.utils.tensorboard import SummaryWriter
-
-        done.append(command.label)
-        if command.label in failing:
-            return 1
-        with SummaryWriter(str(command.folder / "logs")) as writer:
-            writer.add_scalar("val/unit_loss", len(done), 10)
-            writer.add_scalar("val/unit_accuracy", 0.5, 10)
-        (command.folder / "model").mkdir()
-        (command.folder / "model" / "config.json").write_text("{}")
-        return 0
-
-    monkeypatch.setattr(running, "run_command", run_command)
-    return failing, done
+    values = {s.name: {value.name.tag: value.value for value in s.metric_values} for s in sessions}
+    assert values["runs/short/seed1"] == {"unit loss": 1.0, "unit accuracy": 0.5}
+    assert values["runs/long/seed2"] == {"unit loss": 4.0, "unit accuracy": 0.5}
+    assert "runs/long/seed2/speak/logs" in multiplexer.Runs()
 
 
 def test_a_failing_variant_is_reported_and_repeated_by_the_next_call(folder: Path, fake_run, capsys):

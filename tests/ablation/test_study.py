@@ -235,15 +235,15 @@ def test_the_table(folder: Path):
     ]
     assert "Mean ± standard deviation over 2 seeds" in lines
     assert "| 4 to 8 | 2 | no value | no value |" in lines
-    assert "| 4 to 8 | speak | `config: fast.yaml`<br>`model.lr: 0.2` |" in lines
+    assert "| 4 to 8 | speak | `config: [fast.yaml]`<br>`model.lr: 0.2` |" in lines
     assert "![measures](measures.png)" in lines
 
 
 def test_options_have_one_type_in_all_variants(folder: Path):
     assert hyperparameters(read_study("study.yaml")) == {
         "1:2": {"variant": "1:2", "speak/model.rate": "1:2"},
-        "4 to 8": {"variant": "4 to 8", "speak/config": "fast.yaml", "speak/model.lr": 0.2},
-        "deaf": {"variant": "deaf", "speak/model.init_from": "None", "ask/runs": "['{speak}']"},
+        "4 to 8": {"variant": "4 to 8", "speak/config": "[fast.yaml]", "speak/model.lr": 0.2},
+        "deaf": {"variant": "deaf", "speak/model.init_from": "null", "ask/runs": "['{speak}']"},
     }
 
 

@@ -121,6 +121,7 @@ def _point(axes: Axes, points: Sequence[tuple[float, ...]], number: int, label: 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _seeds(study: Study) -> str:

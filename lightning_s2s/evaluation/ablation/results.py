@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.evaluation.ablation.running import is_finished
-from lightning_s2s.evaluation.ablation.study import Command, Measure, Run, Study
+from lightning_s2s.evaluation.ablation.study import Command, Measure, Run, Settings, Study, as_text
 from lightning_s2s.evaluation.answer import Figure
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.evaluation.runs import read_run
@@ -122,7 +122,7 @@ def to_markdown(
     ]
     lines += ["## Runs", "", *_table(["variant", "seed", *(measure.name for measure in study.measures)], each), ""]
     changed = [
-        [name, step, "<br>".join(f"`{key}: {value}`" for key, value in _changes(settings.configs, settings.options))]
+        [name, step, "<br>".join(f"`{key}: {as_text(value)}`" for key, value in _given(settings).items())]
         for name, changes in study.variants.items()
         for step, settings in changes.items()
     ]
@@ -152,8 +152,9 @@ def _shown(measure: Measure, value: float) -> str:
     return Figure(measure.name, value, unit=measure.unit).format(value)
 
 
-def _changes(configs: Iterable[str], options: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [("config", config) for config in configs] + list(options.items())
+def _given(settings: Settings) -> dict[str, Any]:
+    """Options, and the YAML files as one more."""
+    return {**({"config": list(settings.configs)} if settings.configs else {}), **settings.options}
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -167,19 +168,18 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def hyperparameters(study: Study) -> dict[str, dict[str, str | float]]:
     """Variant -> step/option -> value, each option of one type in all variants: numbers, or else text."""
-    given: dict[str, dict[str, Any]] = {
+    given = {
         variant: {
-            f"{step}/{key}": value
-            for step, settings in changes.items()
-            for key, value in _changes(settings.configs, settings.options)
+            f"{step}/{key}": value for step, settings in changes.items() for key, value in _given(settings).items()
         }
         for variant, changes in study.variants.items()
     }
-    texts = {
-        key for options in given.values() for key, value in options.items() if type(value) not in (int, float)
-    }  # fmt: skip
+    texts = {key for options in given.values() for key, value in options.items() if type(value) not in (int, float)}
     return {
-        variant: {"variant": variant} | {key: str(value) if key in texts else value for key, value in options.items()}
+        variant: {
+            "variant": variant,
+            **{key: as_text(value) if key in texts else value for key, value in options.items()},
+        }
         for variant, options in given.items()
     }
 

@@ -205,9 +205,14 @@ def substitute(value: Any, folders: Mapping[str, str]) -> Any:
 
 def as_option(key: str, value: Any) -> list[str]:
     """One option as arguments: ["--key", "value"], or ["--key=value"] where the value looks like an option itself."""
-    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    text = text.removesuffix("\n...\n").strip()
+    text = as_text(value)
     return [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
+
+
+def as_text(value: Any) -> str:
+    """A value as YAML in one line; a string as it is."""
+    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n...\n").strip()
 
 
 def slug(name: str) -> str:
