@@ -36,8 +36,9 @@ def run(name: str, arguments: list[str]) -> int:
     study = read_study(options.study)
     runs = plan(study)
     commands = commands_of(runs)
+    first = commands_of(run for run in runs if run.seed == study.seeds[0])  # other seeds have the same options
     if options.dry_run:
-        check_options(commands)
+        check_options(first)
         print("\n".join(map(str, commands)))
         return 0
 
@@ -46,7 +47,7 @@ def run(name: str, arguments: list[str]) -> int:
 
     with lock(study.output_dir) as held:
         check_folders(commands)
-        check_options([command for command in commands if not is_finished(command)])
+        check_options([command for command in first if not is_finished(command)])
         try:
             failures = run_commands(commands, held)
         except KeyboardInterrupt:

@@ -271,3 +271,30 @@ def test_a_real_failure_leaves_its_log(folder: Path):
     assert (folder / "wrong" / "output.log").read_text() == (
         "$ lightning-s2s fit --config missing.yaml\nerror: --config missing.yaml: no such file\n"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_handed_over_and_ends_the_study_once_the_command_is_over(number):
+    """The child is in a session of its own, as commands are: the terminal doesn't reach it."""
+    code = f"""
+import signal, sys, time
+signal.signal({int(number)}, lambda *_: sys.exit(3))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout.readline() == b"ready\n"
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), running._signals_to(process):
+        os.kill(os.getpid(), number)
+        process.wait(timeout=30)
+    assert process.returncode == 3
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_a_lock_is_held_until_the_last_command_ends(tmp_path: Path, capsys):
+    with running.lock(tmp_path) as held:
+        left_behind = subprocess.Popen(["sleep", "1"], pass_fds=[held])
+    with running.lock(tmp_path):
+        left_behind.wait(timeout=0.5)
+    assert "another call, or a step that it left behind, is at work; waiting" in capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_the_table(folder: Path):
     table = lines[lines.index("| variant | accuracy (up) | wait (down) |") :]
     assert table[2:5] == [
         "| 1:2 | 60 % ± 14.1 % | **0.2 s** ± 0.141 s |",
-        "| 4 to 8 | **75 %** | 0.4 s |",
+        "| 4 to 8 | **75 %** (1 of 2 seeds) | 0.4 s (1 of 2 seeds) |",
         "| deaf | no value | no value |",
     ]
     assert "Mean ± standard deviation over 2 seeds" in lines

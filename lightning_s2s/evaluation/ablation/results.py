@@ -127,7 +127,8 @@ def to_markdown(
         for step, settings in changes.items()
     ]
     lines += ["## What the variants change", "", *_table(["variant", "step", "options"], changed), ""]
-    lines += ["## Machine", "", *_table(["", ""], [[key, value] for key, value in describe_hardware().items()])]
+    facts = [[key, value] for key, value in describe_hardware().items()]
+    lines += ["## Machine", "", "On which this page was written:", "", *_table(["", ""], facts)]
     return "\n".join(lines) + "\n"
 
 
@@ -143,6 +144,8 @@ def _means(study: Study, values: Values) -> list[list[str]]:
             shown = f"**{_shown(measure, spread.mean)}**" if best else _shown(measure, spread.mean)
             if not math.isnan(spread.deviation):
                 shown += f" \N{PLUS-MINUS SIGN} {_shown(measure, spread.deviation)}"
+            if 0 < len(spread.values) < len(study.seeds):
+                shown += f" ({len(spread.values)} of {len(study.seeds)} seeds)"
             row.append(shown)
         rows.append(row)
     return rows

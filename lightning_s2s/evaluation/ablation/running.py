@@ -147,7 +147,11 @@ def lock(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: a step of an earlier call still runs; waiting for its end", file=sys.stderr, flush=True)
+            print(
+                f"{folder}: another call, or a step that it left behind, is at work; waiting",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
