@@ -268,6 +268,7 @@ def test_a_real_failure_leaves_its_log(folder: Path):
     with running.lock(folder / "study") as held:
         assert running.run_command(wrong, held) == 2
     assert not running.is_finished(command)
+    assert running._log_end(wrong) == f" (error: --config missing.yaml: no such file); see {folder}/wrong/output.log"
     assert (folder / "wrong" / "output.log").read_text() == (
         "$ lightning-s2s fit --config missing.yaml\nerror: --config missing.yaml: no such file\n"
     )

@@ -12,7 +12,7 @@ import yaml
 
 from lightning_s2s.commands.ablate import check_options
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.evaluation.ablation.reading import read_study
+from lightning_s2s.evaluation.ablation.reading import NESTED, read_study
 from lightning_s2s.evaluation.ablation.results import Spread, hyperparameters, spread_of, to_markdown
 from lightning_s2s.evaluation.ablation.study import Command, as_option, commands_of, plan, references, slug, substitute
 from lightning_s2s.registry import REGISTRY
@@ -121,6 +121,17 @@ def test_options_as_arguments(value, expected):
     assert as_option("key", value) == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("model.encoder.checkpoint", True), ("model.init_args.encoder.init_args.checkpoint", True),
+        ("model.init_from", False), ("model.init_args.init_from", False), ("trainer.callbacks", False),
+    ],
+)  # fmt: skip
+def test_options_of_a_component(key, expected):
+    assert bool(NESTED.match(key)) == expected
+
+
 def test_references_are_found_and_replaced_at_any_depth():
     value = {"a": ["{x}/model", "${y}"], "b": "{x}{z}", "c": 1}
     assert references(value) == {"x", "z"}
@@ -162,6 +173,8 @@ def test_variants_as_folders():
          "variants.deaf.hear: this step does not run here, since nothing needs it"),
         ({"variants/base": {"speak": {"config": ["x.yaml"]}}}, "variants.base.speak: x.yaml: no such file"),
         ({"variants/base": {"speak": {"config": 1}}}, "variants.base.speak.config: got 1; allowed: a YAML file "),
+        ({"variants/base": {"speak": {"model.encoder.checkpoint": None}}},
+         "variants.base.speak.model.encoder.checkpoint: null of a component's option only works in a YAML file, by config"),
         ({"variants/1-2": {"speak": {"a": 1}}}, "variants.1-2: needs another name: its folder would be '1-2'; it is "),
         ({"variants/shared": {"speak": {"a": 1}}}, "variants.shared: needs another name: its folder would be 'shared'"),
         ({"variants": {252: {"speak": {"a": 1}}}}, "variants: got the name 252; allowed: text (in quotes, where it "),
@@ -278,3 +291,13 @@ def test_a_wrong_option_is_told_before_anything_runs(folder: Path, monkeypatch: 
     ]
     with pytest.raises(CommandError, match=r"^nothing, seed 1: tuning: model: unknown option of Empathetic.* 'freez'"):
         check_options(commands)
+
+
+def test_the_study_of_the_documentation(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (ROOT / "docs" / "ablations.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    (folder / "small_batches.yaml").write_text("data: {max_batch_size: 4}\n")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    (folder / "study.yaml").write_text(text)
+    study = read_study("study.yaml")
+    assert list(study.variants) == ["low", "high", "high, small batches"]
+    check_options([c for c in commands_of(plan(study)) if "seed1" in c.folder.parts])

@@ -24,6 +24,8 @@ from lightning_s2s.registry import unknown_name
 
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")
 """What the study gives to each step itself."""
+NESTED = re.compile(r"model\.(init_args\.)?(?!init_args\.)\w+\.")
+"""Options of a component."""
 UNITS = ("percent", "seconds", "")
 
 
@@ -131,6 +133,8 @@ def _settings(where: str, content: Any) -> Settings:
             raise ValueError(f"{where}: got the option {key!r}; allowed: an option as on the command line")
         if key in OWN_OPTIONS:
             raise ValueError(f"{where}.{key}: the study sets it itself, by output_dir and seeds")
+        if options[key] is None and NESTED.match(key):  # on the command line jsonargparse makes the text "None" of it
+            raise ValueError(f"{where}.{key}: null of a component's option only works in a YAML file, by config")
     return Settings(tuple(configs), options)
 
 

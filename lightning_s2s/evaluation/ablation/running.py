@@ -85,12 +85,19 @@ def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
             if missing := [folder for folder in command.needs if folder in failures]:
                 failures[command.folder] = Failure(command, f"left out: it needs {missing[0]}")
             elif status := run_command(command, held):
-                reason = f"failed with exit status {status}; see {command.folder / LOG}"
-                failures[command.folder] = Failure(command, reason)
+                failures[command.folder] = Failure(command, f"failed with exit status {status}{_log_end(command)}")
             if command.folder in failures:
                 bar.write(str(failures[command.folder]), file=sys.stderr)
             bar.update()
     return list(failures.values())
+
+
+def _log_end(command: Command) -> str:
+    """Where the log is, and its last line where that is the error."""
+    path = command.folder / LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    told = f" ({lines[-1]})" if lines and lines[-1].startswith("error: ") else ""
+    return f"{told}; see {path}"
 
 
 def run_command(command: Command, held: int) -> int:
