@@ -174,7 +174,7 @@ def test_variants_as_folders():
         ({"variants/base": {"speak": {"config": ["x.yaml"]}}}, "variants.base.speak: x.yaml: no such file"),
         ({"variants/base": {"speak": {"config": 1}}}, "variants.base.speak.config: got 1; allowed: a YAML file "),
         ({"variants/base": {"speak": {"model.encoder.checkpoint": None}}},
-         "variants.base.speak.model.encoder.checkpoint: null of a component's option only works in a YAML file, by config"),
+         "variants.base.speak.model.encoder.checkpoint: null of a component's option only works in a YAML "),
         ({"variants/1-2": {"speak": {"a": 1}}}, "variants.1-2: needs another name: its folder would be '1-2'; it is "),
         ({"variants/shared": {"speak": {"a": 1}}}, "variants.shared: needs another name: its folder would be 'shared'"),
         ({"variants": {252: {"speak": {"a": 1}}}}, "variants: got the name 252; allowed: text (in quotes, where it "),
