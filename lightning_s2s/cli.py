@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": ("train", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
     "respond": ("respond", "answer a spoken question: MODEL question.wav --out reply.wav --json reply.json"),
     "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
+    "ablate": ("ablate", "run and compare the variants of a study: STUDY.yaml [--dry-run]; goes on where it stopped"),
     "construct": ("construct", "make a corpus of spoken dialogues: --config YAML [overrides]"),
     "convert": (
         "convert",

@@ -38,8 +38,10 @@ def test_units_and_recordings_are_resynthesised_alike(tmp_path, monkeypatch):
                 {"text": "It is the cat.", "audio": "a.wav", "speech_units": ""},
                 {"text": "Written only.", "audio": "", "speech_units": ""},
             ),
+            output_dir=str(tmp_path / "figures"),
         )
     )
+    assert json.loads((tmp_path / "figures" / "figures.json").read_text()) == figures
     assert figures == {"word_error_rate": 1 / 8, "sentences": 2}  # one of eight words, contractions opened
     assert heard[0].shape == (16_000,)
     np.testing.assert_array_equal(heard[0], heard[1])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import parse_units, read_manifest
@@ -33,6 +34,7 @@ class EvaluateSpeechConfig:
         manifest: spoken replies, for `vocoder` and `model`.
         limit: only so many sentences; 0 for all.
         mos: also estimate the quality (DistillMOS; extra `evaluation`).
+        output_dir: gets the figures as `figures.json`.
     """
 
     asr: str = "openai/whisper-base"
@@ -42,6 +44,7 @@ class EvaluateSpeechConfig:
     manifest: str | None = None
     limit: int = 0
     mos: bool = False
+    output_dir: str | None = None
 
 
 class Transcriber:
@@ -113,6 +116,8 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
     if opinions:
         figures["distillmos"] = float(np.mean(opinions))
     print(json.dumps(figures))
+    if config.output_dir is not None:
+        write_bytes(Path(config.output_dir) / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
     return figures
 
 

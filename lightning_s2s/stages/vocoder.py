@@ -27,21 +27,22 @@ CTC_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "
 class UnitTranscriber(nn.Module):
     """Reads characters from quantised values, so that units carry what was said (read only while training).
 
-    Two CTC frames stand for each unit: at 25 Hz fast speech has more characters than frames.
+    Several CTC frames stand for a unit, 50 a second: at 25 Hz fast speech has more characters than units.
     """
 
-    def __init__(self, num_dims: int, width: int = 160):
+    def __init__(self, num_dims: int, frames_per_unit: int = 4, width: int = 160):
         super().__init__()
+        self.num_frames = max(1, frames_per_unit // 2)
         self.stem = nn.Conv1d(num_dims, width, 3, padding=1)
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, 2, causal=False) for _ in range(2))
-        self.head = nn.Linear(width, 2 * (len(CTC_CHARACTERS) + 1))
+        self.head = nn.Linear(width, self.num_frames * (len(CTC_CHARACTERS) + 1))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, U, num_dims) -> (B, 2 U, 29) log-probabilities, index 0 the blank."""
+        """(B, U, num_dims) -> (B, num_frames x U, 29) log-probabilities, index 0 the blank."""
         x = self.stem(values.transpose(1, 2))
         for block in self.blocks:
             x = block(x)
-        return self.head(x.transpose(1, 2)).float().unflatten(-1, (2, -1)).flatten(1, 2).log_softmax(-1)
+        return self.head(x.transpose(1, 2)).float().unflatten(-1, (self.num_frames, -1)).flatten(1, 2).log_softmax(-1)
 
 
 class VocoderTraining(L.LightningModule):
@@ -84,7 +85,8 @@ class VocoderTraining(L.LightningModule):
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["vocoder"])
         self.vocoder = vocoder
-        self.transcriber = UnitTranscriber(len(vocoder.quantizer.levels)) if train_tokenizer else None
+        sizes = len(vocoder.quantizer.levels), vocoder.frames_per_unit
+        self.transcriber = UnitTranscriber(*sizes) if train_tokenizer else None
         self.vocoder.encoder.requires_grad_(train_tokenizer)
         self.discriminator = EnvelopeDiscriminator() if adversarial_weight else None
         self._analysed: dict[bytes, tuple[SpeechParameters, Tensor]] = {}
@@ -211,7 +213,7 @@ class VocoderTraining(L.LightningModule):
         return F.ctc_loss(
             self.transcriber(values).transpose(0, 1),
             torch.cat(targets).to(values.device),
-            2 * unit_lengths,
+            self.transcriber.num_frames * unit_lengths,
             torch.tensor([len(target) for target in targets]),
             zero_infinity=True,
         )

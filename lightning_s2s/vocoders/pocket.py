@@ -108,13 +108,13 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 class PocketEncoder(nn.Module):
-    """(B, num_mels, F) log-mel at 100 Hz -> (B, F / 4, num_dims) at 25 Hz, unquantised."""
+    """(B, num_mels, F) log-mel at 100 Hz -> (B, F / frames_per_unit, num_dims), unquantised."""
 
-    def __init__(self, num_mels: int, width: int, num_dims: int, expansion: int = 3):
+    def __init__(self, num_mels: int, width: int, num_dims: int, frames_per_unit: int = 4, expansion: int = 3):
         super().__init__()
         self.stem = nn.Conv1d(num_mels, width, 7, padding=3)
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, expansion, causal=False) for _ in range(4))
-        self.down = nn.Conv1d(width, width, 4, stride=4)
+        self.down = nn.Conv1d(width, width, frames_per_unit, stride=frames_per_unit)
         self.low_blocks = nn.ModuleList(ConvNeXtBlock(width, expansion, causal=False) for _ in range(2))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_dims))
         self.spread = nn.BatchNorm1d(num_dims, affine=False)  # unit variance, or few grid points would be used
@@ -130,17 +130,25 @@ class PocketEncoder(nn.Module):
 
 
 class PocketDecoder(nn.Module):
-    """(B, U, num_dims) quantised values at 25 Hz -> speech parameters at 100 Hz, with 60 ms of look-ahead.
+    """(B, U, num_dims) quantised values -> speech parameters at 100 Hz; at 25 Hz with 60 ms of look-ahead.
 
-    One future unit (40 ms) and two future frames (20 ms) are seen by a convolution each.
+    One future unit (at 25 Hz 40 ms) and two future frames (20 ms) are seen by a convolution each.
     """
 
-    def __init__(self, num_dims: int, width: int, num_bands: int, num_noise_bands: int, expansion: int = 3):
+    def __init__(
+        self,
+        num_dims: int,
+        width: int,
+        num_bands: int,
+        num_noise_bands: int,
+        frames_per_unit: int = 4,
+        expansion: int = 3,
+    ):
         super().__init__()
-        self.num_bands = num_bands
+        self.num_bands, self.frames_per_unit = num_bands, frames_per_unit
         self.stem = StreamingConv1d(num_dims, width, 3, lookahead=1)
         self.low_blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(3))
-        self.up = nn.Linear(width, 4 * width)
+        self.up = nn.Linear(width, frames_per_unit * width)
         self.mix = StreamingConv1d(width, width, 7, lookahead=2, groups=width)
         self.blocks = nn.ModuleList(ConvNeXtBlock(width, expansion) for _ in range(5))
         self.norm = nn.LayerNorm(width)
@@ -152,7 +160,7 @@ class PocketDecoder(nn.Module):
         x = self.stem(values.transpose(1, 2), state, last)
         for block in self.low_blocks:
             x = block(x, state, last)
-        x = self.up(x.transpose(1, 2)).unflatten(-1, (4, -1)).flatten(1, 2).transpose(1, 2)
+        x = self.up(x.transpose(1, 2)).unflatten(-1, (self.frames_per_unit, -1)).flatten(1, 2).transpose(1, 2)
         x = self.mix(x, state, last)
         for block in self.blocks:
             x = block(x, state, last)
@@ -169,6 +177,7 @@ class PocketVocoder(Vocoder):
     Args:
         checkpoint: folder with `model.safetensors`, as `save_pretrained` writes it; None starts from random weights.
         levels: grid points of the quantiser's dimensions; their product is the number of units.
+        frames_per_unit: frames of 10 ms that a unit stands for; 4 are 25 units a second.
         encoder_width: channels of the tokeniser.
         decoder_width: channels of the decoder.
     """
@@ -186,23 +195,30 @@ class PocketVocoder(Vocoder):
         levels: tuple[int, ...] = (8, 5, 5, 5),
         encoder_width: int = 160,
         decoder_width: int = 256,
+        frames_per_unit: int = 4,
     ):
         super().__init__()
+        if frames_per_unit < 1:
+            raise ValueError(f"vocoder pocket: frames_per_unit must be at least 1; got {frames_per_unit}")
         self.mel = LogMelSpectrogram(16_000, 80, 160, 640)
-        self.encoder = PocketEncoder(80, encoder_width, len(levels))
+        self.encoder = PocketEncoder(80, encoder_width, len(levels), frames_per_unit)
         self.quantizer = FiniteScalarQuantizer(list(levels))
         self.synthesizer = HarmonicNoiseSynthesizer(16_000, 160)
         bands = self.synthesizer.num_bands, self.synthesizer.num_noise_bands
-        self.decoder = PocketDecoder(len(levels), decoder_width, *bands)
-        self.sample_rate, self.samples_per_unit = 16_000, 640
+        self.decoder = PocketDecoder(len(levels), decoder_width, *bands, frames_per_unit)
+        self.frames_per_unit = frames_per_unit
+        self.sample_rate, self.samples_per_unit = 16_000, 160 * frames_per_unit
         self.num_units = self.quantizer.num_units
         if checkpoint is not None:
             load_weights(self, checkpoint)
 
     def quantize(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) -> quantised values (B, U, dims) with straight-through gradients, and units (B, U); U = T // 640."""
-        mel = self.mel(waveform)
-        return self.quantizer(self.encoder(mel[..., : mel.shape[-1] // 4 * 4]))
+        """(B, T) -> quantised values (B, U, dims) with straight-through gradients, and units (B, U).
+
+        U = T // samples_per_unit.
+        """
+        mel, frames = self.mel(waveform), self.frames_per_unit
+        return self.quantizer(self.encoder(mel[..., : mel.shape[-1] // frames * frames]))
 
     @torch.inference_mode()
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +231,7 @@ class PocketVocoder(Vocoder):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
 
     def decode_values(self, values: Tensor, state: PocketStreamState, last: bool) -> Tensor:
-        """Quantised values (B, U, dims) -> (B, T), what is final now; all together 640 samples for each unit."""
+        """Quantised values (B, U, dims) -> (B, T), what is final now; in all `samples_per_unit` for each."""
         return self.synthesizer(self.decoder(values, state, last), state.synthesis)
 
     def synthesize(self, units: Tensor) -> Tensor:

@@ -142,3 +142,23 @@ def test_weights_of_another_shape(vocoder, tmp_path):
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         PocketVocoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("frames_per_unit", [1, 2, 8])
+def test_other_rates(frames_per_unit, units):
+    torch.manual_seed(0)
+    vocoder = PocketVocoder(levels=(4, 3, 3), encoder_width=8, decoder_width=8, frames_per_unit=frames_per_unit).eval()
+    samples = 160 * frames_per_unit
+    assert (vocoder.samples_per_unit, vocoder.unit_rate_hz) == (samples, 100 / frames_per_unit)
+    expected = vocoder.synthesize(units)
+    assert expected.shape == (2, NUM_UNITS * samples)
+    chunks = stream(vocoder, units, [1, 4, 0, 3, 1])
+    torch.testing.assert_close(torch.cat(chunks, dim=1), expected, rtol=0, atol=5e-5)
+    found, counts = vocoder.tokenize(torch.randn(2, 4000), torch.tensor([4000, 1600]))
+    assert counts.tolist() == [4000 // samples, 1600 // samples]
+    assert found.shape == (2, 4000 // samples)
+
+
+def test_a_rate_that_is_none():
+    with pytest.raises(ValueError, match="vocoder pocket: frames_per_unit must be at least 1; got 0"):
+        PocketVocoder(frames_per_unit=0)

@@ -1,0 +1,1 @@
+"""Ablations: a study's YAML -> commands -> runs -> one table, figures and TensorBoard's HParams."""
