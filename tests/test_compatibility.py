@@ -145,7 +145,7 @@ def test_a_speech_decoder_that_was_trained_for_another_llm_or_vocoder(parts, tmp
 
 
 def test_an_adapter_that_can_not_be_built_between_its_neighbours(parts, monkeypatch):
-    def connect(self, input_width, output_width):
+    def connect(self, input_width, output_width, frame_rate_hz=None):
         raise ValueError("output width must be divisible by 5")
 
     monkeypatch.setattr(ConvAdapter, "connect", connect)

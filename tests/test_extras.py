@@ -40,7 +40,7 @@ class Needy(Adapter):
         super().__init__()
         raise error from cause
 
-    def connect(self, input_width, output_width):
+    def connect(self, input_width, output_width, frame_rate_hz=None):
         pass
 
     def forward(self, hidden_states, lengths):

@@ -26,7 +26,7 @@ class AverageAdapter(Adapter):
             raise ValueError(f"adapter average: downsampling must be at least 1; got {downsampling}")
         self.downsampling = downsampling
 
-    def connect(self, input_width: int, output_width: int) -> None:
+    def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
         self.linear = nn.Linear(input_width, output_width)
         self.norm = nn.LayerNorm(output_width)
 

@@ -15,11 +15,18 @@ from lightning_s2s.sampling import Sampler
 from lightning_s2s.speech_decoders.ctc import CtcSpeechDecoder
 from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.speech_decoders.mtp import MtpSpeechDecoder
+from lightning_s2s.vocoders.hf_codec import HfCodecVocoder
 from lightning_s2s.vocoders.pocket import PocketVocoder
 
 QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3,
+}  # fmt: skip
+MIMI = {
+    "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
+    "codebook_size": 4, "codebook_dim": 8, "num_quantizers": 3, "vector_quantization_hidden_dimension": 8,
+    "num_hidden_layers": 1, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+    "sliding_window": 7, "upsample_groups": 16,
 }  # fmt: skip
 LLM_WIDTH, TEXT_VOCABULARY, NUM_UNITS = 8, 30, 12
 
@@ -41,14 +48,15 @@ def connected(kind: str, **options) -> SpeechDecoder:
 
 
 def whole_model(tokenizer_folder, kind: str, **options) -> SpeechToSpeechModel:
-    """A model around such a decoder; the vocoder has 12 units."""
+    """A model around such a decoder; the vocoder has 12 units, three codebooks of four where the decoder needs them."""
     torch.manual_seed(0)
+    delayed = kind == "mtp delay"
     return SpeechToSpeechModel(
         CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder)),
         MelEncoder(width=16, num_layers=1, num_heads=2),
         ConvAdapter(inner_width=8),
         DECODERS[kind](**options),
-        PocketVocoder(levels=(4, 3), encoder_width=8, decoder_width=8),
+        HfCodecVocoder(config=MIMI) if delayed else PocketVocoder(levels=(4, 3), encoder_width=8, decoder_width=8),
     ).eval()
 
 
