@@ -1,0 +1,74 @@
+"""Every YAML of experiments/small is run as it is written, on small random stand-ins for Whisper-base and SmolLM2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from test_components import WHISPER
+
+from lightning_s2s.cli import main
+from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path("experiments/small")
+STAGES = ["1_understanding.yaml", "2a_speech_decoder.yaml", "2_generation.yaml", "3_tuning.yaml"]
+OTHERS = ["answers.yaml", "construction.yaml", "grammar.yaml"]
+SHORT = [
+    "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
+    "--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
+    "--data.max_batch_size", "2", "--data.cache_audio", "false",
+]  # fmt: skip
+NO_CALLBACKS = ["--trainer.callbacks", "null"]  # what they show is tested on its own
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A working directory with the experiments, the pretrained models' names, and a corpus where `construct` writes."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    torch.manual_seed(0)
+    whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER))
+    whisper.save_pretrained(tmp_path / "openai" / "whisper-base")
+    (tmp_path / "HuggingFaceTB").mkdir()
+    llm = ROOT / "experiments" / "tiny" / "language_model"
+    (tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct").symlink_to(llm)
+    monkeypatch.chdir(tmp_path)
+    corpus = Path(yaml.safe_load((FOLDER / "construction.yaml").read_text())["output_dir"])
+    corpus.parent.mkdir(parents=True)
+    corpus.symlink_to(ROOT / "experiments" / "tiny" / "corpus")
+    return tmp_path
+
+
+def test_all_yamls_are_known():
+    there = {path.relative_to(ROOT / FOLDER).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
+    assert there == {*STAGES, *OTHERS, *(f"larger/{name}" for name in [*STAGES, "answers.yaml"])}
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, workplace):
+    for name in STAGES:
+        overlay = ["--config", str(FOLDER / "larger" / name)] if larger else []
+        options = NO_CALLBACKS if name == "3_tuning.yaml" else []
+        options += ["--model.num_generated", "1"] if name in ("1_understanding.yaml", "3_tuning.yaml") else []
+        assert main(["fit", "--config", str(FOLDER / name), *overlay, *SHORT, *options]) == 0, name
+    asked = FOLDER / "larger" / "answers.yaml" if larger else FOLDER / "answers.yaml"
+    assert main(["evaluate", "answers", "--config", str(asked), "--limit", "1"]) == 0
+    out = Path(yaml.safe_load(asked.read_text())["output_dir"])
+    assert json.loads((out / "figures.json").read_text())
+    runs = {path.parent.name for path in Path("runs/small").rglob("logs")}
+    assert runs == {Path(name).stem for name in STAGES}
+
+
+def test_its_grammar_contains_the_embedded_one():
+    small = DialogueGrammar(ROOT / FOLDER / "grammar.yaml")
+    tiny = DialogueGrammar(ROOT / "experiments" / "tiny" / "grammar.yaml")
+    for emotion in EMOTIONS:
+        assert all(small.judge(reply) == tiny.judge(reply) for reply in tiny.replies(emotion))
+        assert all(small.judge(reply) == (emotion, small.topic_of(reply)) for reply in small.replies(emotion))
+    for kind in ("ambiguous", *EMOTIONS):
+        assert set(tiny.lines(kind)) < set(small.lines(kind))
+        assert all(small.find_topic(line) for line in small.lines(kind))
