@@ -178,3 +178,24 @@ def published(tmp_path: Path) -> Path:
     folder = tmp_path / "published"
     shutil.copytree(Path(__file__).parent / "golden" / "opens2s_end_to_end" / "checkpoint", folder)
     return folder
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A working directory with the experiments, and with small random models in folders named as hub ids."""
+    import transformers
+
+    root = Path(__file__).parents[1]
+    (tmp_path / "experiments").symlink_to(root / "experiments")
+    sizes = {
+        "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,
+        "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 10, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes))
+    whisper.save_pretrained(tmp_path / "openai" / "whisper-base")
+    llm = tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+    llm.parent.mkdir()
+    llm.symlink_to(root / "experiments" / "tiny" / "language_model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 import yaml
-from test_components import WHISPER
 
 from lightning_s2s.cli import main
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
@@ -27,20 +24,12 @@ NO_CALLBACKS = ["--trainer.callbacks", "null"]  # what they show is tested on it
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
-    """A working directory with the experiments, the pretrained models' names, and a corpus where `construct` writes."""
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    torch.manual_seed(0)
-    whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHISPER))
-    whisper.save_pretrained(tmp_path / "openai" / "whisper-base")
-    (tmp_path / "HuggingFaceTB").mkdir()
-    llm = ROOT / "experiments" / "tiny" / "language_model"
-    (tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct").symlink_to(llm)
-    monkeypatch.chdir(tmp_path)
-    corpus = Path(yaml.safe_load((FOLDER / "construction.yaml").read_text())["output_dir"])
-    corpus.parent.mkdir(parents=True)
-    corpus.symlink_to(ROOT / "experiments" / "tiny" / "corpus")
-    return tmp_path
+def corpus(workplace) -> Path:
+    """The embedded corpus in the place where `construct` writes the larger one."""
+    folder = Path(yaml.safe_load((FOLDER / "construction.yaml").read_text())["output_dir"])
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(ROOT / "experiments" / "tiny" / "corpus")
+    return folder
 
 
 def test_all_yamls_are_known():
@@ -49,7 +38,7 @@ def test_all_yamls_are_known():
 
 
 @pytest.mark.parametrize("larger", [False, True])
-def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, workplace):
+def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, corpus):
     for name in STAGES:
         overlay = ["--config", str(FOLDER / "larger" / name)] if larger else []
         options = NO_CALLBACKS if name == "3_tuning.yaml" else []

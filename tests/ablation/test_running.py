@@ -85,7 +85,7 @@ def handles_sigterm(process: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def wait_for(condition, seconds: float = 120.0):
+def wait_for(condition, seconds: float = 600.0):
     """The condition's value, once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
