@@ -259,6 +259,13 @@ def test_the_table(folder: Path):
     assert "![measures](measures.png)" in lines
 
 
+def test_a_small_spread_is_not_shown_as_none(folder: Path):
+    study = read_study("study.yaml")
+    values = {("1:2", 1): {"accuracy": 0.5, "wait": 0.1}, ("1:2", 2): {"accuracy": 0.5, "wait": 0.1002}}
+    page = to_markdown(study, plan(study), {run: values.get(run, {}) for run in VALUES})
+    assert "| 1:2 | **50 %** ± 0 % | **0.1 s** ± under 0.001 s |" in page.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_options_have_one_type_in_all_variants(folder: Path):
     assert hyperparameters(read_study("study.yaml")) == {
         "1:2": {"variant": "1:2", "speak/model.rate": "1:2"},

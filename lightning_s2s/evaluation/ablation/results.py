@@ -143,7 +143,7 @@ def _means(study: Study, values: Values) -> list[list[str]]:
             best = means and spread.mean == (max(means) if measure.better == "up" else min(means))
             shown = f"**{_shown(measure, spread.mean)}**" if best else _shown(measure, spread.mean)
             if not math.isnan(spread.deviation):
-                shown += f" \N{PLUS-MINUS SIGN} {_shown(measure, spread.deviation)}"
+                shown += f" \N{PLUS-MINUS SIGN} {_shown_deviation(measure, spread.deviation)}"
             if 0 < len(spread.values) < len(study.seeds):
                 shown += f" ({len(spread.values)} of {len(study.seeds)} seeds)"
             row.append(shown)
@@ -153,6 +153,12 @@ def _means(study: Study, values: Values) -> list[list[str]]:
 
 def _shown(measure: Measure, value: float) -> str:
     return Figure(measure.name, value, unit=measure.unit).format(value)
+
+
+def _shown_deviation(measure: Measure, value: float) -> str:
+    """As a value, but never 0 where it is only too small to be shown."""
+    shown = _shown(measure, value)
+    return f"under {_shown(measure, 0.001)}" if value > 0 and shown == _shown(measure, 0.0) else shown
 
 
 def _given(settings: Settings) -> dict[str, Any]:
