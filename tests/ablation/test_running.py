@@ -275,11 +275,12 @@ def test_a_real_failure_leaves_its_log(folder: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_handed_over_and_ends_the_study_once_the_command_is_over(number):
-    """The child is in a session of its own, as commands are: the terminal doesn't reach it."""
-    code = f"""
+def test_a_signal_ends_the_study_once_the_command_has_saved_itself(number):
+    """The child has a session of its own, as commands have, and ignores SIGINT, as those in the background do."""
+    code = """
 import signal, sys, time
-signal.signal({int(number)}, lambda *_: sys.exit(3))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 print("ready", flush=True)
 time.sleep(60)
 """

@@ -60,8 +60,8 @@ def check_folders(commands: Sequence[Command]) -> None:
 def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
     """Run what is not finished; the output of each goes to `output.log` in its folder.
 
-    A command that fails is left behind, with those that need it, and the others go on. Ctrl-C and SIGTERM are handed
-    to the running command, which saves itself.
+    A command that fails is left behind, with those that need it, and the others go on. Upon Ctrl-C and SIGTERM the
+    running command saves itself.
 
     Args:
         commands: in order.
@@ -120,7 +120,11 @@ def run_command(command: Command, held: int) -> int:
 
 @contextlib.contextmanager
 def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM to the process; then, when it is over, raise KeyboardInterrupt."""
+    """End the process on SIGINT and SIGTERM; then, when it is over, raise KeyboardInterrupt.
+
+    It is told by SIGTERM, upon which a training saves itself: in the background SIGINT is ignored until a command sets
+    a handler, and one that comes while it starts would be lost.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -128,7 +132,7 @@ def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
     def hand_over(number: int, frame: object) -> None:
         received.append(number)
-        process.send_signal(number)
+        process.terminate()
 
     before = {number: signal.signal(number, hand_over) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
