@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from small_parts import WHOLE_WHISPER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -187,12 +188,8 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
     root = Path(__file__).parents[1]
     (tmp_path / "experiments").symlink_to(root / "experiments")
-    sizes = {
-        "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,
-        "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 10, "pad_token_id": 0,
-    }  # fmt: skip
     torch.manual_seed(0)
-    whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes))
+    whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHOLE_WHISPER))
     whisper.save_pretrained(tmp_path / "openai" / "whisper-base")
     llm = tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     llm.parent.mkdir()

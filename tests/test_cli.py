@@ -17,7 +17,6 @@ import yaml
 
 from lightning_s2s import cli, extras
 from lightning_s2s.cli import main
-from lightning_s2s.commands import respond
 from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line
 from lightning_s2s.commands.models import find_model, open_model
 
@@ -484,19 +483,6 @@ def test_where_a_model_is_looked_for(tmp_path):
     assert find_model(tmp_path) == tmp_path / "model"
     with pytest.raises(ValueError, match="no checkpoint of"):
         open_model(last)
-
-
-def test_nothing_half_written_is_left(tmp_path):
-    path = tmp_path / "reply.json"
-    path.write_text("before")
-
-    def fail_midway(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise ValueError("disk full")
-
-    with pytest.raises(ValueError, match="disk full"):
-        respond.write_then_rename(path, fail_midway)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("reply.json", "before")]
 
 
 # --- construct ------------------------------------------------------------------------------------------------------

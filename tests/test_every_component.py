@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import sweep
 from jsonargparse import ArgumentParser
+from small_parts import MIMI, WHISPER
 from test_model import QWEN
 from test_stages import changed_parts, fit
 
@@ -27,19 +28,9 @@ from lightning_s2s.stages import (
 )
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
 
-WHISPER = {
-    "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,
-    "max_source_positions": 1500,
-}  # fmt: skip
 HUBERT = {
     "model_type": "hubert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 16, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2,
-}  # fmt: skip
-MIMI = {
-    "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
-    "codebook_size": 32, "codebook_dim": 8, "num_quantizers": 2, "vector_quantization_hidden_dimension": 8,
-    "num_hidden_layers": 1, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-    "sliding_window": 7, "upsample_groups": 16,
 }  # fmt: skip
 GLM4_VOICE = {
     "flow": {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
 
@@ -17,17 +18,12 @@ TINY = ROOT / "experiments" / "tiny"
 CORPUS = TINY / "corpus"
 WITHOUT_FIT = {"answers", "construction", "grammar"}
 STAGES = sorted(path.stem for path in TINY.glob("*.yaml") if path.stem not in WITHOUT_FIT)
-SMALL_RUN = [
-    "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false",
-    "--trainer.val_check_interval", "2", "--data.max_batch_size", "2", "--data.cache_audio", "false",
-    "--trainer.accelerator", "cpu",
-]  # fmt: skip
 
 
 def fit(name: str, folder: Path, steps: int, *more: str) -> int:
     """`lightning-s2s fit` with a tiny YAML, cut down to a few steps."""
     arguments = ["fit", "--config", str(TINY / f"{name}.yaml"), "--trainer.default_root_dir", str(folder)]
-    return main([*arguments, "--trainer.max_steps", str(steps), *SMALL_RUN, *more])
+    return main([*arguments, "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "2", *SHORT_RUN, *more])
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
@@ -15,11 +16,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path("experiments/small")
 STAGES = ["1_understanding.yaml", "2a_speech_decoder.yaml", "2_generation.yaml", "3_tuning.yaml"]
 OTHERS = ["answers.yaml", "construction.yaml", "grammar.yaml"]
-SHORT = [
-    "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
-    "--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
-    "--data.max_batch_size", "2", "--data.cache_audio", "false",
-]  # fmt: skip
+TWO_STEPS = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", *SHORT_RUN]
 NO_CALLBACKS = ["--trainer.callbacks", "null"]  # what they show is tested on its own
 
 
@@ -43,7 +40,7 @@ def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, corpu
         overlay = ["--config", str(FOLDER / "larger" / name)] if larger else []
         options = NO_CALLBACKS if name == "3_tuning.yaml" else []
         options += ["--model.num_generated", "1"] if name in ("1_understanding.yaml", "3_tuning.yaml") else []
-        assert main(["fit", "--config", str(FOLDER / name), *overlay, *SHORT, *options]) == 0, name
+        assert main(["fit", "--config", str(FOLDER / name), *overlay, *TWO_STEPS, *options]) == 0, name
     asked = FOLDER / "larger" / "answers.yaml" if larger else FOLDER / "answers.yaml"
     assert main(["evaluate", "answers", "--config", str(asked), "--limit", "1"]) == 0
     out = Path(yaml.safe_load(asked.read_text())["output_dir"])

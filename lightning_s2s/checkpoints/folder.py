@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from lightning_s2s.checkpoints.weights import (
     read_json,
     save_weights,
 )
+from lightning_s2s.files import write_bytes, write_text
 from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS, VOCODERS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
     save_weights(model, folder)
     for name, content in model.attachments.items():
         write_bytes(folder / ATTACHMENTS / name, content)
-    write_bytes(folder / "config.json", (json.dumps(config, indent=2, default=str) + "\n").encode())
+    write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
 
 
 def load_model(folder: str | Path) -> SpeechToSpeechModel:
@@ -108,11 +108,3 @@ def read_attachments(folder: Path) -> dict[str, bytes]:
     """What `save_model` kept of a published checkpoint, by path inside it."""
     home = folder / ATTACHMENTS
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

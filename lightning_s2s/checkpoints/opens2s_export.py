@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.checkpoints.opens2s import DEFAULTS, attachments_of, is_opens2s_folder, published_name
 from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, tied_names, write_tensors
+from lightning_s2s.files import write_bytes, write_text
 from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, index: bytes | None)
     if files != [WEIGHTS] and not (folder / INDEX).is_file():
         total = sum(tensor.nbytes for tensor in tensors.values())
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_bytes(folder / INDEX, (json.dumps(content, indent=2) + "\n").encode())
+        write_text(folder / INDEX, json.dumps(content, indent=2) + "\n")
 
 
 def _divide(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -252,7 +252,7 @@ def _write_missing_files(model: SpeechToSpeechModel, folder: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode())
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def unit_tokenizer(decoder: Any, num_units: int) -> Any:

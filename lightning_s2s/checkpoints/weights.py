@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from lightning_s2s.files import replacing
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,13 +42,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         tensor = tensor.detach().cpu().contiguous()
         ready[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save_file(ready, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(module: nn.Module, folder: str | Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning_s2s.files import read_yaml
 from lightning_s2s.registry import REGISTRY, near_names, unknown_name
 
 NOISE = (
@@ -108,8 +109,6 @@ def check_configs(arguments: list[str]) -> None:
     Raises:
         CommandError: one doesn't.
     """
-    import yaml
-
     for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, joined = option.partition("=")
         if name not in ("--config", "-c"):
@@ -120,11 +119,9 @@ def check_configs(arguments: list[str]) -> None:
             hint = f"; did you mean {near.replace(' or ', '.yaml or ')}.yaml?" if near else ""
             raise CommandError(f"{name} {path}: no such file{hint}")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" line {mark.line + 1}:" if mark else ""
-            raise CommandError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+            content = read_yaml(path)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
         if not isinstance(content, dict):
             raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
 

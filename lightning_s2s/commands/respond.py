@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
 from lightning_s2s.commands.models import find_model, open_model, open_vocoder, take_vocoder_options
+from lightning_s2s.files import replacing, write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -82,7 +81,7 @@ def run(name: str, arguments: list[str]) -> int:
 
     if options.json is not None:
         content = json.dumps(reply_as_json(reply, events), indent=2, ensure_ascii=False) + "\n"
-        write_then_rename(options.json, lambda path: path.write_text(content, encoding="utf-8"))
+        write_text(options.json, content)
     if options.out is not None:
         _write_audio(options.out, reply)
     print(reply.text)
@@ -141,14 +140,5 @@ def _write_audio(path: Path, reply: Reply) -> None:
         print(f"{path} is not written: the reply has no sound")
         return
     samples = reply.waveform.clamp(-1, 1).cpu().numpy()
-    write_then_rename(path, lambda temporary: soundfile.write(temporary, samples, reply.sample_rate))
-
-
-def write_then_rename(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path` and rename it, so that `path` is never half-written."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        soundfile.write(temporary, samples, reply.sample_rate)

@@ -23,6 +23,7 @@ from lightning_s2s.construction.prosody import Prosody, analyse, render
 from lightning_s2s.construction.rows import dialogue_row, language_rows, speech_rows, understanding_rows, voice_row
 from lightning_s2s.construction.tts import KokoroTTS
 from lightning_s2s.construction.writer import DialogueGrammar
+from lightning_s2s.files import replacing, write_bytes
 
 QUESTION_RATE = 16_000
 QUESTION_LEVEL = 0.05
@@ -90,7 +91,7 @@ def construct(config: CorpusConfig) -> None:
             if missing:
                 analysis = analyse_line(missing[0], tts, config)
                 for question in missing:
-                    _write(clips[question.id], speak_question(question, analysis, config))
+                    write_bytes(clips[question.id], speak_question(question, analysis, config))
             bar.update(len(pair))
     places = _zip(output / "questions.zip", clips)
 
@@ -137,26 +138,19 @@ def _fingerprint(question: Question, config: CorpusConfig) -> str:
     return hashlib.sha256(json.dumps([*sound, QUESTION_RATE, QUESTION_LEVEL]).encode()).hexdigest()[:20]
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
 def _zip(path: Path, clips: dict[str, Path]) -> dict[str, str]:
     """Pack files uncompressed; gives each id's `archive:offset:bytes`. The same files give the same archive."""
-    temporary, places = path.with_name(f".{path.name}.tmp"), {}
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    places = {}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for identity, clip in clips.items():
             info = zipfile.ZipInfo(f"{identity}.opus")
             content = clip.read_bytes()
             archive.writestr(info, content)
             offset = info.header_offset + 30 + len(info.filename.encode())
             places[identity] = f"{path.name}:{offset}:{len(content)}"
-    temporary.replace(path)
     return places
 
 
 def _write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    _write(path, gzip.compress(text.encode(), mtime=0))
+    write_bytes(path, gzip.compress(text.encode(), mtime=0))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile as sf
+
+from lightning_s2s.files import replacing
 
 
 class KokoroTTS:
@@ -38,14 +39,9 @@ class KokoroTTS:
         """(T,) float32 at 24 kHz, silence at both ends cut to 50 ms; read from the cache if it was said before."""
         path = self.path(text, voice, speed)
         if not path.exists():
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            sf.write(
-                temporary,
-                trim_silence(self._render(text, voice, speed), self.sample_rate),
-                self.sample_rate,
-                format="FLAC",
-            )
-            temporary.replace(path)
+            waveform = trim_silence(self._render(text, voice, speed), self.sample_rate)
+            with replacing(path) as temporary:
+                sf.write(temporary, waveform, self.sample_rate)
         return sf.read(path, dtype="float32")[0]
 
     def path(self, text: str, voice: str, speed: float) -> Path:

@@ -6,7 +6,7 @@ import itertools
 import re
 from pathlib import Path
 
-import yaml
+from lightning_s2s.files import read_yaml
 
 EMOTIONS = ("neutral", "happy", "sad", "angry")
 
@@ -22,7 +22,7 @@ class DialogueGrammar:
     """
 
     def __init__(self, path: str | Path):
-        rules = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        rules = read_yaml(Path(path))
         missing = {"topics", "people", "times", "lines", "replies", "continuations"} - set(rules or {})
         if missing:
             raise ValueError(f"{path}: the grammar lacks {', '.join(sorted(missing))}")

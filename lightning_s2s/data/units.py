@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row
+from lightning_s2s.files import replacing
 
 if TYPE_CHECKING:
     from lightning_s2s.data.dataset import OnError
@@ -328,30 +329,25 @@ def _write(
     manifest: Manifest, target: Path, clips: Sequence[Clip], done: _Journal, broken: dict[int, ManifestError]
 ) -> int:
     """Write the rows in their order under a temporary name, and rename; gives their number."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     by_line: dict[int, list[Clip]] = {}
     for clip in clips:
         by_line.setdefault(clip.line, []).append(clip)
     num_rows = 0
-    try:
-        with _open_text(temporary, target.suffix == ".gz") as file:
-            for number in manifest.line_numbers:
-                line = int(number)
-                if line in broken:
-                    continue
-                row = manifest.row(line)
-                for clip in by_line.get(line, []):
-                    spoken: dict[str, Any] = row["messages"][clip.message]["content"][clip.item]
-                    spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in done[clip.place])
-                move_paths(row, Path(row["folder"]), target.parent)
-                content = {key: value for key, value in row.items() if key not in ADDED_KEYS}
-                file.write(json.dumps(content, ensure_ascii=False) + "\n")
-                num_rows += 1
+    with replacing(target) as temporary, _open_text(temporary, target.suffix == ".gz") as file:
+        for number in manifest.line_numbers:
+            line = int(number)
+            if line in broken:
+                continue
+            row = manifest.row(line)
+            for clip in by_line.get(line, []):
+                spoken: dict[str, Any] = row["messages"][clip.message]["content"][clip.item]
+                spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in done[clip.place])
+            move_paths(row, Path(row["folder"]), target.parent)
+            content = {key: value for key, value in row.items() if key not in ADDED_KEYS}
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            num_rows += 1
         if not num_rows:
             raise ValueError(f"{manifest.path}: nothing is left to write of {len(manifest.line_numbers)} rows")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return num_rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from lightning_s2s.data.manifest import read_manifest
 from lightning_s2s.evaluation.answer import Answer, Figure, percentile
 from lightning_s2s.evaluation.report import print_table, write_report
 from lightning_s2s.evaluation.runs import read_run
+from lightning_s2s.files import replacing, write_text
 from lightning_s2s.model import SpeechToSpeechModel
 
 
@@ -71,10 +71,11 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     for answer in answers:
         wav = output / "replies" / f"{answer.id}.wav"
         if answer.reply.waveform is not None:
-            _replace(wav, lambda path, reply=answer.reply: sf.write(path, reply.waveform.numpy(), reply.sample_rate))
+            with replacing(wav) as temporary:
+                sf.write(temporary, answer.reply.waveform.numpy(), answer.reply.sample_rate)
         lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
-    _write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
-    _write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
+    write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
+    write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
     write_report(output / "report.html", config.title, answers, figures, [read_run(run) for run in config.runs])
     print_table(answers)
     print_figures(figures)
@@ -171,13 +172,3 @@ def _record(answer: Answer, wav: Path) -> dict[str, Any]:
         "real_time_factor": answer.reply.real_time_factor,
         "audio": str(wav.relative_to(wav.parent.parent)),
     }
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    write(temporary)
-    temporary.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

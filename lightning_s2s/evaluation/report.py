@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from lightning_s2s.evaluation.answer import MARKS, Answer, Figure, Run, percenti
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.evaluation.pictures import MelPainter, audio_uri
 from lightning_s2s.evaluation.report_page import SCRIPT, STYLE
+from lightning_s2s.files import write_text
 
 TONES = ("neutral", "happy", "sad", "angry")
 STAGE_NAMES = {
@@ -86,10 +86,8 @@ def write_report(
         + "\n".join(body)
         + f"\n<script>{SCRIPT}</script></body></html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(path)
+    write_text(path, page)
+    return path
 
 
 def group_pairs(answers: Sequence[Answer]) -> list[list[Answer]]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import parse_units, read_manifest
+from lightning_s2s.files import write_text
 from lightning_s2s.sampling import Sampler
 
 
@@ -117,7 +117,7 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
         figures["distillmos"] = float(np.mean(opinions))
     print(json.dumps(figures))
     if config.output_dir is not None:
-        write_bytes(Path(config.output_dir) / "figures.json", (json.dumps(figures, indent=2) + "\n").encode())
+        write_text(Path(config.output_dir) / "figures.json", json.dumps(figures, indent=2) + "\n")
     return figures
 
 

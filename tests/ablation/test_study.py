@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
 from lightning_s2s.commands.ablate import check_options
@@ -19,10 +20,9 @@ from lightning_s2s.evaluation.ablation.running import is_finished
 from lightning_s2s.evaluation.ablation.study import as_option, commands_of, plan, references, slug, substitute
 
 ROOT = Path(__file__).parents[2]
-SHORT = [
-    "--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "8",
-    "--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
-    "--data.max_batch_size", "4", "--data.cache_audio", "false",
+ONE_STEP = [
+    "--trainer.max_steps", "1", "--trainer.val_check_interval", "1",
+    *SHORT_RUN, "--trainer.limit_val_batches", "8", "--data.max_batch_size", "4",
 ]  # fmt: skip
 ASKED = {"freezing", "interleave", "stage1"}  # in `decoder`, one that was trained for a step would speak for long
 STUDIES = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
@@ -290,7 +290,7 @@ def test_the_repositorys_studies_run(path: Path, workplace: Path):
             is_fit = command.arguments[0] == "fit"
             if is_finished(command) or not (is_fit or (step == "answers" and path.stem in ASKED and run is runs[0])):
                 continue
-            options = SHORT if is_fit else ["--limit", "1"]
+            options = ONE_STEP if is_fit else ["--limit", "1"]
             if step == "tuning":  # its validation comes to replies late
                 options = [*options, "--data.max_batch_size", "16", "--trainer.limit_val_batches", "12"]
             assert main([*command.arguments, *options]) == 0, command.label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import small_parts
 import torch
 
 from lightning_s2s.adapters.conv import ConvAdapter
@@ -22,12 +23,7 @@ QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3,
 }  # fmt: skip
-MIMI = {
-    "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
-    "codebook_size": 4, "codebook_dim": 8, "num_quantizers": 3, "vector_quantization_hidden_dimension": 8,
-    "num_hidden_layers": 1, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-    "sliding_window": 7, "upsample_groups": 16,
-}  # fmt: skip
+MIMI = {**small_parts.MIMI, "codebook_size": 4, "num_quantizers": 3}
 LLM_WIDTH, TEXT_VOCABULARY, NUM_UNITS = 8, 30, 12
 
 DECODERS: dict[str, Callable[..., SpeechDecoder]] = {

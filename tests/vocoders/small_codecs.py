@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import small_parts
 import torch
 
 from lightning_s2s.adapters.conv import ConvAdapter
@@ -18,12 +19,7 @@ SMALL_LLM = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3,
 }  # fmt: skip
 HF_ENCODEC = {"model_type": "encodec", "num_filters": 2, "hidden_size": 8, "num_lstm_layers": 1}
-MIMI = {
-    "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
-    "codebook_size": 32, "codebook_dim": 8, "num_quantizers": 5, "vector_quantization_hidden_dimension": 8,
-    "num_hidden_layers": 2, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-    "sliding_window": 7, "upsample_groups": 16, "layer_scale_initial_scale": 0.5,
-}  # fmt: skip
+MIMI = {**small_parts.MIMI, "num_quantizers": 5, "num_hidden_layers": 2, "layer_scale_initial_scale": 0.5}
 DAC = {
     "model_type": "dac", "sampling_rate": 3000, "encoder_hidden_size": 4, "decoder_hidden_size": 32, "n_codebooks": 3,
     "downsampling_ratios": [2, 3, 5], "codebook_size": 16, "codebook_dim": 4,

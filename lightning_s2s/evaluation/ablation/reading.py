@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_s2s.evaluation.ablation.study import (
     COMMANDS,
     SHARED,
@@ -20,6 +18,7 @@ from lightning_s2s.evaluation.ablation.study import (
     references,
     slug,
 )
+from lightning_s2s.files import read_yaml
 from lightning_s2s.registry import unknown_name
 
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")
@@ -38,12 +37,7 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise ValueError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    content = read_yaml(path)
     try:
         return _study(path, content)
     except ValueError as error:

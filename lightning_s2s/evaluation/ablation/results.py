@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.evaluation.ablation.running import is_finished
 from lightning_s2s.evaluation.ablation.study import Command, Measure, Run, Settings, Study, as_text
 from lightning_s2s.evaluation.answer import Figure
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.evaluation.runs import read_run
+from lightning_s2s.files import replacing, write_text
 from lightning_s2s.registry import unknown_name
 
 TABLE = "results.md"
@@ -242,10 +242,9 @@ def write_results(study: Study, runs: Sequence[Run], failures: Iterable[str] = (
         drawing = draw(study, values)
         if drawing is not None:
             pictures.append(study.output_dir / name)
-            temporary = pictures[-1].with_name(f".{name}")
-            drawing.savefig(temporary, format="png")
-            temporary.replace(pictures[-1])
+            with replacing(pictures[-1]) as temporary:
+                drawing.savefig(temporary)
     write_hparams(study, runs, values)
     page = to_markdown(study, runs, values, pictures, problems)
-    write_bytes(study.output_dir / TABLE, page.encode())
+    write_text(study.output_dir / TABLE, page)
     return problems

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_s2s.checkpoints.folder import write_bytes
 from lightning_s2s.evaluation.ablation.study import Command
+from lightning_s2s.files import write_text
 
 COMMAND = "command.json"
 """In a step's folder: what was run there, and the digests of its YAML files."""
@@ -102,7 +102,7 @@ def _log_end(command: Command) -> str:
 
 def run_command(command: Command, held: int) -> int:
     """Run one command in a process of its own -> its exit status, not 0 where it leaves no result."""
-    write_bytes(command.folder / COMMAND, (json.dumps(_record(command), indent=2) + "\n").encode())
+    write_text(command.folder / COMMAND, json.dumps(_record(command), indent=2) + "\n")
     with open(command.folder / LOG, "a", encoding="utf-8") as log:
         print(f"$ {command}", file=log, flush=True)
         process = subprocess.Popen(

@@ -1,0 +1,23 @@
+"""Sizes of small random models, and options of short runs, that several test files share."""
+
+from __future__ import annotations
+
+WHISPER = {
+    "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,
+    "max_source_positions": 1500,
+}  # fmt: skip
+WHOLE_WHISPER = WHISPER | {
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 10, "pad_token_id": 0,
+}  # fmt: skip
+"""With the decoder that checkpoints of Whisper have, and no encoder here uses."""
+MIMI = {
+    "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
+    "codebook_size": 32, "codebook_dim": 8, "num_quantizers": 2, "vector_quantization_hidden_dimension": 8,
+    "num_hidden_layers": 1, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+    "sliding_window": 7, "upsample_groups": 16,
+}  # fmt: skip
+SHORT_RUN = [
+    "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false",
+    "--trainer.accelerator", "cpu", "--data.max_batch_size", "2", "--data.cache_audio", "false",
+]  # fmt: skip
+"""Options of `fit`; the number of steps and the interval of validation come in front."""
