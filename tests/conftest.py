@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from small_parts import WHOLE_WHISPER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -196,3 +197,61 @@ def workplace(tmp_path, monkeypatch) -> Path:
     llm.symlink_to(root / "experiments" / "tiny" / "language_model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+TINY_LM = {
+    "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+@pytest.fixture
+def configuration(tmp_path, tiny_corpus, tokenizer_folder) -> Path:
+    """YAML of a stage 3 that takes a few seconds for its four steps."""
+    settings = {
+        "trainer": {
+            "max_steps": 4, "default_root_dir": str(tmp_path / "run"), "accelerator": "cpu", "devices": 1,
+            "enable_progress_bar": False, "enable_model_summary": False, "val_check_interval": 2,
+            "check_val_every_n_epoch": None, "limit_val_batches": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
+        },
+        "model": {
+            "class_path": "EmpatheticInstructionTuning",
+            "init_args": {
+                "encoder": {"class_path": "mel", "init_args": {"width": 16, "num_layers": 1, "num_heads": 2}},
+                "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
+                "llm": {"class_path": "causal", "init_args": {"config": TINY_LM, "tokenizer": str(tokenizer_folder)}},
+                "speech_decoder": {
+                    "class_path": "interleaved",
+                    "init_args": {"interleave": "1:2", "config": TINY_LM, "max_units": 8},
+                },
+                "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
+                "num_generated": 0,
+                "warmup_steps": 1,
+            },
+        },
+        "data": {
+            "train": tiny_corpus.train, "validation": tiny_corpus.validation, "batch_duration_sec": 30.0,
+            "max_batch_size": 3,
+        },
+    }  # fmt: skip
+    path = tmp_path / "stage.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process -> (exit status, standard output, standard error)."""
+    from lightning_s2s.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def last_line(text: str) -> str:
+    """The last line with something on it."""
+    return text.rstrip().splitlines()[-1]
