@@ -49,6 +49,9 @@ demo: setup
 
 # --- checks -------------------------------------------------------------------------------------------------------
 
+# A process for each core, four at most; the tests of one file stay together, since some build on each other.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_components import WHISPER
+from small_parts import WHISPER
 from test_model import QWEN
 
 from lightning_s2s.adapters.conv import ConvAdapter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_parts import WHOLE_WHISPER
+from small_parts import WHISPER
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.encoders.mel import MelEncoder
@@ -81,14 +81,14 @@ def test_mel_encoder_augments_while_training_alone():
 
 @pytest.mark.parametrize(("pooling", "rate", "counts"), [(1, 50.0, [50, 27]), (2, 25.0, [25, 13])])
 def test_whisper_encoder(pooling, rate, counts):
-    encoder = WhisperEncoder(checkpoint=None, config=WHOLE_WHISPER, pooling=pooling).eval()
+    encoder = WhisperEncoder(checkpoint=None, config=WHISPER, pooling=pooling).eval()
     assert assert_batched_equals_single(encoder, *speech(16_000, 8_400)) == counts
     assert encoder.frame_rate_hz == rate and encoder.width == 16
 
 
 @torch.inference_mode()
 def test_whisper_encoder_joins_windows_of_30_seconds():
-    encoder = WhisperEncoder(checkpoint=None, config=WHOLE_WHISPER).eval()
+    encoder = WhisperEncoder(checkpoint=None, config=WHISPER).eval()
     waveform, lengths = speech(480_000 + 6_400)
     whole, count = encoder(waveform, lengths)
     assert count.tolist() == [760]
@@ -102,7 +102,7 @@ def test_whisper_encoder_joins_windows_of_30_seconds():
 
 def test_whisper_pooling_is_checked():
     with pytest.raises(ValueError, match="pooling must be 1 or 2; got 3"):
-        WhisperEncoder(checkpoint=None, config=WHOLE_WHISPER, pooling=3)
+        WhisperEncoder(checkpoint=None, config=WHISPER, pooling=3)
 
 
 @pytest.mark.parametrize(("kernels", "counts"), [((5,), [6, 4, 1]), ((5, 5), [3, 2, 1]), ((3, 5, 7), [2, 1, 1])])

@@ -11,7 +11,7 @@ import torch
 from conftest import sweep
 from opens2s_folder import GOLDEN, INDEX, change, change_tensors, divide, without
 from safetensors.torch import load_file
-from test_components import WHISPER
+from small_parts import WHISPER
 from test_model import QWEN
 
 from lightning_s2s.adapters.conv import ConvAdapter

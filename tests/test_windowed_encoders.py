@@ -8,7 +8,8 @@ import pytest
 import torch
 from opens2s_folder import GOLDEN
 from safetensors.torch import load_file, save_file
-from test_components import CLOSE, WHISPER, assert_batched_equals_single, speech
+from small_parts import WHISPER
+from test_components import CLOSE, assert_batched_equals_single, speech
 
 from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
 from lightning_s2s.encoders.whisper import WhisperEncoder

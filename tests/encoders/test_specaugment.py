@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_parts import WHISPER
 from test_components import speech
-from test_windowed_encoders import QWEN2_AUDIO, WHISPER
+from test_windowed_encoders import QWEN2_AUDIO
 
 from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
