@@ -1,9 +1,10 @@
-"""What CTC (Graves et al., 2006) does beside its loss: pure functions that training figures and streaming share."""
+"""CTC (Graves et al., 2006) over a large vocabulary, and what it does beside its loss: pure functions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_s2s.interfaces import lengths_to_mask
 
@@ -51,3 +52,39 @@ def edit_distances(first: Tensor, first_lengths: Tensor, second: Tensor, second_
         best = (best - columns).cummin(dim=1).values + columns
         distances = torch.where((number < first_lengths).unsqueeze(1), best, distances)
     return distances.gather(1, second_lengths.unsqueeze(1)).squeeze(1)
+
+
+def similarity_ctc_loss(
+    hidden_states: Tensor,
+    lengths: Tensor,
+    classes: Tensor,
+    targets: Tensor,
+    target_lengths: Tensor,
+    scale: float = 16.0,
+) -> Tensor:
+    """CTC whose logits are `scale` times the cosine between a position and each class.
+
+    A path needs the targets and the blank alone. The other classes, which may be a tokenizer's whole vocabulary, are
+    taken together as one: torch's CTC needs probabilities that add up to 1 for its gradients to be right.
+
+    Args:
+        hidden_states: (B, F, D).
+        lengths: (B,) positions.
+        classes: (V, D) of length 1, of which the first is the blank's.
+        targets: (sum of `target_lengths`,) int64 classes, joined.
+        target_lengths: (B,).
+        scale: of the cosine.
+
+    Returns:
+        The mean over B of the loss per target; turns with more targets than positions can hold count as 0.
+    """
+    queries = scale * F.normalize(hidden_states, dim=-1)
+    needed, places = torch.cat([targets.new_zeros(1), targets]).unique(return_inverse=True)  # the blank, 0, comes first
+    others = torch.ones(len(classes), dtype=torch.bool, device=classes.device).index_fill(0, needed, False)
+    mask = lengths_to_mask(lengths, hidden_states.shape[1])
+    least = torch.finfo(torch.float32).min
+    together = (queries[mask] @ classes.T).float().masked_fill(~others, least).logsumexp(-1)
+    scores = (queries @ classes[needed].T).float()
+    rest = scores.new_zeros(mask.shape).masked_scatter(mask, together)
+    log_probs = torch.cat([scores, rest.unsqueeze(-1)], dim=-1).log_softmax(-1)
+    return F.ctc_loss(log_probs.transpose(0, 1), places[1:], lengths, target_lengths, zero_infinity=True)

@@ -178,3 +178,30 @@ def test_heard_text_names_the_emotion_in_words():
     del user["transcript"]
     with pytest.raises(ValueError, match="`transcript` beside `audio`"):
         heard_text(row | {"id": "x"})
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", False), ("32-true", True)])
+def test_attention_on_a_cpu_leaves_the_flash_kernel_in_bfloat16(precision, expected, parts, tiny_corpus, tmp_path):
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, stage, batch, batch_index):
+            seen.append(torch.backends.cuda.flash_sdp_enabled())
+
+    stage = SpeechUnderstandingPretraining(**parts(speaks=False))
+    data = SpeechDialogueData(train=str(tiny_corpus.train), validation=str(tiny_corpus.validation))
+    trainer = L.Trainer(
+        accelerator="cpu", precision=precision, max_steps=1, limit_val_batches=0, logger=False, callbacks=[Watch()],
+        default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(stage, data)
+    assert seen == [expected] and torch.backends.cuda.flash_sdp_enabled()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_classes_of_the_ctc_loss_follow_an_llm_that_is_trained(frozen, parts):
+    stage = SpeechUnderstandingPretraining(**parts(speaks=False), ctc_weight=1.0, freeze=["llm.*"] if frozen else [])
+    with torch.no_grad():
+        before = stage._ctc_classes()
+        stage.model.llm.model.get_input_embeddings().weight.add_(torch.randn(16))
+    assert torch.equal(stage._ctc_classes(), before) == frozen

@@ -103,6 +103,14 @@ class Stage(L.LightningModule):
             codebooks_per_frame=vocoder.codebooks_per_frame if vocoder else 1,
         )
 
+    def on_train_start(self) -> None:
+        """On a CPU in bfloat16, keep attention from torch's flash kernel: its backward pass is several times slower."""
+        if self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16"):
+            torch.backends.cuda.enable_flash_sdp(False)  # despite its name, for CPUs too
+
+    def on_train_end(self) -> None:
+        torch.backends.cuda.enable_flash_sdp(True)
+
     def on_train_epoch_start(self) -> None:
         """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
         self.train()  # what transformers loads is in eval mode

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.ctc import similarity_ctc_loss
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
 
@@ -46,6 +47,7 @@ class SpeechUnderstandingPretraining(Stage):
         # The same direction in every run, so that one run's adapter fits the next.
         blank = torch.randn(self.model.llm.width, generator=torch.Generator().manual_seed(0))
         self.register_buffer("ctc_blank", blank, persistent=False)
+        self._kept_classes: Tensor | None = None
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -68,18 +70,25 @@ class SpeechUnderstandingPretraining(Stage):
 
     def _ctc_loss(self, rows: list[dict[str, Any]], audio_embeds: Tensor, audio_lengths: Tensor) -> Tensor:
         """CTC (Graves et al., 2006) between the adapter's positions and the text form of what was heard."""
-        tokenizer, llm = self.model.llm.tokenizer, self.model.llm
-        targets = [torch.tensor(tokenizer.encode_text(text)) for row in rows for text in heard_text(row)]
+        targets = [torch.tensor(self.model.llm.tokenizer.encode_text(text)) for row in rows for text in heard_text(row)]
+        return similarity_ctc_loss(
+            audio_embeds,
+            audio_lengths,
+            self._ctc_classes(),
+            torch.cat(targets).to(self.device) + 1,
+            torch.tensor([len(target) for target in targets]),
+        )
+
+    def _ctc_classes(self) -> Tensor:
+        """(1 + V, D) directions of the blank and of the LLM's input embeddings; kept where the LLM isn't trained."""
+        if self._kept_classes is not None:
+            return self._kept_classes
+        llm = self.model.llm
         vocabulary = llm.embed(torch.arange(llm.vocabulary, device=self.device)).detach()
         classes = F.normalize(torch.cat([self.ctc_blank.unsqueeze(0), vocabulary]), dim=-1)
-        logits = 16.0 * F.normalize(audio_embeds, dim=-1) @ classes.T
-        return F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1),
-            torch.cat(targets).to(self.device) + 1,
-            audio_lengths,
-            torch.tensor([len(target) for target in targets]),
-            zero_infinity=True,
-        )
+        if not any(parameter.requires_grad for parameter in llm.parameters()):
+            self._kept_classes = classes
+        return classes
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         self._losses("val", batch)
