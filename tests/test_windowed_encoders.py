@@ -125,6 +125,56 @@ def test_a_layer_in_between(make, real_frames_only):
         assert not [name for name, _ in encoder.named_parameters() if name.startswith("encoder.layer_norm")]
 
 
+def normalised(hidden):
+    spread = hidden.var(-1, keepdim=True, correction=0) + 1e-5
+    return (hidden - hidden.mean(-1, keepdim=True)) / spread.sqrt()
+
+
+def in_pairs(hidden):
+    return (hidden[:, 0::2] + hidden[:, 1::2]) / 2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("real_frames_only", [False, True])
+@pytest.mark.parametrize("layers", [[0, -1], [-1, 0]])
+def test_several_layers_side_by_side(make, layers, real_frames_only):
+    """The lower one first, of mean 0 and variance 1; the last as it is alone, by its own norm."""
+    waveform, lengths = speech(480_000)
+    whole = make()
+    seen = []
+    whole.encoder.layers[0].register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    last, counts = whole(waveform, lengths)
+    if hasattr(whole.encoder, "avg_pooler"):
+        first = normalised(in_pairs(seen[0]))
+    else:
+        first = normalised(seen[0])
+        first = in_pairs(first) if whole.frame_rate_hz == 25 else first
+    encoder = make(layers=layers, real_frames_only=real_frames_only)
+    hidden, same_counts = encoder(waveform, lengths)
+    assert same_counts.tolist() == counts.tolist() and encoder.width == 32
+    torch.testing.assert_close(hidden, torch.cat([first, last], -1), **CLOSE)
+
+
+@torch.inference_mode()
+def test_several_layers_below_the_last():
+    """What lies above is dropped, its norm too."""
+    batch = speech(FIVE_SECONDS)
+    encoders = [Qwen2AudioEncoder(None, QWEN2_AUDIO, layers=layers).eval() for layers in (0, 1, [0, 1])]
+    for encoder in encoders[:2]:
+        encoder.load_state_dict(encoders[2].state_dict(), strict=False)
+    first, second, both = (encoder(*batch)[0] for encoder in encoders)
+    torch.testing.assert_close(both, torch.cat([normalised(first), normalised(second)], -1), **CLOSE)
+    assert len(encoders[2].encoder.layers) == 1
+    assert not [name for name, _ in encoders[2].named_parameters() if name.startswith("encoder.layer_norm")]
+
+
+@torch.inference_mode()
+def test_several_layers_batched_and_single(make):
+    for real_frames_only in (False, True):
+        encoder = make(layers=[0, -1], real_frames_only=real_frames_only)
+        assert_batched_equals_single(encoder, *speech(8_000, FIVE_SECONDS, 1_601))
+
+
 def test_a_folder_keeps_the_layer(make, tmp_path):
     encoder = make(layers=0, time_masks=1)
     again = type(encoder)(**encoder.pretrained_args(tmp_path)).eval()
@@ -134,7 +184,7 @@ def test_a_folder_keeps_the_layer(make, tmp_path):
     assert (len(again.encoder.layers), again.spec_augment.time_masks) == (0, 1)
 
 
-@pytest.mark.parametrize("layers", [9, "weighted", "last"])
+@pytest.mark.parametrize("layers", [9, "weighted", "last", [], [0, 9], [0, 0], ["weighted"]])
 def test_layers_that_are_not_there(make, layers):
     with pytest.raises(ValueError, match="layers must be"):
         make(layers=layers)

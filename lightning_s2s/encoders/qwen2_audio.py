@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
         config: instead of a checkpoint, the `Qwen2AudioEncoderConfig` of an encoder with random weights.
         real_frames_only: encode only the frames with audio: faster, but not what was published.
         layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
-            last layer with the norm that follows it. The layers above are dropped.
+            last layer with the norm that follows it. The layers above are dropped. A list puts several side by side,
+            each normalised: the first ones know more of the voice, the last ones of the words.
         time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
         mel_masks: SpecAugment masks over mel bands while training.
         time_mask_sec: longest mask over time.
@@ -47,7 +49,7 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
         checkpoint: str | None = "Qwen/Qwen2-Audio-7B",
         config: dict[str, Any] | None = None,
         real_frames_only: bool = False,
-        layers: int = -1,
+        layers: int | list[int] = -1,
         time_masks: int = 0,
         mel_masks: int = 0,
         time_mask_sec: float = 0.2,
@@ -65,9 +67,8 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
     def encode_padded(self, features: Tensor) -> Tensor:
         return self.encoder(features).last_hidden_state
 
-    def finish(self, hidden_states: Tensor) -> Tensor:
-        pooled = self.encoder.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2)
-        return self.encoder.layer_norm(pooled)
+    def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return norm(self.encoder.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2))
 
     def count_frames(self, positions: Tensor) -> Tensor:
         return positions // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,8 @@ class WhisperEncoder(WindowedAudioEncoder):
         real_frames_only: encode only the frames with audio: faster, but not what was published (and not what Whisper
             was trained on).
         layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
-            last layer with the norm that follows it. The layers above are dropped.
+            last layer with the norm that follows it. The layers above are dropped. A list puts several side by side,
+            each normalised: the first ones know more of the voice, the last ones of the words.
         time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
         mel_masks: SpecAugment masks over mel bands while training.
         time_mask_sec: longest mask over time.
@@ -42,7 +44,7 @@ class WhisperEncoder(WindowedAudioEncoder):
         config: dict[str, Any] | None = None,
         pooling: int = 2,
         real_frames_only: bool = False,
-        layers: int = -1,
+        layers: int | list[int] = -1,
         time_masks: int = 0,
         mel_masks: int = 0,
         time_mask_sec: float = 0.2,
@@ -67,8 +69,8 @@ class WhisperEncoder(WindowedAudioEncoder):
     def encode_padded(self, features: Tensor) -> Tensor:
         return self._pool(self.encoder(features).last_hidden_state)
 
-    def finish(self, hidden_states: Tensor) -> Tensor:
-        return self._pool(self.encoder.layer_norm(hidden_states))
+    def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._pool(norm(hidden_states))
 
     def count_frames(self, positions: Tensor) -> Tensor:
         return positions // self.pooling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ WINDOW_FRAMES = 3_000
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
 
 
+def normalise(hidden_states: Tensor) -> Tensor:
+    """(..., D) -> the same with mean 0 and variance 1."""
+    return F.layer_norm(hidden_states, hidden_states.shape[-1:])
+
+
 class WindowedAudioEncoder(AudioEncoder):
     """Encoders of transformers with Whisper's shape: two convolutions, 1,500 positions for 30 s, Transformer layers.
 
@@ -34,10 +40,12 @@ class WindowedAudioEncoder(AudioEncoder):
     encoder: Any
     features: Any
     real_frames_only: bool
+    beside: list[int]
+    """Layers that are heard beside the topmost one."""
 
     def set_up(
         self,
-        layers: int,
+        layers: int | list[int],
         real_frames_only: bool,
         time_masks: int,
         mel_masks: int,
@@ -48,7 +56,8 @@ class WindowedAudioEncoder(AudioEncoder):
 
         Args:
             layers: the layer that is heard, counted as `find_layer` does; those above it are dropped, and the norm that
-                follows the last layer with them.
+                follows the last layer with them. Of a list, each layer is normalised to mean 0 and variance 1 (the
+                last one by its own norm), and they stand side by side.
             real_frames_only: cut windows to their frames with audio before they are encoded: faster, batched equals
                 single, and other numbers than published, since the attention sees no padding.
             time_masks: of SpecAugment, over the whole clip, before it is cut into windows.
@@ -59,14 +68,20 @@ class WindowedAudioEncoder(AudioEncoder):
         from transformers import WhisperFeatureExtractor
 
         name, num_layers = type(self).__name__, len(self.encoder.layers)
-        heard = find_layer(layers, num_layers + 1, name)
-        if heard is None:
-            raise ValueError(f"{name}: layers must be a number; a sum of all layers is for ssl and s3prl")
-        if heard < num_layers:
-            self.encoder.layers = self.encoder.layers[:heard]
-            self.encoder.layer_norm = nn.Identity()
+        wanted = layers if isinstance(layers, list) else [layers]
+        places = [find_layer(number, num_layers + 1, name) for number in wanted]
+        if None in places:
+            raise ValueError(f"{name}: layers must be numbers; a sum of all layers is for ssl and s3prl")
+        heard = sorted({place for place in places if place is not None})
+        if not heard or len(heard) < len(wanted):
+            raise ValueError(f"{name}: layers must be a number, or a list of different ones; got {layers!r}")
+        *self.beside, top = heard
+        width = self.encoder.config.d_model
+        if top < num_layers:
+            self.encoder.layers = self.encoder.layers[:top]
+            self.encoder.layer_norm = nn.LayerNorm(width, elementwise_affine=False) if self.beside else nn.Identity()
         self.real_frames_only = real_frames_only
-        self.width = self.encoder.config.d_model
+        self.width = width * len(heard)
         self.features = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
         self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
 
@@ -74,8 +89,8 @@ class WindowedAudioEncoder(AudioEncoder):
         return {**self.init_args, "checkpoint": None, "config": self.encoder.config.to_diff_dict()}
 
     @abstractmethod
-    def finish(self, hidden_states: Tensor) -> Tensor:
-        """What follows the layers: final norm and pooling, (P, S, D) at 50 Hz -> (P, F, D)."""
+    def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """What follows the layers: norm and pooling, (P, S, D) at 50 Hz -> (P, F, D)."""
 
     @abstractmethod
     def encode_padded(self, features: Tensor) -> Tensor:
@@ -111,6 +126,8 @@ class WindowedAudioEncoder(AudioEncoder):
         return frames[:, : int(lengths.max())], lengths
 
     def _encode_windows(self, features: Tensor, valid: Tensor) -> Tensor:
+        if self.beside:
+            return self._encode_real_frames(features, torch.full_like(valid, WINDOW_FRAMES))
         return self.encode_padded(features)
 
     def _encode_real_frames(self, features: Tensor, valid: Tensor) -> Tensor:
@@ -127,7 +144,10 @@ class WindowedAudioEncoder(AudioEncoder):
             mask = torch.zeros(len(x), 1, 1, x.shape[1], dtype=x.dtype, device=x.device)
             hidden_ones = ~lengths_to_mask(positions, x.shape[1]).view(len(x), 1, 1, -1)
             mask = mask.masked_fill(hidden_ones, torch.finfo(x.dtype).min)
-        for layer in encoder.layers:
+        heard = []
+        for number, layer in enumerate(encoder.layers):
+            if number in self.beside:
+                heard.append(self.finish(x, normalise))
             x = layer(x, mask)
-        x = self.finish(x)
+        x = torch.cat([*heard, self.finish(x, encoder.layer_norm)], dim=-1)
         return x * lengths_to_mask(self.count_frames(positions), x.shape[1]).unsqueeze(-1)
