@@ -38,7 +38,7 @@ class Component(nn.Module):
     size: ClassVar[str] = ""
     """Parameters of the usual checkpoint, such as `20M (base)`."""
     licence: ClassVar[str] = ""
-    """Licence of the weights that the component loads, where it names any by default."""
+    """Licence of the published weights that it is made for; empty where it is trained from scratch."""
     extra: ClassVar[str] = ""
     """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
     init_args: dict[str, Any]

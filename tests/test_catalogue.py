@@ -31,7 +31,7 @@ def requirements(monkeypatch):
 def test_text_is_grouped_by_slot_and_says_what_to_install():
     assert as_text(INFOS).splitlines() == [
         "encoder",
-        "  far      16 kHz -> 50 Hz | weights MIT | needs pip install 'lightning-s2s[far]'",
+        "  far      16 kHz -> 50 Hz | weights: MIT | needs pip install 'lightning-s2s[far]'",
         "           From far | away.",
         "  plugged  " + "x" * 60,
         "           " + "y" * 60,

@@ -57,9 +57,9 @@ def as_text(infos: Sequence[ComponentInfo]) -> str:
         lines.append(kind)
         for info in group:
             needs = f"needs {install_command(info.extra)}" if missing_packages(info.extra) else f"extra {info.extra}"
-            facts = [info.rates, info.licence and f"weights {info.licence}", info.extra and needs]
-            text = " | ".join(fact for fact in facts if fact)
-            paragraph = [*([text] if text else []), *textwrap.wrap(info.summary, WIDTH - len(indent))]
+            facts = [info.rates, info.licence and f"weights: {info.licence}", info.extra and needs]
+            facts_and_summary = (" | ".join(fact for fact in facts if fact), info.summary)
+            paragraph = [line for text in facts_and_summary for line in textwrap.wrap(text, WIDTH - len(indent))]
             lines += [f"{indent}{line}".rstrip() for line in paragraph]
             lines[-len(paragraph)] = f"  {info.name:<{name_width}}  {paragraph[0]}"
     return "".join(f"{line}\n" for line in lines)

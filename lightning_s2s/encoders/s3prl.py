@@ -53,6 +53,8 @@ class S3prlEncoder(AudioEncoder):
 
     paper = "arXiv:2105.01051"
     rates = "16 kHz -> 50 Hz or 100 Hz"
+    size = "any: none (fbank), 95M (hubert), 317M (wavlm_large)"
+    licence = "the upstream's own"
     extra = "ssl"
     sample_rate = 16_000
 

@@ -66,7 +66,9 @@ class CausalLanguageModel(LanguageModel):
             leaves that to the session.
     """
 
+    rates = "text tokens, one a step"
     size = "any: 135M (SmolLM2), 8B (Qwen3)"
+    licence = "the checkpoint's own"
 
     def __init__(
         self,

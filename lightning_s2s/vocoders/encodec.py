@@ -43,6 +43,7 @@ class EncodecVocoder(FlattenedCodecVocoder):
     paper = "arXiv:2210.13438"
     rates = "150-2,400 Hz (75 Hz x 2-32), 2,048-32,768 units, 24,000 Hz"
     size = "15M"
+    licence = "none named"
     extra = "codecs"
 
     def __init__(

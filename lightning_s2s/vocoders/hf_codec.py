@@ -228,6 +228,7 @@ class HfCodecVocoder(FlattenedCodecVocoder):
     paper = "arXiv:2410.00037, arXiv:2306.06546, arXiv:2210.13438, arXiv:2502.04128"
     rates = "Mimi 12.5 Hz x 1-32, DAC 50-86 Hz x 1-32, EnCodec 75 Hz x 1-32, X-Codec 2 50 Hz; 16,000-44,100 Hz"
     size = "Mimi 96M, DAC 74-77M, EnCodec 15M, X-Codec 2 629M"
+    licence = "Mimi CC-BY-4.0, DAC MIT, EnCodec none named, X-Codec 2 CC-BY-NC-4.0"
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class UnitHifiganVocoder(Vocoder):
     paper = "arXiv:2104.00355"
     rates = "at most 50 Hz, 10,000 units, 16,000 Hz"
     size = "42M, and the SSL model for `tokenize`"
+    licence = "CC-BY-NC-4.0"
 
     def __init__(
         self,

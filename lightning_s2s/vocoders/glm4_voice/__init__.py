@@ -55,6 +55,7 @@ class Glm4VoiceVocoder(Vocoder):
     paper = "arXiv:2412.02612"
     rates = "12.5 Hz, 16,384 units, 22,050 Hz"
     size = "132M, and 343M for `tokenize`"
+    licence = "GLM-4-Voice model licence"
 
     def __init__(
         self,
