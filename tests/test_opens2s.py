@@ -273,6 +273,8 @@ def test_files_like_those_of_a_published_folder(published, tmp_path):
     [
         ("encoder", MelEncoder(width=16, num_layers=1, num_heads=2), "encoder is mel; .*qwen2_audio or whisper"),
         ("speech_decoder", None, "speech_decoder is missing; .*interleaved"),
+        ("encoder", WhisperEncoder(None, WHISPER, pooling=1, layers=0), "encoder hears layers 0; .*the last one alone"),
+        ("encoder", Qwen2AudioEncoder(None, ENCODER, layers=[0, -1]), r"encoder hears layers \[0, -1\]"),
     ],
 )
 def test_what_the_layout_can_not_hold(slot, part, message, made_here, tmp_path):

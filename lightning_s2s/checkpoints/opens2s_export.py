@@ -104,6 +104,9 @@ def _check_parts(model: SpeechToSpeechModel) -> None:
             raise ValueError(f"opens2s: {slot} is {name or 'missing'}; the published layout holds {' or '.join(names)}")
     if getattr(model.encoder, "pooling", 1) != 1:
         raise ValueError(f"opens2s: encoder whisper has pooling {model.encoder.pooling}; the published layout holds 1")
+    if not model.encoder.last_layer_alone:
+        layers = model.encoder.init_args["layers"]
+        raise ValueError(f"opens2s: encoder hears layers {layers}; the published layout holds the last one alone")
     if model.speech_decoder.fusion != "none":
         raise ValueError(f"opens2s: speech_decoder has fusion {model.speech_decoder.fusion}; the layout holds none")
 

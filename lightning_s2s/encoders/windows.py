@@ -42,6 +42,7 @@ class WindowedAudioEncoder(AudioEncoder):
     real_frames_only: bool
     beside: list[int]
     """Layers that are heard beside the topmost one."""
+    last_layer_alone: bool
 
     def set_up(
         self,
@@ -76,6 +77,7 @@ class WindowedAudioEncoder(AudioEncoder):
         if not heard or len(heard) < len(wanted):
             raise ValueError(f"{name}: layers must be a number, or a list of different ones; got {layers!r}")
         *self.beside, top = heard
+        self.last_layer_alone = heard == [num_layers]
         width = self.encoder.config.d_model
         if top < num_layers:
             self.encoder.layers = self.encoder.layers[:top]
