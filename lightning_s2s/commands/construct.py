@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_s2s.commands.messages import Names
 from lightning_s2s.commands.settings import parse_settings
 
 
@@ -14,6 +15,9 @@ def run(name: str, arguments: list[str]) -> int:
     """
     from lightning_s2s.construction.pipeline import construct
     from lightning_s2s.construction.plan import CorpusConfig
+    from lightning_s2s.construction.speech import SpeechSynthesizer
 
-    construct(parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments))
+    engines = sorted(engine.__name__ for engine in SpeechSynthesizer.__subclasses__())
+    names: Names = {key: ("engine", engines) for key in ("tts", "assistant_tts")}
+    construct(parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names))
     return 0

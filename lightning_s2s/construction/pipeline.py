@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import random
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,42 +17,57 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from lightning_s2s.construction.opus import encode_opus
 from lightning_s2s.construction.plan import SPLITS, CorpusConfig, Question, held_out, plan_questions, plan_replies
-from lightning_s2s.construction.prosody import Prosody, analyse, render
+from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
+from lightning_s2s.construction.renderings import Renderings, for_each
 from lightning_s2s.construction.rows import dialogue_row, language_rows, speech_rows, understanding_rows, voice_row
-from lightning_s2s.construction.tts import KokoroTTS
 from lightning_s2s.construction.writer import DialogueGrammar
 from lightning_s2s.files import replacing, write_bytes
 
 QUESTION_RATE = 16_000
 QUESTION_LEVEL = 0.05
-"""Root mean square of a neutral question; leaves room for an angry one."""
+"""Root mean square of a question before prosody; leaves room for an angry one."""
 
 
-def analyse_line(question: Question, tts: KokoroTTS, config: CorpusConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The question's words in its speaker's neutral voice, analysed; the questions of a pair share it."""
-    waveform = tts.synthesise(question.text, question.speaker, config.user_speed)
-    waveform = soxr.resample(waveform, tts.sample_rate, QUESTION_RATE)
-    waveform *= QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean())))
-    return analyse(waveform, QUESTION_RATE)
+class Speaker:
+    """Speaks the questions of a plan: in the engine's own emotions, by prosody, or both."""
+
+    def __init__(self, config: CorpusConfig):
+        self.config, self.renderings = config, Renderings(config.tts, Path(config.work_dir) / "tts")
+
+    def speak(self, questions: Sequence[Question], clips: dict[str, Path]) -> None:
+        """Write the clips of a pair's questions; a neutral rendering and its analysis serve them all.
+
+        Raises:
+            SpeechError: one could not be spoken.
+        """
+        analyses: dict[str, Analysis] = {}
+        for question in questions:
+            emotion = question.emotion if self.config.tts.has_emotions else "neutral"
+            prosody = _prosody_of(question, self.config)
+            if prosody is None:
+                waveform = self._render(question, emotion)
+            else:
+                if emotion not in analyses:
+                    analyses[emotion] = analyse(self._render(question, emotion), QUESTION_RATE)
+                waveform = render(analyses[emotion], QUESTION_RATE, prosody)
+            write_bytes(clips[question.id], encode_opus(waveform, QUESTION_RATE))
+
+    def _render(self, question: Question, emotion: str) -> np.ndarray:
+        """The question's words at QUESTION_RATE; a neutral engine at QUESTION_LEVEL, one with emotions at its own."""
+        spoken = self.renderings.speak(question.text, question.speaker, self.config.user_speed, emotion)
+        waveform = soxr.resample(*spoken, QUESTION_RATE)
+        if self.config.tts.has_emotions:
+            return waveform
+        return waveform * (QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean()))))
 
 
-def speak_question(
-    question: Question, analysis: tuple[np.ndarray, np.ndarray, np.ndarray], config: CorpusConfig
-) -> bytes:
-    """The question with its emotion, as an Ogg Opus file at 16 kHz."""
-    coloured = render(analysis, QUESTION_RATE, _prosody_of(question, config))
-    buffer = io.BytesIO()
-    sf.write(buffer, coloured, QUESTION_RATE, format="OGG", subtype="OPUS", compression_level=0.97)
-    return buffer.getvalue()
-
-
-def tokenise_reply(reply: str, tts: KokoroTTS, vocoder: Any, config: CorpusConfig) -> list[int]:
-    """The reply's speech units, in the assistant's voice."""
+def tokenise_reply(path: Path, vocoder: Any) -> list[int]:
+    """The units of a reply that was kept."""
     import torch
 
-    waveform = tts.synthesise(reply, config.assistant_voice, config.assistant_speed)
-    waveform = soxr.resample(waveform, tts.sample_rate, vocoder.sample_rate)
+    waveform = soxr.resample(*sf.read(path, dtype="float32"), vocoder.sample_rate)
     hop = vocoder.samples_per_unit
     padded = np.pad(waveform, (0, -len(waveform) % hop))
     units, _ = vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0), torch.tensor([len(padded)]))
@@ -68,7 +82,7 @@ def construct(config: CorpusConfig) -> None:
     `language_{split}` (text for the LLM).
 
     Raises:
-        ValueError: a voice, the TTS folder or the vocoder's weights are missing.
+        ValueError: a voice, the engine's files or the vocoder's weights are missing, or a text could not be spoken.
     """
     from tqdm import tqdm
 
@@ -76,31 +90,41 @@ def construct(config: CorpusConfig) -> None:
 
     grammar = DialogueGrammar(config.grammar)
     output, work = Path(config.output_dir), Path(config.work_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    tts = KokoroTTS(config.tts, work / "tts")
+    assistant = Renderings(config.assistant_tts or config.tts, work / "tts")
+    assistant.synthesizer.check([config.assistant_voice])
+    config.tts.check([voice for split in SPLITS for voice in config.user_voices[split]])
     vocoder = PocketVocoder(checkpoint=config.vocoder).eval() if config.vocoder else None
+    output.mkdir(parents=True, exist_ok=True)
     questions = plan_questions(grammar, config)
 
     spoken = work / "questions"
-    spoken.mkdir(parents=True, exist_ok=True)
     clips = {question.id: spoken / f"{_fingerprint(question, config)}.opus" for question in questions}
+    speaker = Speaker(config)
+    pairs = [list(pair) for _, pair in itertools.groupby(questions, key=lambda question: question.pair)]
     with tqdm(total=len(questions), desc="questions", unit="clip") as bar:
-        for _, group in itertools.groupby(questions, key=lambda question: question.pair):
-            pair = list(group)
-            missing = [question for question in pair if not clips[question.id].exists()]
-            if missing:
-                analysis = analyse_line(missing[0], tts, config)
-                for question in missing:
-                    write_bytes(clips[question.id], speak_question(question, analysis, config))
-            bar.update(len(pair))
+        failures = for_each(
+            pairs,
+            lambda pair: speaker.speak([question for question in pair if not clips[question.id].exists()], clips),
+            config.tts.concurrency,
+            lambda pair: bar.update(len(pair)),
+        )
+    replies = [reply for group in plan_replies(grammar, config).values() for reply in group]
+    with tqdm(total=len(replies), desc="replies", unit="clip") as bar:
+        failures += for_each(
+            replies,
+            lambda reply: assistant.speak(reply, config.assistant_voice, config.assistant_speed),
+            assistant.synthesizer.concurrency,
+            lambda _: bar.update(),
+        )
+    if failures:
+        raise ValueError(
+            f"{len(failures)} texts could not be spoken, the first: {failures[0]}; what was spoken is kept in {work}: "
+            "construct again to try the others"
+        )
     places = _zip(output / "questions.zip", clips)
 
-    replies = [reply for group in plan_replies(grammar, config).values() for reply in group]
-    for reply in tqdm(replies, "replies", unit="clip"):
-        tts.synthesise(reply, config.assistant_voice, config.assistant_speed)
-
     def voice(reply: str) -> Path:
-        return tts.path(reply, config.assistant_voice, config.assistant_speed)
+        return assistant.path(reply, config.assistant_voice, config.assistant_speed)
 
     for split, unseen in (("train", False), ("validation", True)):
         chosen = [reply for reply in replies if held_out(reply, config.held_out_share) == unseen]
@@ -111,7 +135,7 @@ def construct(config: CorpusConfig) -> None:
         print(f"spoken; train a codec on {work}/replies_train.jsonl.gz, then construct again with --vocoder FOLDER")
         return
     units = {
-        reply: "".join(f"<|audio_{unit}|>" for unit in tokenise_reply(reply, tts, vocoder, config))
+        reply: "".join(f"<|audio_{unit}|>" for unit in tokenise_reply(voice(reply), vocoder))
         for reply in tqdm(replies, "units", unit="clip")
     }
 
@@ -127,14 +151,24 @@ def construct(config: CorpusConfig) -> None:
         _write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
 
 
-def _prosody_of(question: Question, config: CorpusConfig) -> Prosody:
+def _prosody_of(question: Question, config: CorpusConfig) -> Prosody | None:
     """How this question is said: its emotion's prosody, with the variation that its id and the seed draw."""
+    if config.prosody is None:
+        return None
     return config.prosody[question.emotion].jitter(random.Random(f"{config.seed}-{question.id}"), config.jitter)
 
 
 def _fingerprint(question: Question, config: CorpusConfig) -> str:
     """Changes whenever the sound of the question does: a clip that was kept is never taken for other words."""
-    sound = [question.text, question.speaker, config.user_speed, asdict(_prosody_of(question, config))]
+    prosody = _prosody_of(question, config)
+    sound = [
+        config.tts.identity,
+        question.emotion if config.tts.has_emotions else None,
+        question.text,
+        question.speaker,
+        config.user_speed,
+        asdict(prosody) if prosody else None,
+    ]
     return hashlib.sha256(json.dumps([*sound, QUESTION_RATE, QUESTION_LEVEL]).encode()).hexdigest()[:20]
 
 

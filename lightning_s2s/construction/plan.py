@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lightning_s2s.construction.prosody import Prosody
+from lightning_s2s.construction.speech import SpeechSynthesizer
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 
 SPLITS = ("train", "validation", "test")
@@ -36,11 +37,12 @@ class CorpusConfig:
         grammar: YAML file of lines and replies.
         output_dir: the corpus folder.
         work_dir: renderings are kept here, so that a run that was stopped goes on where it was.
-        tts: folder of the Kokoro voice model.
+        tts: what speaks: Kokoro, Piper, Espeak, SpeechServer, or a class of your own by its import path.
         vocoder: folder of the pocket codec that turns replies into units; None stops once everything is spoken, with
             manifests of the replies in `work_dir` to train a codec on.
         assistant_voice: the voice of all replies.
         assistant_speed: its speaking rate, an input of the TTS.
+        assistant_tts: what speaks the replies, where that is not `tts`.
         user_voices: voices of the users, by split; a voice belongs to one split.
         user_speed: speaking rate before emotion changes the tempo.
         ambiguous_lines: (line, voice) pairs whose words fit any emotion, by split.
@@ -49,7 +51,8 @@ class CorpusConfig:
         replies_per_emotion: distinct spoken replies of each emotion, for stage 2.
         dialogue_replies_per_emotion: so many of them, the first, answer the questions; None takes all.
         held_out_share: share of lines and of replies kept out of training.
-        prosody: how each emotion changes the voice.
+        prosody: how each emotion changes a neutral voice; needed where `tts` has no emotions of its own, and laid over
+            them where it has.
         jitter: 0..1, how much speakers differ in it.
         seed: of every choice.
     """
@@ -57,7 +60,7 @@ class CorpusConfig:
     grammar: str
     output_dir: str
     work_dir: str
-    tts: str
+    tts: SpeechSynthesizer
     vocoder: str | None
     assistant_voice: str
     assistant_speed: float
@@ -68,16 +71,19 @@ class CorpusConfig:
     explicit_lines: dict[str, int]
     replies_per_emotion: int
     held_out_share: float
-    prosody: dict[str, Prosody]
+    prosody: dict[str, Prosody] | None = None
     jitter: float = 0.4
     seed: int = 1
     dialogue_replies_per_emotion: int | None = None
+    assistant_tts: SpeechSynthesizer | None = None
 
     def __post_init__(self) -> None:
         for name in ("user_voices", "ambiguous_lines", "emotions_per_line", "explicit_lines"):
             if set(getattr(self, name)) != set(SPLITS):
                 raise ValueError(f"{name}: needs the keys {', '.join(SPLITS)}; got {', '.join(getattr(self, name))}")
-        if set(self.prosody) != set(EMOTIONS):
+        if self.prosody is None and not self.tts.has_emotions:
+            raise ValueError(f"prosody: {type(self.tts).__name__} speaks every emotion alike; say how each changes it")
+        if self.prosody is not None and set(self.prosody) != set(EMOTIONS):
             raise ValueError(f"prosody: needs the keys {', '.join(EMOTIONS)}; got {', '.join(self.prosody)}")
         voices = [voice for split in SPLITS for voice in self.user_voices[split]]
         shared = sorted({voice for voice in [*voices, self.assistant_voice] if voices.count(voice) > 1})
@@ -125,7 +131,12 @@ def plan_questions(grammar: DialogueGrammar, config: CorpusConfig) -> list[Quest
             rotation = [EMOTIONS[(start + i) % len(EMOTIONS)] for i in range(config.emotions_per_line[split])]
             for said in rotation if ambiguous else [emotion]:
                 topic = grammar.topic_of(line)
-                replies = pool.get((said, topic, unseen)) or pool[(said, topic, False)]
+                replies = pool.get((said, topic, unseen)) or pool.get((said, topic, False), [])
+                if not replies:
+                    raise ValueError(
+                        f"replies_per_emotion {config.replies_per_emotion}: none of the {said} replies is about "
+                        f"{topic!r}, of which a question speaks; raise it"
+                    )
                 pair = f"{split}-{number:04d}"
                 questions.append(
                     Question(

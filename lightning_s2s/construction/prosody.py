@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+Analysis = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""WORLD's pitch (F,), spectral envelope (F, bins) and aperiodicity (F, bins), a frame every 5 ms."""
+
 
 @dataclass(frozen=True)
 class Prosody:
@@ -43,8 +46,8 @@ class Prosody:
         )
 
 
-def analyse(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(T,) -> WORLD's pitch (F,), spectral envelope (F, bins) and aperiodicity (F, bins), a frame every 5 ms."""
+def analyse(waveform: np.ndarray, sample_rate: int) -> Analysis:
+    """(T,) -> WORLD's analysis."""
     import pyworld
 
     signal = waveform.astype(np.float64)
@@ -57,7 +60,7 @@ def analyse(waveform: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndar
     )
 
 
-def render(analysis: tuple[np.ndarray, np.ndarray, np.ndarray], sample_rate: int, prosody: Prosody) -> np.ndarray:
+def render(analysis: Analysis, sample_rate: int, prosody: Prosody) -> np.ndarray:
     """What `analyse` gave, with the prosody changed -> (T,) float32, limited to [-1, 1]."""
     import pyworld
 

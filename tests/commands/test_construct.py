@@ -7,13 +7,32 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it finds at import: not one of a test's)
 import pytest
 
+from lightning_s2s.construction.speech import Kokoro
+
 ROOT = Path(__file__).parents[2]
+GRAMMAR = ROOT / "experiments" / "tiny" / "grammar.yaml"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
         (["--config", "construction.yaml", "--ttts", "x"], 2, "unknown option '--ttts'; did you mean --tts?"),
+        (
+            ["--config", "construction.yaml", "--tts", "Pipr"],
+            2,
+            "tts: unknown engine 'Pipr'; did you mean Piper? known:",
+        ),
+        (
+            ["--config", "construction.yaml", "--tts.foldr", "x"],
+            2,
+            "tts: unknown option of Kokoro 'foldr'; did you mean",
+        ),
+        (
+            ["--config", "construction.yaml", "--grammar", GRAMMAR, "--tts.folder", "x"],
+            1,
+            "x: not a Kokoro folder, kokoro.onnx is missing",
+        ),
+        (["--config", "construction.yaml", "--prosody", "null"], 1, "prosody: Kokoro speaks every emotion alike"),
         (["--config", "construction.yaml", "--jitter", "x"], 2, "jitter: got 'x'; allowed: float"),
         (["--config", "construct.yaml"], 2, "--config construct.yaml: no such file; did you mean construction.yaml?"),
         (["--config", "construction.yaml", "--grammar", "x.yaml"], 1, "x.yaml: no such file or directory"),
@@ -35,7 +54,7 @@ def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
     received = []
     monkeypatch.setattr(pipeline, "construct", received.append)
     config = ROOT / "experiments" / "tiny" / "construction.yaml"
-    assert run("construct", "--config", config, "--seed", "5", "--tts", "voices")[0] == 0
+    assert run("construct", "--config", config, "--seed", "5", "--tts.folder", "voices")[0] == 0
     assert isinstance(received[0], pipeline.CorpusConfig)
-    assert (received[0].seed, received[0].tts) == (5, "voices")
+    assert (received[0].seed, received[0].tts) == (5, Kokoro("voices"))
     assert isinstance(received[0].prosody["happy"], prosody.Prosody)

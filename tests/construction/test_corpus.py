@@ -16,7 +16,7 @@ from lightning_s2s.construction import pipeline
 from lightning_s2s.construction.pipeline import _fingerprint, construct
 from lightning_s2s.construction.plan import SPLITS, CorpusConfig, held_out, plan_questions, plan_replies
 from lightning_s2s.construction.prosody import Prosody, analyse, render
-from lightning_s2s.construction.tts import KokoroTTS, trim_silence
+from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 from lightning_s2s.data import load_audio, read_manifest
 
@@ -40,6 +40,24 @@ RULES = {
 COUNTS = {"train": 4, "validation": 1, "test": 1}
 
 
+class Tone(SpeechSynthesizer):
+    """Says everything by the same tone, except what is in `mute`."""
+
+    identity, concurrency = "tone", 3
+
+    def __init__(self, has_emotions: bool = False):
+        self.has_emotions, self.mute, self.asked = has_emotions, set(), []
+
+    def check(self, voices):
+        self.voices = list(voices)
+
+    def synthesise(self, text, voice, emotion="neutral", style="", speed=1.0):
+        self.asked.append((text, voice, emotion))
+        if text in self.mute:
+            raise SpeechError("a sore throat")
+        return np.sin(np.arange(24_000 * 6 // 10) * 0.05).astype(np.float32), 24_000
+
+
 @pytest.fixture
 def grammar_file(tmp_path) -> Path:
     path = tmp_path / "grammar.yaml"
@@ -56,7 +74,7 @@ def grammar(grammar_file) -> DialogueGrammar:
 def config(grammar_file, tmp_path) -> CorpusConfig:
     return CorpusConfig(
         grammar=str(grammar_file), output_dir=str(tmp_path / "corpus"), work_dir=str(tmp_path / "work"),
-        tts=str(tmp_path / "kokoro"), vocoder="codec", assistant_voice="anna", assistant_speed=1.0,
+        tts=Tone(), vocoder="codec", assistant_voice="anna", assistant_speed=1.0,
         user_voices={"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]}, user_speed=1.0,
         ambiguous_lines=dict(COUNTS), emotions_per_line={"train": 3, "validation": 4, "test": 4},
         explicit_lines={"train": 4, "validation": 4, "test": 4}, replies_per_emotion=72, held_out_share=0.3,
@@ -104,6 +122,7 @@ def test_a_broken_grammar(tmp_path, broken, message):
     [
         ("user_voices", {"train": ["bob"], "test": ["eve"]}, "user_voices: needs the keys train, validation, test"),
         ("ambiguous_lines", {"train": 1}, "ambiguous_lines: needs the keys"),
+        ("prosody", None, "prosody: Tone speaks every emotion alike"),
         ("prosody", {"happy": Prosody()}, "prosody: needs the keys neutral, happy, sad, angry; got happy"),
         ("user_voices", {"train": ["bob"], "validation": ["bob"], "test": ["eve"]}, r"shared: \['bob'\]"),
         ("user_voices", {"train": ["anna"], "validation": ["bob"], "test": ["eve"]}, "shared: .*anna"),
@@ -150,6 +169,11 @@ def test_no_line_reply_or_voice_of_the_test_is_trained_on(grammar, config):
     assert voices == {"train": {"bob", "cleo"}, "validation": {"dan"}, "test": {"eve"}}
 
 
+def test_too_few_replies_for_a_topic_are_told(grammar, config):
+    with pytest.raises(ValueError, match="replies_per_emotion 1: none of the .* replies is about .*; raise it"):
+        plan_questions(grammar, replace(config, replies_per_emotion=1))
+
+
 def test_replies_are_chosen_once(grammar, config):
     few = plan_replies(grammar, replace(config, replies_per_emotion=5))
     assert {emotion: len(set(replies)) for emotion, replies in few.items()} == dict.fromkeys(EMOTIONS, 5)
@@ -188,10 +212,6 @@ class FakeCodec:
 
 @pytest.fixture
 def corpus(config, monkeypatch) -> CorpusConfig:
-    for name in ("kokoro.onnx", "vocab.json", "voices"):
-        (Path(config.tts) / name).mkdir(parents=True)
-    tone = np.sin(np.arange(24_000 * 6 // 10) * 0.05).astype(np.float32)
-    monkeypatch.setattr(KokoroTTS, "_render", lambda tts, text, voice, speed: tone)
     monkeypatch.setattr("lightning_s2s.vocoders.pocket.PocketVocoder", FakeCodec)
     monkeypatch.setattr(pipeline, "analyse", lambda waveform, rate: waveform)
     monkeypatch.setattr(pipeline, "render", lambda analysis, rate, prosody: analysis)
@@ -229,15 +249,40 @@ def test_constructing_again_gives_the_same_bytes(corpus):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_folder_without_voices(tmp_path):
-    with pytest.raises(ValueError, match="not a Kokoro folder, kokoro.onnx is missing"):
-        KokoroTTS(tmp_path, tmp_path / "cache")
+def test_a_pair_is_spoken_once_and_every_voice_checked_before(corpus, grammar):
+    asked = corpus.tts.asked
+    assert len(asked) == len(set(asked)) and {emotion for _, _, emotion in asked} == {"neutral"}
+    questions = plan_questions(grammar, corpus)
+    lines = {(question.text, question.speaker) for question in questions}
+    replies = {reply for group in plan_replies(grammar, corpus).values() for reply in group}
+    assert {(text, voice) for text, voice, _ in asked} == lines | {(reply, "anna") for reply in replies}
+    assert corpus.tts.voices == ["bob", "cleo", "dan", "eve"]
 
 
-def test_silence_is_trimmed_to_its_margin():
-    waveform = np.concatenate([np.zeros(4800), np.ones(2400), np.zeros(9600)]).astype(np.float32)
-    assert len(trim_silence(waveform, 24_000)) == 2400 + 2 * 1200
-    assert len(trim_silence(np.zeros(100, np.float32), 24_000)) == 100
+def test_an_engine_with_emotions_is_asked_for_them(config, grammar, monkeypatch):
+    """No prosody is laid over it; the replies may be another engine's."""
+    monkeypatch.setattr("lightning_s2s.vocoders.pocket.PocketVocoder", FakeCodec)
+    config = replace(config, tts=Tone(has_emotions=True), assistant_tts=Tone(), prosody=None)
+    construct(config)
+    expected = {(question.text, question.speaker, question.emotion) for question in plan_questions(grammar, config)}
+    assert set(config.tts.asked) == expected and len(config.tts.asked) == len(expected)
+    assert {voice for _, voice, _ in config.assistant_tts.asked} == {"anna"}
+
+
+def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_path, grammar):
+    """Once the engine is well, the same command speaks the rest and gives what an unbroken run gives."""
+    broken = replace(corpus, output_dir=str(tmp_path / "again"), work_dir=str(tmp_path / "fresh"), tts=Tone())
+    questions = plan_questions(grammar, broken)
+    broken.tts.mute = {questions[0].text, questions[-1].reply}
+    unsaid = len({question.pair for question in questions if question.text in broken.tts.mute}) + 1
+    with pytest.raises(ValueError, match=f"{unsaid} texts could not be spoken, the first: '{questions[0].text}' in .*"):
+        construct(broken)
+    before = len(broken.tts.asked)
+    broken.tts.mute = set()
+    construct(broken)
+    assert {text for text, *_ in broken.tts.asked[before:]} == {questions[0].text, questions[-1].reply}
+    for path in Path(corpus.output_dir).iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_jitter_stays_within_its_amount():
@@ -302,7 +347,8 @@ def test_a_kept_clip_is_never_taken_for_other_words(grammar, config):
     others = [
         _fingerprint(replace(question, text="Something else."), config),
         _fingerprint(replace(question, speaker="someone"), config),
+        _fingerprint(question, replace(config, tts=Tone(has_emotions=True))),
         _fingerprint(question, replace(config, user_speed=config.user_speed + 0.5)),
         _fingerprint(question, replace(config, seed=config.seed + 1)),
     ]
-    assert len({name, *others}) == 5
+    assert len({name, *others}) == 6

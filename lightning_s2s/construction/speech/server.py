@@ -1,0 +1,106 @@
+"""Any server with OpenAI's speech endpoint: vLLM-Omni, and servers of CosyVoice, Qwen3-TTS, Kokoro and others."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
+
+
+@dataclass
+class SpeechServer(SpeechSynthesizer):
+    """A server with `POST /v1/audio/speech`, told by `instructions` how to speak.
+
+    A request that fails for a reason that may pass (429, 5xx, no answer in time, audio that is empty or breaks off) is
+    made again, with growing pauses; one that the server refuses (a wrong model, voice or key) ends the run.
+
+    Args:
+        base_url: such as `http://localhost:8091/v1`.
+        model: the name that the server knows.
+        instructions: what is asked for beside the text, with the fields {emotion} and {style}; empty asks for nothing.
+        emotions: emotion -> words that stand for {emotion}, such as `sad: sad, slow and close to tears`; those that it
+            lacks stand for themselves.
+        extra: further fields of the request, such as `{language: English, task_type: CustomVoice}` of vLLM-Omni.
+        api_key_variable: environment variable with the key; a server that wants none needs none.
+        concurrency: requests at the same time.
+        timeout_sec: for one request.
+        max_retries: how often a request is made again.
+    """
+
+    base_url: str
+    model: str
+    instructions: str = "Speak in a {emotion} voice. {style}"
+    emotions: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    api_key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout_sec: float = 120.0
+    max_retries: int = 5
+
+    has_emotions = True
+
+    def __post_init__(self) -> None:
+        try:
+            self._instruct("neutral", "")
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(
+                f"instructions: the only fields are {{emotion}} and {{style}}; got {self.instructions!r}"
+            ) from None
+
+    @property
+    def identity(self) -> str:
+        asked = [self.model, self.instructions, self.emotions, self.extra]
+        return f"server {json.dumps(asked, sort_keys=True)}"
+
+    def check(self, voices: Iterable[str]) -> None:
+        """A server is asked for the first time when it speaks."""
+
+    def synthesise(
+        self, text: str, voice: str, emotion: str = "neutral", style: str = "", speed: float = 1.0
+    ) -> tuple[np.ndarray, int]:
+        import openai
+
+        request = {"model": self.model, "voice": voice, "input": text, "response_format": "wav"}
+        if instructions := self._instruct(emotion, style):
+            request["instructions"] = instructions
+        failure = SpeechError("was not asked for")
+        for _ in range(1 + self.max_retries):
+            try:
+                answer = self._client.audio.speech.create(**request, speed=speed, extra_body=self.extra)
+                return decode(answer.content)
+            except SpeechError as error:
+                failure = error
+            except openai.APITimeoutError:
+                raise SpeechError(f"got no answer within {self.timeout_sec:g} s") from None
+            except openai.APIConnectionError as error:
+                raise ValueError(f"{self.base_url}: no answer ({error.__cause__ or error})") from None
+            except openai.APIStatusError as error:
+                if error.status_code == 429 or error.status_code >= 500:
+                    raise SpeechError(f"the server answered {error.status_code}") from None
+                raise ValueError(f"{self.base_url}: {error.status_code}: {_reason(error)}") from None
+        raise failure
+
+    def _instruct(self, emotion: str, style: str) -> str:
+        return self.instructions.format(emotion=self.emotions.get(emotion, emotion), style=style).strip()
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        import openai
+
+        key = os.environ.get(self.api_key_variable) or "none"
+        return openai.OpenAI(
+            base_url=self.base_url, api_key=key, timeout=self.timeout_sec, max_retries=self.max_retries
+        )
+
+
+def _reason(error: Any) -> str:
+    """What the server said, in one line."""
+    body = error.body if isinstance(error.body, dict) else {}
+    return " ".join(str(body.get("message") or error.message).split())[:200]

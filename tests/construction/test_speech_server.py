@@ -1,0 +1,148 @@
+"""`SpeechServer` against a server that fails in every way that servers do, on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from test_speech import as_file, tone
+
+from lightning_s2s.construction.renderings import Renderings, for_each
+from lightning_s2s.construction.speech import SpeechError, SpeechServer
+
+SOUND = as_file(tone(), 24_000)
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Does what a request's text says, `FAULT` or `FAULT N`: N times, then it speaks."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.times, self.keys = [], Counter(), []
+        Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        """A client that gave up waiting is part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FaultyServer
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(request)
+        self.server.keys.append(self.headers["Authorization"])
+        text = request["input"]
+        self.server.times[text] += 1
+        fault, _, times = text.partition(" ")
+        if times.isdigit() and self.server.times[text] > int(times):
+            fault = "speak"
+        if fault == "late":
+            time.sleep(1.0)
+        status = int(fault) if fault.isdigit() else 200
+        error = json.dumps({"error": {"message": f"the server says {fault}"}}).encode()
+        content = {"empty": b"", "torn": SOUND[:-5000], "json": error}.get(fault, error if status > 200 else SOUND)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Retry-After-Ms", "1")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    pytest.importorskip("openai", reason="the package openai is not installed")
+    server = FaultyServer()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def engine(server):
+    return SpeechServer(f"http://127.0.0.1:{server.server_port}/v1", "tiny-tts", max_retries=3, timeout_sec=0.5)
+
+
+def test_what_is_asked_for(engine, server, monkeypatch):
+    monkeypatch.setenv("SPEECH_KEY", "secret")
+    engine.api_key_variable, engine.emotions = "SPEECH_KEY", {"sad": "sad, slow"}
+    engine.extra = {"language": "English"}
+    waveform, sample_rate = engine.synthesise("hello", "vivian", "sad", "Close to tears.", speed=1.1)
+    assert (len(waveform), sample_rate) == (8000, 24_000)
+    assert server.requests == [
+        {
+            "model": "tiny-tts", "voice": "vivian", "input": "hello", "response_format": "wav", "speed": 1.1,
+            "instructions": "Speak in a sad, slow voice. Close to tears.", "language": "English",
+        }
+    ]  # fmt: skip
+    assert server.keys == ["Bearer secret"]
+    engine.instructions = ""
+    engine.synthesise("again", "vivian", "happy")
+    assert "instructions" not in server.requests[1]
+
+
+@pytest.mark.parametrize("text", ["429 2", "500 3", "503 1", "empty 1", "torn 2", "json 1", "late 1"])
+def test_what_passes_is_tried_again(text, engine, server):
+    assert len(engine.synthesise(text, "vivian")[0]) == 8000
+    assert server.times[text] == int(text.split()[1]) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("429", "the server answered 429"),
+        ("500", "the server answered 500"),
+        ("empty", "got no audio"),
+        ("torn", "got 11000 of 16000 bytes"),
+        ("json", "got no audio that can be read"),
+        ("late", "got no answer within 0.5 s"),
+    ],
+)
+def test_what_does_not_pass_costs_one_text(text, message, engine, server):
+    with pytest.raises(SpeechError, match=message):
+        engine.synthesise(text, "vivian")
+    assert server.times[text] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("404", "404: the server says 404"), ("401", "401: the server says 401")]
+)
+def test_what_is_refused_ends_the_run(text, message, engine, server):
+    with pytest.raises(ValueError, match=rf"http://127.0.0.1:\d+/v1: {message}"):
+        engine.synthesise(text, "vivian")
+    assert server.times[text] == 1
+
+
+def test_a_server_that_is_not_there(engine, server):
+    server.shutdown()
+    server.server_close()
+    engine.max_retries = 0
+    with pytest.raises(ValueError, match="no answer .*refused"):
+        engine.synthesise("hello", "vivian")
+
+
+def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
+    """A run over good and bad texts, several at a time, and a second one once the server is well."""
+    texts = ["a", "429 1", "b", "torn", "c", "500 2", "empty", "d", "late 1"]
+    renderings = Renderings(engine, tmp_path)
+    failures = for_each(texts, lambda text: renderings.speak(text, "vivian"), 4, lambda _: None)
+    assert [str(error).partition(" in ")[0] for error in failures] == ["'torn'", "'empty'"]
+    assert len(list(tmp_path.iterdir())) == 7
+    before = dict(server.times)
+    assert len(for_each(texts, lambda text: renderings.speak(text, "vivian"), 4, lambda _: None)) == 2
+    assert {text: times for text, times in server.times.items() if times > before[text]}.keys() == {"torn", "empty"}
+
+
+def test_instructions_know_two_fields():
+    with pytest.raises(ValueError, match="the only fields are {emotion} and {style}; got 'Be {mood}.'"):
+        SpeechServer("http://localhost:1/v1", "m", instructions="Be {mood}.")
+    same = SpeechServer("http://localhost:1/v1", "m").identity
+    assert same == SpeechServer("http://localhost:2/v1", "m", concurrency=1).identity
+    assert same != SpeechServer("http://localhost:1/v1", "m", emotions={"sad": "in tears"}).identity
