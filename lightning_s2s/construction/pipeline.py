@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import itertools
 import json
-import random
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -17,9 +16,19 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from lightning_s2s.construction.augmentation import augment
 from lightning_s2s.construction.opus import encode_opus
-from lightning_s2s.construction.plan import SPLITS, CorpusConfig, Question, held_out, plan_questions, plan_replies
-from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
+from lightning_s2s.construction.plan import (
+    SPLITS,
+    CorpusConfig,
+    Question,
+    draw_augmentation,
+    draw_prosody,
+    held_out,
+    plan_questions,
+    plan_replies,
+)
+from lightning_s2s.construction.prosody import Analysis, analyse, render
 from lightning_s2s.construction.renderings import Renderings, for_each
 from lightning_s2s.construction.rows import dialogue_row, language_rows, speech_rows, understanding_rows, voice_row
 from lightning_s2s.construction.writer import DialogueGrammar
@@ -31,7 +40,7 @@ QUESTION_LEVEL = 0.05
 
 
 class Speaker:
-    """Speaks the questions of a plan: in the engine's own emotions, by prosody, or both."""
+    """Records the questions of a plan: in the engine's own emotions, by prosody, or both, and augmented."""
 
     def __init__(self, config: CorpusConfig):
         self.config, self.renderings = config, Renderings(config.tts, Path(config.work_dir) / "tts")
@@ -45,13 +54,15 @@ class Speaker:
         analyses: dict[str, Analysis] = {}
         for question in questions:
             emotion = question.emotion if self.config.tts.has_emotions else "neutral"
-            prosody = _prosody_of(question, self.config)
+            prosody = draw_prosody(question, self.config)
             if prosody is None:
                 waveform = self._render(question, emotion)
             else:
                 if emotion not in analyses:
                     analyses[emotion] = analyse(self._render(question, emotion), QUESTION_RATE)
                 waveform = render(analyses[emotion], QUESTION_RATE, prosody)
+            if drawn := draw_augmentation(question, self.config):
+                waveform = augment(waveform, QUESTION_RATE, drawn)
             write_bytes(clips[question.id], encode_opus(waveform, QUESTION_RATE))
 
     def _render(self, question: Question, emotion: str) -> np.ndarray:
@@ -141,7 +152,9 @@ def construct(config: CorpusConfig) -> None:
 
     for split in SPLITS:
         rows = [question for question in questions if question.split == split]
-        _write_manifest(output / f"{split}.jsonl.gz", (dialogue_row(q, places[q.id], units[q.reply]) for q in rows))
+        _write_manifest(
+            output / f"{split}.jsonl.gz", (dialogue_row(q, places[q.id], units[q.reply], config) for q in rows)
+        )
         _write_manifest(
             output / f"understanding_{split}.jsonl.gz",
             (row for q in rows for row in understanding_rows(q, places[q.id], grammar, config)),
@@ -151,16 +164,9 @@ def construct(config: CorpusConfig) -> None:
         _write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
 
 
-def _prosody_of(question: Question, config: CorpusConfig) -> Prosody | None:
-    """How this question is said: its emotion's prosody, with the variation that its id and the seed draw."""
-    if config.prosody is None:
-        return None
-    return config.prosody[question.emotion].jitter(random.Random(f"{config.seed}-{question.id}"), config.jitter)
-
-
 def _fingerprint(question: Question, config: CorpusConfig) -> str:
     """Changes whenever the sound of the question does: a clip that was kept is never taken for other words."""
-    prosody = _prosody_of(question, config)
+    prosody, drawn = draw_prosody(question, config), draw_augmentation(question, config)
     sound = [
         config.tts.identity,
         question.emotion if config.tts.has_emotions else None,
@@ -168,6 +174,7 @@ def _fingerprint(question: Question, config: CorpusConfig) -> str:
         question.speaker,
         config.user_speed,
         asdict(prosody) if prosody else None,
+        asdict(drawn) if drawn else None,
     ]
     return hashlib.sha256(json.dumps([*sound, QUESTION_RATE, QUESTION_LEVEL]).encode()).hexdigest()[:20]
 

@@ -7,9 +7,11 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
+from lightning_s2s.construction.augmentation import Augmentation, Drawn
 from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speech import SpeechSynthesizer
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+from lightning_s2s.registry import unknown_name
 
 SPLITS = ("train", "validation", "test")
 
@@ -54,6 +56,7 @@ class CorpusConfig:
         prosody: how each emotion changes a neutral voice; needed where `tts` has no emotions of its own, and laid over
             them where it has.
         jitter: 0..1, how much speakers differ in it.
+        augmentation: what happens to the questions' recordings; None leaves them clean.
         seed: of every choice.
     """
 
@@ -76,6 +79,7 @@ class CorpusConfig:
     seed: int = 1
     dialogue_replies_per_emotion: int | None = None
     assistant_tts: SpeechSynthesizer | None = None
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
         for name in ("user_voices", "ambiguous_lines", "emotions_per_line", "explicit_lines"):
@@ -85,12 +89,29 @@ class CorpusConfig:
             raise ValueError(f"prosody: {type(self.tts).__name__} speaks every emotion alike; say how each changes it")
         if self.prosody is not None and set(self.prosody) != set(EMOTIONS):
             raise ValueError(f"prosody: needs the keys {', '.join(EMOTIONS)}; got {', '.join(self.prosody)}")
+        unknown = set(self.augmentation.splits if self.augmentation else ()) - set(SPLITS)
+        if unknown:
+            raise ValueError(f"augmentation: splits: {unknown_name('split', sorted(unknown)[0], SPLITS)}")
         voices = [voice for split in SPLITS for voice in self.user_voices[split]]
         shared = sorted({voice for voice in [*voices, self.assistant_voice] if voices.count(voice) > 1})
         if shared or self.assistant_voice in voices:
             raise ValueError(
                 f"user_voices: a voice belongs to one split alone; shared: {shared or self.assistant_voice}"
             )
+
+
+def draw_prosody(question: Question, config: CorpusConfig) -> Prosody | None:
+    """How a question is said: its emotion's prosody, with the variation that its id and the seed draw."""
+    if config.prosody is None:
+        return None
+    return config.prosody[question.emotion].jitter(random.Random(f"{config.seed}-{question.id}"), config.jitter)
+
+
+def draw_augmentation(question: Question, config: CorpusConfig) -> Drawn | None:
+    """What happens to a question's recording, drawn by its id and the seed; None leaves it clean."""
+    if config.augmentation is None:
+        return None
+    return config.augmentation.draw(question.split, random.Random(f"{config.seed}-{question.id}-augmentation"))
 
 
 def held_out(text: str, share: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.construction.plan import CorpusConfig, Question, held_out, plan_replies
+from lightning_s2s.construction.plan import CorpusConfig, Question, draw_augmentation, held_out, plan_replies
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 
 
@@ -17,9 +17,9 @@ def voice_row(reply: str, path: Path, work_dir: str) -> dict[str, Any]:
     return {"id": path.stem, "messages": [{"role": "assistant", "content": [said]}]}
 
 
-def dialogue_row(question: Question, audio: str, units: str) -> dict[str, Any]:
+def dialogue_row(question: Question, audio: str, units: str, config: CorpusConfig) -> dict[str, Any]:
     """A line for stage 3: the spoken question and the spoken reply."""
-    user = _heard(question, audio)
+    user = _heard(question, audio, config)
     reply = {"text": question.reply, "audio": "", "speech_units": units, "spk_emb": ""}
     return _row(question.id, user, reply, speaker=question.speaker, pair=question.pair, ambiguous=question.ambiguous)
 
@@ -29,7 +29,7 @@ def understanding_rows(
 ) -> Iterable[dict[str, Any]]:
     """Lines for stage 1: transcribe, name the emotion, continue, and reply in text."""
     for task, prompt, answer in task_answers(grammar, question.text, question.emotion, question.reply, config):
-        user = _heard(question, audio) | {"text": prompt}
+        user = _heard(question, audio, config) | {"text": prompt}
         yield _row(f"{question.id}-{task}", user, {"text": answer}, task=task, speaker=question.speaker)
 
 
@@ -97,7 +97,8 @@ def _lines_by_topic(grammar: DialogueGrammar, config: CorpusConfig, unseen: bool
     return lines | fresh
 
 
-def _heard(question: Question, audio: str) -> dict[str, Any]:
+def _heard(question: Question, audio: str, config: CorpusConfig) -> dict[str, Any]:
+    drawn = draw_augmentation(question, config)
     return {
         "text": "",
         "audio": audio,
@@ -105,7 +106,7 @@ def _heard(question: Question, audio: str) -> dict[str, Any]:
         "spk_emb": "",
         "transcript": question.text,
         "emotion": question.emotion,
-    }
+    } | ({"augmentation": drawn.figures()} if drawn else {})
 
 
 def _row(identity: str, user: dict[str, Any], assistant: dict[str, Any], **extra: Any) -> dict[str, Any]:

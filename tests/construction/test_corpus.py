@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_s2s.construction import pipeline
+from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.pipeline import _fingerprint, construct
 from lightning_s2s.construction.plan import SPLITS, CorpusConfig, held_out, plan_questions, plan_replies
 from lightning_s2s.construction.prosody import Prosody, analyse, render
@@ -122,6 +123,7 @@ def test_a_broken_grammar(tmp_path, broken, message):
     [
         ("user_voices", {"train": ["bob"], "test": ["eve"]}, "user_voices: needs the keys train, validation, test"),
         ("ambiguous_lines", {"train": 1}, "ambiguous_lines: needs the keys"),
+        ("augmentation", Augmentation(["training"], level_db=(0, 1)), "unknown split 'training'; did you mean train"),
         ("prosody", None, "prosody: Tone speaks every emotion alike"),
         ("prosody", {"happy": Prosody()}, "prosody: needs the keys neutral, happy, sad, angry; got happy"),
         ("user_voices", {"train": ["bob"], "validation": ["bob"], "test": ["eve"]}, r"shared: \['bob'\]"),
@@ -269,6 +271,29 @@ def test_an_engine_with_emotions_is_asked_for_them(config, grammar, monkeypatch)
     assert {voice for _, voice, _ in config.assistant_tts.asked} == {"anna"}
 
 
+def test_augmentation_is_recorded_and_changes_the_training_questions_alone(corpus, tmp_path):
+    augmented = replace(
+        corpus, output_dir=str(tmp_path / "again"), augmentation=Augmentation(noise=["white"], snr_db=(0.0, 9.0))
+    )
+    construct(augmented)
+    for split, changes in (("train", True), ("test", False)):
+        for manifest in (f"{split}.jsonl.gz", f"understanding_{split}.jsonl.gz"):
+            for clean, noisy in zip(
+                *(read_rows(Path(c.output_dir) / manifest) for c in (corpus, augmented)), strict=True
+            ):
+                figures = noisy["messages"][0]["content"][0].pop("augmentation", None)
+                sounds = [
+                    load_audio(row["messages"][0]["content"][0].pop("audio"), c.output_dir, 16_000)
+                    for c, row in ((corpus, clean), (augmented, noisy))
+                ]
+                assert clean == noisy and np.array_equal(*sounds) != changes
+                assert (figures is None) != changes and (figures is None or 0 <= figures["snr_db"] <= 9)
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+
 def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_path, grammar):
     """Once the engine is well, the same command speaks the rest and gives what an unbroken run gives."""
     broken = replace(corpus, output_dir=str(tmp_path / "again"), work_dir=str(tmp_path / "fresh"), tts=Tone())
@@ -348,7 +373,8 @@ def test_a_kept_clip_is_never_taken_for_other_words(grammar, config):
         _fingerprint(replace(question, text="Something else."), config),
         _fingerprint(replace(question, speaker="someone"), config),
         _fingerprint(question, replace(config, tts=Tone(has_emotions=True))),
+        _fingerprint(question, replace(config, augmentation=Augmentation(level_db=(-3, 3)))),
         _fingerprint(question, replace(config, user_speed=config.user_speed + 0.5)),
         _fingerprint(question, replace(config, seed=config.seed + 1)),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 7
