@@ -28,6 +28,7 @@ COMMANDS = {
         "convert",
         "published OpenS2S checkpoints: --from opens2s | --to opens2s MODEL OUT [--lora merge|keep]",
     ),
+    "manifest": ("manifest", "a corpus on disk as a manifest: --corpus librispeech --folder DIR --out OUT.jsonl"),
     "units": (
         "units",
         "add speech units to a manifest: --vocoder NAME IN.jsonl OUT.jsonl; goes on where it was stopped",

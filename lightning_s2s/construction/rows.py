@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_s2s.construction.corpora import Recording
 from lightning_s2s.construction.plan import CorpusConfig, Question, draw_augmentation, held_out, plan_replies
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
 
@@ -39,6 +40,38 @@ TASKS = {
     "transcribe": "Repeat what the speaker says. ",
     "continue": "Continue the following sentence based on the conveyed emotion tone in a coherent style: ",
 }
+
+CONTINUE_WORDS = "Continue the following sentence in a coherent style: "
+"""Of `continue`, where no emotion is known."""
+
+
+def recording_rows(
+    recording: Recording, audio: str, tasks: Sequence[str], continuation: str
+) -> Iterable[dict[str, Any]]:
+    """Lines for stage 1 from a recording of a corpus: those of the `tasks` whose answer is known.
+
+    Args:
+        recording: with its words, its emotion or both.
+        audio: where it is, for the manifest.
+        tasks: of `transcribe`, `emotion` and `continue`.
+        continuation: what an LLM said to its words; "" where none was asked.
+    """
+    answers = {"transcribe": recording.text, "emotion": recording.emotion, "continue": continuation}
+    prompts = TASKS if recording.emotion else TASKS | {"continue": CONTINUE_WORDS}
+    heard = {"audio": audio, "audio_sec": recording.audio_sec}
+    known = {"transcript": recording.text, "emotion": recording.emotion}
+    heard |= {key: value for key, value in known.items() if value}
+    for task in tasks:
+        if answers[task]:
+            user = {"text": prompts[task], **heard}
+            yield _row(f"{recording.id}-{task}", user, {"text": answers[task]}, task=task, speaker=recording.speaker)
+
+
+def reading_row(recording: Recording, audio: str) -> dict[str, Any]:
+    """A line for stage 2: words to say, and how they were said; `lightning-s2s units` adds the units."""
+    user = {"text": f"Say the following sentence: {recording.text}"}
+    said = {"text": recording.text, "audio": audio, "audio_sec": recording.audio_sec}
+    return _row(recording.id, user, said, speaker=recording.speaker)
 
 
 def task_answers(

@@ -20,6 +20,7 @@ from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row
 from lightning_s2s.files import replacing
+from lightning_s2s.journal import Journal
 
 if TYPE_CHECKING:
     from lightning_s2s.data.dataset import OnError
@@ -126,12 +127,13 @@ def add_units(
             log.warning("left out: %s", error)
 
     clips, report.num_kept = _scan(manifest, roles, redo, fail)
-    with _Journal(target, _fingerprint(source, settings, roles, redo, vocoder)) as journal:
+    partial = target.with_name(target.name + ".partial")
+    with Journal(partial, _fingerprint(source, settings, roles, redo, vocoder), "units") as journal:
         report.num_resumed = len(journal)
         waiting = [clip for clip in clips if clip.place not in journal]
         bar = _progress(clips, waiting, show_progress)
         for batch in batches_by_length(waiting, batch_duration_sec, max_batch_size):
-            journal.add(_tokenize(vocoder, manifest, batch, fail))
+            journal.add((clip.place, units) for clip, units in _tokenize(vocoder, manifest, batch, fail))
             bar.update(round(sum(clip.duration_sec for clip in batch), 3))
         bar.close()
         report.num_clips = len(journal)
@@ -245,88 +247,8 @@ def _fingerprint(source: Path, settings: Any, roles: Sequence[str], redo: bool, 
     return json.loads(json.dumps(fields, default=str))
 
 
-class _Journal:
-    """Units that are done, one JSON line each in `MANIFEST_OUT.partial`, safe on disk after each `add`.
-
-    Memory holds where a clip's line begins, not its units: a corpus may have millions of clips.
-    """
-
-    def __init__(self, target: Path, fingerprint: dict[str, Any]):
-        self.path = target.with_name(target.name + ".partial")
-        self._places: dict[tuple[int, int, int], int] = {}
-        known = self._read(fingerprint) if self.path.exists() else 0
-        self._file = self.path.open("a+b")
-        self._file.truncate(known)  # a kill may have cut the last line off
-        if not known:
-            self._append([json.dumps(fingerprint).encode() + b"\n"])
-
-    def _read(self, fingerprint: dict[str, Any]) -> int:
-        """Find the lines; gives the bytes of whole ones."""
-        end = 0
-        with self.path.open("rb") as file:
-            try:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    content = json.loads(line)
-                    if not end:
-                        self._compare(content, fingerprint)
-                    else:
-                        number, message, item = content["place"]
-                        self._places[number, message, item] = end
-                    end += len(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self.path}: is no unfinished work of `units` ({error}); remove or rename it"
-                ) from None
-        return end
-
-    def _compare(self, begun: Any, fingerprint: dict[str, Any]) -> None:
-        if other := [key for key in fingerprint if begun[key] != fingerprint[key]]:
-            raise ValueError(
-                f"{self.path}: was begun with another {', '.join(other)}; call it as then, or remove the file to start "
-                f"anew"
-            )
-
-    def __contains__(self, place: tuple[int, int, int]) -> bool:
-        return place in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, place: tuple[int, int, int]) -> list[int]:
-        """The units of a clip."""
-        self._file.seek(self._places[place])
-        return json.loads(self._file.readline())["units"]
-
-    def add(self, found: Sequence[tuple[Clip, list[int]]]) -> None:
-        """Keep the units of a batch."""
-        lines = [json.dumps({"place": clip.place, "units": units}).encode() + b"\n" for clip, units in found]
-        end = self._file.seek(0, os.SEEK_END)
-        self._append(lines)
-        for (clip, _), line in zip(found, lines, strict=True):
-            self._places[clip.place] = end
-            end += len(line)
-
-    def _append(self, lines: Sequence[bytes]) -> None:
-        self._file.write(b"".join(lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def remove(self) -> None:
-        """The work is complete elsewhere."""
-        self._file.close()
-        self.path.unlink()
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
-
-
 def _write(
-    manifest: Manifest, target: Path, clips: Sequence[Clip], done: _Journal, broken: dict[int, ManifestError]
+    manifest: Manifest, target: Path, clips: Sequence[Clip], done: Journal, broken: dict[int, ManifestError]
 ) -> int:
     """Write the rows in their order under a temporary name, and rename; gives their number."""
     by_line: dict[int, list[Clip]] = {}
