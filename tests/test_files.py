@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 
 from lightning_s2s.files import read_yaml, replacing, write_text
@@ -24,6 +27,20 @@ def test_nothing_half_written_is_left(tmp_path):
         temporary.write_text("half")
         raise ValueError("disk full")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("reply.json", "before")]
+
+
+def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    path, both = tmp_path / "clip.flac", Barrier(2, timeout=10)
+
+    def write(content):
+        with replacing(path) as temporary:
+            temporary.write_text(content)
+            both.wait()  # each has its own file open
+            assert temporary.read_text() == content
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(write, ["one", "two"])) == [None, None]
+    assert path.read_text() in ("one", "two") and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_made_where_it_is_missing(tmp_path):
