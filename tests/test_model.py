@@ -9,6 +9,7 @@ import pytest
 import soxr
 import torch
 from conftest import sweep
+from safetensors.torch import load_file
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.encoders.mel import MelEncoder
@@ -86,6 +87,16 @@ def test_a_folder_of_a_partial_model(tokenizer_folder, tmp_path, hears, speaks):
     again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
     assert model.state_dict().keys() == again.state_dict().keys()
     assert again.can_answer is hears
+
+
+def test_tied_weights_are_written_once(tokenizer_folder, tmp_path):
+    model = build(tokenizer_folder, tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "model")
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert set(model.state_dict()) - set(written) == {"llm.model.lm_head.weight"}
+    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    assert again.llm.model.lm_head.weight is again.llm.model.model.embed_tokens.weight
+    assert same(model.respond(QUESTION, 16_000, **SHORT), again.respond(QUESTION, 16_000, **SHORT))
 
 
 def test_more_embeddings_than_tokens_survive_a_folder(tokenizer_folder, tmp_path):

@@ -23,10 +23,12 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-    """Write the module's state dict to `folder/model.safetensors`, floating-point tensors as `dtype` when given."""
+    """Write the module's state dict to `folder/model.safetensors`, tied tensors once, floats as `dtype` when given."""
+    tied = tied_names(module)
     tensors = {
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
         for name, tensor in module.state_dict().items()
+        if name not in tied
     }
     path = Path(folder) / WEIGHTS
     write_tensors(tensors, path)
