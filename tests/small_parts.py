@@ -7,9 +7,10 @@ WHISPER = {
     "max_source_positions": 1500,
 }  # fmt: skip
 WHOLE_WHISPER = WHISPER | {
-    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 10, "pad_token_id": 0,
+    "encoder_layers": 2, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 10,
+    "pad_token_id": 0,
 }  # fmt: skip
-"""With the decoder that checkpoints of Whisper have, and no encoder here uses."""
+"""With two layers, of which both may be heard, and the decoder that checkpoints of Whisper have."""
 MIMI = {
     "model_type": "mimi", "sampling_rate": 2400, "hidden_size": 16, "num_filters": 2, "upsampling_ratios": [4, 3, 2, 2],
     "codebook_size": 32, "codebook_dim": 8, "num_quantizers": 2, "vector_quantization_hidden_dimension": 8,

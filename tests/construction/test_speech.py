@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def test_work_goes_on_behind_a_speech_error_and_stops_at_any_other():
             raise SpeechError("two")
         if number == 50:
             raise ValueError("no server")
+        if number > 50:
+            time.sleep(0.001)
         seen.append(number)
 
     assert [str(error) for error in for_each(range(5), work, 2, done.append)] == ["two"]
