@@ -10,8 +10,9 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from lightning_s2s.data.audio import SUFFIXES
+
 COLOURS = ("white", "pink")
-SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 Range = tuple[float, float]
 
 
@@ -172,11 +173,11 @@ def find_sounds(path: Path) -> list[Path]:
         ValueError: there are none.
     """
     paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    sounds = [sound for sound in paths if sound.suffix.lower() in SOUNDS and sound.is_file()]
+    sounds = [sound for sound in paths if sound.suffix.lower() in SUFFIXES and sound.is_file()]
     if not sounds:
         raise ValueError(
             f"augmentation: noise {str(path)!r}: neither {' nor '.join(COLOURS)}, nor a sound file "
-            f"({', '.join(sorted(SOUNDS))}) or a folder with some"
+            f"({', '.join(sorted(SUFFIXES))}) or a folder with some"
         )
     return sounds
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_s2s.data.audio import SUFFIXES
 from lightning_s2s.registry import unknown_name
-
-SOUNDS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,10 @@ def read_meld(folder: Path) -> Iterator[Recording]:
 
     MELD comes as videos: `ffmpeg -i dia3_utt0.mp4 -ac 1 -ar 16000 dia3_utt0.wav` takes the sound out.
     """
+    found = [sound for sound in sorted(folder.rglob("dia*_utt*.*")) if sound.suffix in SUFFIXES]
     for split in ("train", "dev", "test"):
+        sounds = {sound.stem: sound for sound in found if split in sound.parent.name}
         for path in sorted(folder.rglob(f"{split}_sent_emo.csv")):
-            sounds = {
-                sound.stem: sound
-                for sound in sorted(folder.rglob("dia*_utt*.*"))
-                if sound.suffix in SOUNDS and split in sound.parent.name
-            }
             for row in read_table(path, "Dialogue_ID", "Utterance_ID", "Utterance", "Emotion"):
                 name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
                 audio = sounds.get(name, path.parent / split / f"{name}.wav")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,9 +13,8 @@ from typing import Literal
 
 from lightning_s2s.construction.continuations import ContinuationWriter, continuation_prompt
 from lightning_s2s.construction.corpora import Recording, read_corpus
-from lightning_s2s.construction.rows import reading_row, recording_rows
+from lightning_s2s.construction.rows import reading_row, recording_rows, write_manifest
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
-from lightning_s2s.files import write_bytes
 from lightning_s2s.journal import Journal
 from lightning_s2s.registry import unknown_name
 
@@ -110,32 +107,31 @@ def make_manifest(config: ManifestConfig) -> ManifestReport:
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another name")
     report = ManifestReport()
-    chosen = list(choose(read_corpus(config.corpus, Path(config.folder)), config, report))
+    chosen = choose(read_corpus(config.corpus, Path(config.folder)), config, report)
     continuations = write_continuations(chosen, config) if config.stage == "understanding" and config.llm else {}
-    lines = []
+    rows = []
     for recording in chosen:
         audio = os.path.relpath(recording.audio.resolve(), out.parent.resolve())
         if config.stage == "speech":
-            rows = [reading_row(recording, audio)] if recording.text else []
+            found = [reading_row(recording, audio)] if recording.text else []
         else:
-            rows = list(recording_rows(recording, audio, config.tasks, continuations.get(recording.id, "")))
-        if not rows:
+            found = list(recording_rows(recording, audio, config.tasks, continuations.get(recording.id, "")))
+        if not found:
             report.left_out["nothing to learn for these tasks"] += 1
             continue
-        lines += [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        rows += found
         report.num_recordings += 1
         report.hours += recording.audio_sec / 3600
         report.emotions[recording.emotion or "no emotion"] += 1
-    report.num_rows = len(lines)
-    if not lines:
+    report.num_rows = len(rows)
+    if not rows:
         raise ValueError(f"{config.folder}: nothing is left of this corpus: {describe(report.left_out)}")
-    content = "".join(lines).encode()
-    write_bytes(out, gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
+    write_manifest(out, rows)
     partial_path(out).unlink(missing_ok=True)
     return report
 
 
-def choose(recordings: Sequence[Recording], config: ManifestConfig, report: ManifestReport) -> Iterable[Recording]:
+def choose(recordings: Sequence[Recording], config: ManifestConfig, report: ManifestReport) -> list[Recording]:
     """The recordings that fit the options; the others are counted by reason.
 
     Raises:

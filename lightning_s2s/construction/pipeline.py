@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,14 @@ from lightning_s2s.construction.plan import (
 )
 from lightning_s2s.construction.prosody import Analysis, analyse, render
 from lightning_s2s.construction.renderings import Renderings, for_each
-from lightning_s2s.construction.rows import dialogue_row, language_rows, speech_rows, understanding_rows, voice_row
+from lightning_s2s.construction.rows import (
+    dialogue_row,
+    language_rows,
+    speech_rows,
+    understanding_rows,
+    voice_row,
+    write_manifest,
+)
 from lightning_s2s.construction.writer import DialogueGrammar
 from lightning_s2s.files import replacing, write_bytes
 
@@ -139,7 +145,7 @@ def construct(config: CorpusConfig) -> None:
 
     for split, unseen in (("train", False), ("validation", True)):
         chosen = [reply for reply in replies if held_out(reply, config.held_out_share) == unseen]
-        _write_manifest(
+        write_manifest(
             work / f"replies_{split}.jsonl.gz", (voice_row(reply, voice(reply), config.work_dir) for reply in chosen)
         )
     if vocoder is None:
@@ -152,16 +158,16 @@ def construct(config: CorpusConfig) -> None:
 
     for split in SPLITS:
         rows = [question for question in questions if question.split == split]
-        _write_manifest(
+        write_manifest(
             output / f"{split}.jsonl.gz", (dialogue_row(q, places[q.id], units[q.reply], config) for q in rows)
         )
-        _write_manifest(
+        write_manifest(
             output / f"understanding_{split}.jsonl.gz",
             (row for q in rows for row in understanding_rows(q, places[q.id], grammar, config)),
         )
     for split, unseen in (("train", False), ("validation", True)):
-        _write_manifest(output / f"speech_{split}.jsonl.gz", speech_rows(grammar, config, units, unseen))
-        _write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
+        write_manifest(output / f"speech_{split}.jsonl.gz", speech_rows(grammar, config, units, unseen))
+        write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
 
 
 def _fingerprint(question: Question, config: CorpusConfig) -> str:
@@ -190,8 +196,3 @@ def _zip(path: Path, clips: dict[str, Path]) -> dict[str, str]:
             offset = info.header_offset + 30 + len(info.filename.encode())
             places[identity] = f"{path.name}:{offset}:{len(content)}"
     return places
-
-
-def _write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_bytes(path, gzip.compress(text.encode(), mtime=0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +12,13 @@ from typing import Any
 from lightning_s2s.construction.corpora import Recording
 from lightning_s2s.construction.plan import CorpusConfig, Question, draw_augmentation, held_out, plan_replies
 from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+from lightning_s2s.files import write_bytes
+
+
+def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write the rows as JSONL, compressed where the name ends in `.gz`; the same rows give the same bytes."""
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    write_bytes(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def voice_row(reply: str, path: Path, work_dir: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ Waveform = NDArray[np.float32]
 
 FORMS = "FILE, FILE:start:frames or ARCHIVE.zip:offset:bytes"
 FORMATS = "wav, flac, ogg, opus or mp3"
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 CLIPPING_LEVEL = 0.999
 CLIPPING_SHARE = 1e-3
 """Audio with more than this share of samples at full scale counts as clipped."""

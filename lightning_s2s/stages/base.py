@@ -105,11 +105,15 @@ class Stage(L.LightningModule):
 
     def on_train_start(self) -> None:
         """On a CPU in bfloat16, keep attention from torch's flash kernel: its backward pass is several times slower."""
-        if self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16"):
+        if self._flash_is_slow():
             torch.backends.cuda.enable_flash_sdp(False)  # despite its name, for CPUs too
 
     def on_train_end(self) -> None:
-        torch.backends.cuda.enable_flash_sdp(True)
+        if self._flash_is_slow():
+            torch.backends.cuda.enable_flash_sdp(True)
+
+    def _flash_is_slow(self) -> bool:
+        return self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16")
 
     def on_train_epoch_start(self) -> None:
         """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
