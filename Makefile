@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[codecs,ssl,construction,piper,serve,evaluation,dev]'
+	$(INSTALL) -e '.[codecs,ssl,construction,ray,piper,serve,evaluation,dev]'
 	$(BIN)/python tools/cpu_torchaudio.py
 	@touch $@
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
     "ablate": ("ablate", "run and compare the variants of a study: STUDY.yaml [--dry-run]; goes on where it stopped"),
     "construct": ("construct", "make a corpus of spoken dialogues: --config YAML [overrides]"),
+    "emotion-classifier": ("emotion_classifier", "train a judge of the emotion in a voice: --config YAML [overrides]"),
     "convert": (
         "convert",
         "published OpenS2S checkpoints: --from opens2s | --to opens2s MODEL OUT [--lora merge|keep]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import pickle
 import re
@@ -33,6 +34,15 @@ def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | Non
     path = Path(folder) / WEIGHTS
     write_tensors(tensors, path)
     return path
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Tells the module's weights from others, as a short name."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:20]
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from lightning_s2s.commands.messages import Names
 from lightning_s2s.commands.settings import parse_settings
+from lightning_s2s.registry import REGISTRY
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Parse the configuration and make the corpus.
+    """Parse the configuration, make the corpus, and say what came out.
 
     Raises:
         CommandError: a mistake in the options or the YAML.
         ValueError: fields don't fit each other, or a file that they name is missing.
     """
+    from lightning_s2s.construction.chat import ChatModel
+    from lightning_s2s.construction.config import CorpusConfig
+    from lightning_s2s.construction.filters import Filter
     from lightning_s2s.construction.pipeline import construct
-    from lightning_s2s.construction.plan import CorpusConfig
+    from lightning_s2s.construction.running import Runner
     from lightning_s2s.construction.speech import SpeechSynthesizer
+    from lightning_s2s.construction.summary import summarise
+    from lightning_s2s.construction.writing import DialogueWriter
 
-    engines = sorted(engine.__name__ for engine in SpeechSynthesizer.__subclasses__())
-    names: Names = {key: ("engine", engines) for key in ("tts", "assistant_tts")}
-    construct(parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names))
+    REGISTRY.load()
+    names: Names = {
+        "tts": ("engine", subclasses(SpeechSynthesizer)),
+        "assistant_tts": ("engine", subclasses(SpeechSynthesizer)),
+        "writer": ("writer", subclasses(DialogueWriter)),
+        "chat": ("LLM", subclasses(ChatModel)),
+        "filters": ("filter", subclasses(Filter)),
+        "runner": ("runner", subclasses(Runner)),
+    }
+    config = parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names)
+    print(summarise(construct(config), config))
     return 0
+
+
+def subclasses(base: type) -> list[str]:
+    """Names of the classes that extend `base` and can be built, sorted."""
+    found: list[str] = []
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        found += subclasses(child) + ([] if child.__name__.startswith("_") else [child.__name__])
+    return sorted(found)

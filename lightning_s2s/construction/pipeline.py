@@ -1,188 +1,332 @@
-"""From a plan to a corpus: speak, colour with emotion, tokenise, write manifests; what was spoken is kept."""
+"""From a configuration to a corpus: write, filter, speak, listen, tokenise, write out. What a step found is kept."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile as sf
-import soxr
-
-from lightning_s2s.construction.augmentation import augment
-from lightning_s2s.construction.opus import encode_opus
-from lightning_s2s.construction.plan import (
-    SPLITS,
-    CorpusConfig,
-    Question,
-    draw_augmentation,
-    draw_prosody,
-    held_out,
-    plan_questions,
-    plan_replies,
-)
-from lightning_s2s.construction.prosody import Analysis, analyse, render
-from lightning_s2s.construction.renderings import Renderings, for_each
+from lightning_s2s.construction.card import write_card
+from lightning_s2s.construction.config import CorpusConfig
+from lightning_s2s.construction.dataset_folder import write_dataset
+from lightning_s2s.construction.dialogue import SPLITS, Candidate, Dialogue, Reading, Usage
+from lightning_s2s.construction.filters import Filter, FilterStep, Heard
+from lightning_s2s.construction.report import write_report
 from lightning_s2s.construction.rows import (
     dialogue_row,
     language_rows,
-    speech_rows,
+    speech_row,
     understanding_rows,
     voice_row,
     write_manifest,
 )
-from lightning_s2s.construction.writer import DialogueGrammar
-from lightning_s2s.files import replacing, write_bytes
+from lightning_s2s.construction.running import Failure, Step, run_step
+from lightning_s2s.construction.speaking import Delivery, Line, SpeakLines, SpeakTexts, Tokenise
+from lightning_s2s.construction.writing import Order
+from lightning_s2s.files import replacing
 
-QUESTION_RATE = 16_000
-QUESTION_LEVEL = 0.05
-"""Root mean square of a question before prosody; leaves room for an angry one."""
-
-
-class Speaker:
-    """Records the questions of a plan: in the engine's own emotions, by prosody, or both, and augmented."""
-
-    def __init__(self, config: CorpusConfig):
-        self.config, self.renderings = config, Renderings(config.tts, Path(config.work_dir) / "tts")
-
-    def speak(self, questions: Sequence[Question], clips: dict[str, Path]) -> None:
-        """Write the clips of a pair's questions; a neutral rendering and its analysis serve them all.
-
-        Raises:
-            SpeechError: one could not be spoken.
-        """
-        analyses: dict[str, Analysis] = {}
-        for question in questions:
-            emotion = question.emotion if self.config.tts.has_emotions else "neutral"
-            prosody = draw_prosody(question, self.config)
-            if prosody is None:
-                waveform = self._render(question, emotion)
-            else:
-                if emotion not in analyses:
-                    analyses[emotion] = analyse(self._render(question, emotion), QUESTION_RATE)
-                waveform = render(analyses[emotion], QUESTION_RATE, prosody)
-            if drawn := draw_augmentation(question, self.config):
-                waveform = augment(waveform, QUESTION_RATE, drawn)
-            write_bytes(clips[question.id], encode_opus(waveform, QUESTION_RATE))
-
-    def _render(self, question: Question, emotion: str) -> np.ndarray:
-        """The question's words at QUESTION_RATE; a neutral engine at QUESTION_LEVEL, one with emotions at its own."""
-        spoken = self.renderings.speak(question.text, question.speaker, self.config.user_speed, emotion)
-        waveform = soxr.resample(*spoken, QUESTION_RATE)
-        if self.config.tts.has_emotions:
-            return waveform
-        return waveform * (QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean()))))
+DATASET = "dataset"
+"""Folder of `output_dir`."""
+REPORT = "report.html"
+"""File of `work_dir`."""
+REFERENCE = "The rainbow is a division of white light into many beautiful colors."
+"""What every voice says once where a filter compares voices."""
 
 
-def tokenise_reply(path: Path, vocoder: Any) -> list[int]:
-    """The units of a reply that was kept."""
-    import torch
+@dataclass
+class Outcome:
+    """What a run made.
 
-    waveform = soxr.resample(*sf.read(path, dtype="float32"), vocoder.sample_rate)
-    hop = vocoder.samples_per_unit
-    padded = np.pad(waveform, (0, -len(waveform) % hop))
-    units, _ = vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0), torch.tensor([len(padded)]))
-    return units[0].tolist()
+    Attributes:
+        candidates: every dialogue that was asked for, with its figures, and why it was left out, if it was.
+        usage: what servers and models were asked for.
+        question_sec: sound of the users in what was kept.
+        reply_sec: sound of the assistant in it.
+        timing: step -> items that were done in this run, and the seconds that they took.
+        incomplete: items -> why they could not be done; another run tries them again.
+    """
+
+    candidates: list[Candidate]
+    usage: Usage
+    question_sec: float = 0.0
+    reply_sec: float = 0.0
+    timing: dict[str, tuple[int, float]] = field(default_factory=dict)
+    incomplete: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept(self) -> list[Candidate]:
+        """What was not left out."""
+        return [candidate for candidate in self.candidates if candidate.kept]
+
+    def rejections(self) -> Counter[str]:
+        """Step -> dialogues that it left out, in the order of the steps."""
+        return Counter(candidate.rejected_by for candidate in self.candidates if not candidate.kept)
 
 
-def construct(config: CorpusConfig) -> None:
-    """Make the corpus; what was rendered before is taken from `work_dir`.
+class Construction:
+    """One run.
 
-    Writes to `output_dir`: `questions.zip` (Ogg Opus members, uncompressed), and gzipped JSONL manifests:
-    `{split}` (dialogues for stage 3), `understanding_{split}` (stage 1), `speech_{split}` (stage 2) and
-    `language_{split}` (text for the LLM).
+    Args:
+        config: what is made.
 
     Raises:
-        ValueError: a voice, the engine's files or the vocoder's weights are missing, or a text could not be spoken.
+        ValueError: a voice or an engine's file is missing.
     """
-    from tqdm import tqdm
 
-    from lightning_s2s.vocoders.pocket import PocketVocoder
+    def __init__(self, config: CorpusConfig):
+        self.config = config
+        self.output, self.work = Path(config.output_dir), Path(config.work_dir)
+        self.assistant_tts = config.assistant_tts or config.tts
+        self.delivery = Delivery(config.user_speed, config.prosody, config.jitter, config.augmentation, config.seed)
+        self.timing: dict[str, tuple[int, float]] = {}
+        self.seconds: dict[str, float] = {}
+        """Of each recording."""
+        self.clips: dict[str, str] = {}
+        """Line's id -> its recording for the corpus, augmented or not."""
+        self.reply_clips: dict[tuple[str, str], str] = {}
+        """(words, emotion) of a reply -> its recording."""
+        self.assistant_tts.check([config.assistant_voice])
+        config.tts.check([voice for split in SPLITS for voice in config.user_voices[split]])
 
-    grammar = DialogueGrammar(config.grammar)
-    output, work = Path(config.output_dir), Path(config.work_dir)
-    assistant = Renderings(config.assistant_tts or config.tts, work / "tts")
-    assistant.synthesizer.check([config.assistant_voice])
-    config.tts.check([voice for split in SPLITS for voice in config.user_voices[split]])
-    vocoder = PocketVocoder(checkpoint=config.vocoder).eval() if config.vocoder else None
-    output.mkdir(parents=True, exist_ok=True)
-    questions = plan_questions(grammar, config)
-
-    spoken = work / "questions"
-    clips = {question.id: spoken / f"{_fingerprint(question, config)}.opus" for question in questions}
-    speaker = Speaker(config)
-    pairs = [list(pair) for _, pair in itertools.groupby(questions, key=lambda question: question.pair)]
-    with tqdm(total=len(questions), desc="questions", unit="clip") as bar:
-        failures = for_each(
-            pairs,
-            lambda pair: speaker.speak([question for question in pair if not clips[question.id].exists()], clips),
-            config.tts.concurrency,
-            lambda pair: bar.update(len(pair)),
+    def run(self) -> Outcome:
+        """Make the corpus; what was done before is taken from `work_dir`."""
+        config = self.config
+        self.output.mkdir(parents=True, exist_ok=True)
+        order = Order(
+            config.user_voices, config.voice_traits, config.seed, config.runner, self.work / "steps", self._timed
         )
-    replies = [reply for group in plan_replies(grammar, config).values() for reply in group]
-    with tqdm(total=len(replies), desc="replies", unit="clip") as bar:
-        failures += for_each(
-            replies,
-            lambda reply: assistant.speak(reply, config.assistant_voice, config.assistant_speed),
-            assistant.synthesizer.concurrency,
-            lambda _: bar.update(),
+        self.script = config.writer.write(order)
+        self.usage, self.incomplete = self.script.usage, self.script.incomplete
+        for kind in config.filters:
+            if not kind.hears:
+                self._filter(kind)
+        self._speak()
+        for kind in config.filters:
+            if kind.hears:
+                self._filter(kind)
+        outcome = Outcome(self.script.candidates, self.usage, timing=self.timing, incomplete=self.incomplete)
+        kept = [candidate.dialogue for candidate in outcome.kept]
+        if not kept:
+            reasons = Counter(f"{c.rejected_by}: {c.reason}" for c in outcome.candidates).most_common(3)
+            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+            raise ValueError(f"no dialogue is left of {len(outcome.candidates)}: {listed}")
+        readings = self.script.readings if self.script.readings is not None else list(readings_of(kept))
+        readings = [reading for reading in readings if (reading.reply, reading.reply_emotion) in self.reply_clips]
+        outcome.question_sec = sum(self.seconds[clip] for dialogue in kept for clip in self._clips(dialogue))
+        outcome.reply_sec = sum(self.seconds[clip] for dialogue in kept for clip in self._replies(dialogue))
+        places = _zip(
+            self.output / "questions.zip",
+            {name: self.work / clip for d in kept for name, clip in zip(d.clip_ids, self._clips(d), strict=True)},
         )
-    if failures:
-        raise ValueError(
-            f"{len(failures)} texts could not be spoken, the first: {failures[0]}; what was spoken is kept in {work}: "
-            "construct again to try the others"
-        )
-    places = _zip(output / "questions.zip", clips)
+        self._write_replies(readings)
+        units, weights = None, ""
+        if config.vocoder is None:
+            print(f"spoken; train a codec on {self.work}/replies_train.jsonl.gz, then construct again with --vocoder")
+        else:
+            step = Tokenise(config.vocoder, self.work)
+            units, weights = self._tokenise(step, kept, readings), step.weights
+            self._write_manifests(outcome.kept, readings, places, units)
+        if config.dataset:
+            write_dataset(self.output / DATASET, outcome.candidates, self.clips, units, self.work)
+        dataset = DATASET if config.dataset else None
+        write_card(self.output / "README.md", outcome, config, self.clips, self.seconds, weights, dataset)
+        write_report(self.work / REPORT, outcome, config)
+        return outcome
 
-    def voice(reply: str) -> Path:
-        return assistant.path(reply, config.assistant_voice, config.assistant_speed)
+    def _step(self, step: Step, items: Sequence[Any]) -> list[Any | Failure]:
+        """Run it; what went wrong on the way is counted."""
+        results = run_step(step, items, self.config.runner, self.work / "steps", self._timed)
+        of_keys = {step.key(item): result for item, result in zip(items, results, strict=True)}
+        for result in of_keys.values():
+            if isinstance(result, Failure):
+                self.usage.add(result.usage.as_json())
+                self.incomplete[f"{step.name}: {result.reason}"] += 1
+            elif isinstance(result, dict):
+                self.usage.add(result["usage"])
+        return results
 
-    for split, unseen in (("train", False), ("validation", True)):
-        chosen = [reply for reply in replies if held_out(reply, config.held_out_share) == unseen]
-        write_manifest(
-            work / f"replies_{split}.jsonl.gz", (voice_row(reply, voice(reply), config.work_dir) for reply in chosen)
-        )
-    if vocoder is None:
-        print(f"spoken; train a codec on {work}/replies_train.jsonl.gz, then construct again with --vocoder FOLDER")
-        return
-    units = {
-        reply: "".join(f"<|audio_{unit}|>" for unit in tokenise_reply(voice(reply), vocoder))
-        for reply in tqdm(replies, "units", unit="clip")
-    }
+    def _timed(self, step: str, items: int, seconds: float) -> None:
+        self.timing[step] = (items, seconds)
 
-    for split in SPLITS:
-        rows = [question for question in questions if question.split == split]
-        write_manifest(
-            output / f"{split}.jsonl.gz", (dialogue_row(q, places[q.id], units[q.reply], config) for q in rows)
-        )
-        write_manifest(
-            output / f"understanding_{split}.jsonl.gz",
-            (row for q in rows for row in understanding_rows(q, places[q.id], grammar, config)),
-        )
-    for split, unseen in (("train", False), ("validation", True)):
-        write_manifest(output / f"speech_{split}.jsonl.gz", speech_rows(grammar, config, units, unseen))
-        write_manifest(output / f"language_{split}.jsonl.gz", language_rows(grammar, config, unseen))
+    def _filter(self, kind: Filter) -> None:
+        """Measure what is kept so far, and leave out what is not good enough."""
+        candidates = [candidate for candidate in self.script.candidates if candidate.kept]
+        voices = self._speak_references(candidates) if kind.compares_voices else {}
+        heard = [
+            Heard(c.dialogue, tuple(c.clips), tuple(c.replies), voices.get(c.dialogue.speaker, ())) for c in candidates
+        ]
+        found: list[Any | Failure]
+        if kind.whole_set:
+            found = [figures for figures in kind.measure(heard)]
+        else:
+            found = [
+                result if isinstance(result, Failure) else result["figures"]
+                for result in self._step(FilterStep(kind, self.work), heard)
+            ]
+        for candidate, figures in zip(candidates, found, strict=True):
+            if isinstance(figures, Failure):
+                candidate.reject(kind.name, figures.reason)
+                continue
+            candidate.figures |= figures
+            if reason := kind.verdict(figures):
+                candidate.reject(kind.name, reason)
+
+    def _speak(self) -> None:
+        """Record what is kept so far, and the replies that stage 2 learns from."""
+        candidates = [candidate for candidate in self.script.candidates if candidate.kept]
+        groups: list[list[Line]] = []
+        for _, pair in itertools.groupby(candidates, key=lambda candidate: candidate.dialogue.pair):
+            first, *others = [lines_of(candidate.dialogue) for candidate in pair]
+            # Dialogues of a pair share their first line's words, which are rendered once.
+            groups.append([first[0], *(lines[0] for lines in others)])
+            groups += [[line] for lines in (first, *others) for line in lines[1:]]
+        found = self._step(SpeakLines(self.config.tts, self.delivery, self.work), groups)
+        clean: dict[str, str] = {}
+        reasons: dict[str, str] = {}
+        for group, result in zip(groups, found, strict=True):
+            if isinstance(result, Failure):
+                reasons |= {line.id: result.reason for line in group}
+                continue
+            for name, clip in result["clips"].items():
+                clean[name], self.clips[name], self.seconds[clip["clip"]] = clip["clean"], clip["clip"], clip["sec"]
+
+        replies = [(turn.reply, turn.reply_emotion) for c in candidates for turn in c.dialogue.turns]
+        replies += [(reading.reply, reading.reply_emotion) for reading in self.script.readings or []]
+        replies = list(dict.fromkeys(replies))
+        step = SpeakTexts("replies", self.assistant_tts, self.config.assistant_speed, self.work)
+        spoken = self._step(step, [(self.config.assistant_voice, text, emotion) for text, emotion in replies])
+        unsaid: dict[tuple[str, str], str] = {}
+        for reply, result in zip(replies, spoken, strict=True):
+            if isinstance(result, Failure):
+                unsaid[reply] = result.reason
+            else:
+                self.reply_clips[reply], self.seconds[result["clip"]] = result["clip"], result["sec"]
+
+        for candidate in candidates:
+            said = [(turn.reply, turn.reply_emotion) for turn in candidate.dialogue.turns]
+            names = candidate.dialogue.clip_ids
+            lost = [reasons[n] for n in names if n in reasons] + [unsaid[reply] for reply in said if reply in unsaid]
+            if lost:
+                candidate.reject("speech", f"not spoken: {lost[0]}")
+            else:
+                candidate.clips = [clean[name] for name in names]
+                candidate.replies = [self.reply_clips[reply] for reply in said]
+
+    def _speak_references(self, candidates: Sequence[Candidate]) -> dict[str, tuple[str, str]]:
+        """User's voice -> recordings of REFERENCE in it and in the assistant's."""
+        config = self.config
+        users = list(dict.fromkeys(candidate.dialogue.speaker for candidate in candidates))
+        step = SpeakTexts("voices", config.tts, config.user_speed, self.work)
+        spoken = self._step(step, [(voice, REFERENCE, "neutral") for voice in users])
+        step = SpeakTexts("voice", self.assistant_tts, config.assistant_speed, self.work)
+        spoken += self._step(step, [(config.assistant_voice, REFERENCE, "neutral")])
+        clips = []
+        for result in spoken:
+            if isinstance(result, Failure):
+                raise ValueError(f"a voice that a filter compares could not be spoken: {result.reason}")
+            clips.append(result["clip"])
+        return {voice: (clip, clips[-1]) for voice, clip in zip(users, clips[:-1], strict=True)}
+
+    def _clips(self, dialogue: Dialogue) -> list[str]:
+        return [self.clips[name] for name in dialogue.clip_ids]
+
+    def _replies(self, dialogue: Dialogue) -> list[str]:
+        return [self.reply_clips[turn.reply, turn.reply_emotion] for turn in dialogue.turns]
+
+    def _write_replies(self, readings: Sequence[Reading]) -> None:
+        """Manifests of the replies in `work_dir`, to train a codec on."""
+        for split in ("train", "validation"):
+            said = dict.fromkeys((r.reply, r.reply_emotion) for r in readings if r.split == split)
+            rows = (voice_row(reply[0], self.reply_clips[reply]) for reply in said)
+            write_manifest(self.work / f"replies_{split}.jsonl.gz", rows)
+
+    def _tokenise(self, step: Tokenise, kept: Sequence[Dialogue], readings: Sequence[Reading]) -> dict[str, str]:
+        """Recording of a reply -> its units."""
+        clips = [clip for dialogue in kept for clip in self._replies(dialogue)]
+        clips += [self.reply_clips[reading.reply, reading.reply_emotion] for reading in readings]
+        clips = list(dict.fromkeys(clips))
+        units = self._step(step, clips)
+        return {clip: str(of_clip) for clip, of_clip in zip(clips, units, strict=True)}
+
+    def _write_manifests(
+        self,
+        kept: Sequence[Candidate],
+        readings: Sequence[Reading],
+        places: dict[str, str],
+        units: dict[str, str],
+    ) -> None:
+        for split in SPLITS:
+            chosen = [candidate for candidate in kept if candidate.dialogue.split == split]
+            parts = [
+                (
+                    c.dialogue,
+                    [places[name] for name in c.dialogue.clip_ids],
+                    [self.delivery.draw_augmentation(line) for line in lines_of(c.dialogue)],
+                )
+                for c in chosen
+            ]
+            write_manifest(
+                self.output / f"{split}.jsonl.gz",
+                (
+                    dialogue_row(d, audio, [units[clip] for clip in self._replies(d)], drawn, c.figures)
+                    for (d, audio, drawn), c in zip(parts, chosen, strict=True)
+                ),
+            )
+            write_manifest(
+                self.output / f"understanding_{split}.jsonl.gz",
+                (row for d, audio, drawn in parts for row in understanding_rows(d, audio, drawn)),
+            )
+        unspoken = self.script.unspoken
+        if unspoken is None:
+            unspoken = [(candidate.dialogue, True) for candidate in kept]
+        for split in ("train", "validation"):
+            write_manifest(
+                self.output / f"speech_{split}.jsonl.gz",
+                (
+                    speech_row(reading, units[self.reply_clips[reading.reply, reading.reply_emotion]])
+                    for reading in readings
+                    if reading.split == split
+                ),
+            )
+            write_manifest(
+                self.output / f"language_{split}.jsonl.gz",
+                (row for d, speak in unspoken if d.split == split for row in language_rows(d, speak)),
+            )
 
 
-def _fingerprint(question: Question, config: CorpusConfig) -> str:
-    """Changes whenever the sound of the question does: a clip that was kept is never taken for other words."""
-    prosody, drawn = draw_prosody(question, config), draw_augmentation(question, config)
-    sound = [
-        config.tts.identity,
-        question.emotion if config.tts.has_emotions else None,
-        question.text,
-        question.speaker,
-        config.user_speed,
-        asdict(prosody) if prosody else None,
-        asdict(drawn) if drawn else None,
+def construct(config: CorpusConfig) -> Outcome:
+    """Make the corpus; what was written, spoken and measured before is taken from `work_dir`.
+
+    Writes to `output_dir`: `questions.zip` (Ogg Opus members, uncompressed); gzipped JSONL manifests `{split}`
+    (dialogues for stage 3), `understanding_{split}` (stage 1), `speech_{split}` (stage 2) and `language_{split}` (text
+    for the LLM); `README.md`, the data card; by option, `dataset`, a folder of the package datasets. To `work_dir`:
+    `report.html`, to look and listen, what was left out included.
+
+    Raises:
+        ValueError: a voice, an engine's files or a vocoder's weights are missing, a server is not there, or no dialogue
+            is left.
+    """
+    return Construction(config).run()
+
+
+def lines_of(dialogue: Dialogue) -> list[Line]:
+    """What the user says in it."""
+    return [
+        Line(name, turn.text, dialogue.speaker, turn.emotion, turn.style, dialogue.split)
+        for name, turn in zip(dialogue.clip_ids, dialogue.turns, strict=True)
     ]
-    return hashlib.sha256(json.dumps([*sound, QUESTION_RATE, QUESTION_LEVEL]).encode()).hexdigest()[:20]
+
+
+def readings_of(dialogues: Iterable[Dialogue]) -> Iterable[Reading]:
+    """The replies of dialogues, each behind its line; the test's are nobody's to learn from."""
+    for dialogue in dialogues:
+        if dialogue.split != "test":
+            for name, turn in zip(dialogue.clip_ids, dialogue.turns, strict=True):
+                yield Reading(f"speech-{name}", dialogue.split, turn.text, turn.emotion, turn.reply, turn.reply_emotion)
 
 
 def _zip(path: Path, clips: dict[str, Path]) -> dict[str, str]:

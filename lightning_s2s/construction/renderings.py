@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import soundfile as sf
@@ -14,7 +11,6 @@ import soundfile as sf
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.files import replacing
 
-Item = TypeVar("Item")
 SILENCE = 1e-4
 """A rendering whose peak is below this is silent."""
 
@@ -57,37 +53,6 @@ class Renderings:
             with replacing(path) as temporary:
                 sf.write(temporary, trim_silence(waveform, sample_rate), sample_rate)
         return sf.read(path, dtype="float32")
-
-
-def for_each(
-    items: Iterable[Item], work: Callable[[Item], Any], workers: int, done: Callable[[Item], Any]
-) -> list[SpeechError]:
-    """Do `work` on all items, several at a time; a SpeechError stops none of the others.
-
-    Args:
-        items: what to work on.
-        work: called in a thread.
-        workers: threads.
-        done: called here with each item once its work has ended, in the order of `items`.
-
-    Returns:
-        The errors, in that order.
-
-    Raises:
-        Exception: any other, at once; work that has not begun is dropped.
-    """
-    failures = []
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item, future in [(item, pool.submit(work, item)) for item in items]:
-            try:
-                future.result()
-            except SpeechError as error:
-                failures.append(error)
-            done(item)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return failures
 
 
 def trim_silence(waveform: np.ndarray, sample_rate: int, threshold_db: float = -45.0, margin_sec: float = 0.05):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_s2s.construction.augmentation import Drawn
 from lightning_s2s.construction.corpora import Recording
-from lightning_s2s.construction.plan import CorpusConfig, Question, draw_augmentation, held_out, plan_replies
-from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+from lightning_s2s.construction.dialogue import Dialogue, Reading, Turn
 from lightning_s2s.files import write_bytes
 
 
@@ -21,26 +20,48 @@ def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_bytes(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def voice_row(reply: str, path: Path, work_dir: str) -> dict[str, Any]:
+def voice_row(reply: str, clip: str) -> dict[str, Any]:
     """A line for the codec: the assistant's speech with its words."""
-    said = {"text": reply, "audio": str(path.relative_to(work_dir)), "speech_units": "", "spk_emb": ""}
-    return {"id": path.stem, "messages": [{"role": "assistant", "content": [said]}]}
+    said = {"text": reply, "audio": clip, "speech_units": "", "spk_emb": ""}
+    return {"id": Path(clip).stem, "messages": [{"role": "assistant", "content": [said]}]}
 
 
-def dialogue_row(question: Question, audio: str, units: str, config: CorpusConfig) -> dict[str, Any]:
-    """A line for stage 3: the spoken question and the spoken reply."""
-    user = _heard(question, audio, config)
-    reply = {"text": question.reply, "audio": "", "speech_units": units, "spk_emb": ""}
-    return _row(question.id, user, reply, speaker=question.speaker, pair=question.pair, ambiguous=question.ambiguous)
+def dialogue_row(
+    dialogue: Dialogue,
+    audio: Sequence[str],
+    units: Sequence[str],
+    drawn: Sequence[Drawn | None],
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A line for stage 3: the spoken questions and the spoken replies.
+
+    Args:
+        dialogue: the words.
+        audio: where each question's recording is.
+        units: of each reply.
+        drawn: how each question was augmented.
+        figures: what the filters found.
+    """
+    messages = []
+    for turn, where, spoken, change in zip(dialogue.turns, audio, units, drawn, strict=True):
+        reply = {"text": turn.reply, "audio": "", "speech_units": spoken, "spk_emb": ""}
+        messages += [_message("user", _heard(turn, where, change)), _message("assistant", reply)]
+    known = {"speaker": dialogue.speaker, "pair": dialogue.pair, "ambiguous": dialogue.ambiguous}
+    known |= {"seed": dialogue.seed} if dialogue.seed else {}
+    known |= {"figures": dict(figures)} if figures else {}
+    return {"id": dialogue.id, **known, "messages": messages}
 
 
 def understanding_rows(
-    question: Question, audio: str, grammar: DialogueGrammar, config: CorpusConfig
+    dialogue: Dialogue, audio: Sequence[str], drawn: Sequence[Drawn | None]
 ) -> Iterable[dict[str, Any]]:
-    """Lines for stage 1: transcribe, name the emotion, continue, and reply in text."""
-    for task, prompt, answer in task_answers(grammar, question.text, question.emotion, question.reply, config):
-        user = _heard(question, audio, config) | {"text": prompt}
-        yield _row(f"{question.id}-{task}", user, {"text": answer}, task=task, speaker=question.speaker)
+    """Lines for stage 1: transcribe, name the emotion, continue, and, where nothing came before, reply in text."""
+    for number, (name, turn) in enumerate(zip(dialogue.clip_ids, dialogue.turns, strict=True)):
+        for task, prompt, answer in task_answers(turn):
+            if number and task == "reply":
+                continue
+            user = _heard(turn, audio[number], drawn[number]) | {"text": prompt}
+            yield _row(f"{name}-{task}", user, {"text": answer}, task=task, speaker=dialogue.speaker)
 
 
 TASKS = {
@@ -83,74 +104,46 @@ def reading_row(recording: Recording, audio: str) -> dict[str, Any]:
     return _row(recording.id, user, said, speaker=recording.speaker)
 
 
-def task_answers(
-    grammar: DialogueGrammar, text: str, emotion: str, reply: str, config: CorpusConfig
-) -> Iterable[tuple[str, str, str]]:
-    """(task, prompt, answer) for one line said with one emotion."""
-    rng = random.Random(f"{config.seed}-{text}-{emotion}")
-    continuation = rng.choice(grammar.rules["continuations"][emotion])
-    answers = {"reply": reply, "emotion": emotion, "transcribe": text, "continue": continuation}
-    return [(task, prompt, answers[task]) for task, prompt in TASKS.items()]
+def task_answers(turn: Turn) -> Iterable[tuple[str, str, str]]:
+    """(task, prompt, answer) of a line, for the tasks whose answer is known."""
+    answers = {"reply": turn.reply, "emotion": turn.emotion, "transcribe": turn.text, "continue": turn.continuation}
+    return [(task, prompt, answers[task]) for task, prompt in TASKS.items() if answers[task]]
 
 
-def speech_rows(
-    grammar: DialogueGrammar, config: CorpusConfig, units: dict[str, str], unseen: bool
-) -> Iterable[dict[str, Any]]:
-    """Lines for stage 2: every spoken reply behind a line, in words, that it fits."""
-    rng = random.Random(f"{config.seed}-speech-{unseen}")
-    lines = _lines_by_topic(grammar, config, unseen)
-    for emotion, replies in plan_replies(grammar, config).items():
-        for number, reply in enumerate(replies):
-            if held_out(reply, config.held_out_share) == unseen:
-                text = rng.choice(lines[grammar.topic_of(reply)])
-                user = {"text": "", "audio_text": f"({emotion}) {text}"}
-                spoken = {"text": reply, "audio": "", "speech_units": units[reply], "spk_emb": ""}
-                yield _row(f"speech-{emotion}-{number:04d}", user, spoken)
+def speech_row(reading: Reading, units: str) -> dict[str, Any]:
+    """A line for stage 2: a spoken reply behind a line, in words, that it fits."""
+    user = {"text": "", "audio_text": f"({reading.emotion}) {reading.text}"}
+    return _row(reading.id, user, {"text": reading.reply, "audio": "", "speech_units": units, "spk_emb": ""})
 
 
-def language_rows(grammar: DialogueGrammar, config: CorpusConfig, unseen: bool) -> Iterable[dict[str, Any]]:
-    """Lines for the LLM: what is heard stands there in words, with its emotion; some replies are marked as spoken."""
-    rng = random.Random(f"{config.seed}-language-{unseen}")
-    lines = _lines_by_topic(grammar, config, unseen)
-    pools: dict[tuple[str, str], list[str]] = {}
-    for emotion in EMOTIONS:
-        for reply in grammar.replies(emotion):
-            if held_out(reply, config.held_out_share) == unseen:
-                pools.setdefault((emotion, grammar.topic_of(reply)), []).append(reply)
-    for topic, texts in sorted(lines.items()):
-        for number, text in enumerate(texts):
-            for emotion in EMOTIONS:
-                if (emotion, topic) not in pools:
-                    continue
-                reply = rng.choice(pools[emotion, topic])
-                for task, prompt, answer in task_answers(grammar, text, emotion, reply, config):
-                    user = {"text": prompt, "audio_text": f"({emotion}) {text}"}
-                    spoken = {"text": answer} | ({"speak": True} if task == "reply" and number % 4 else {})
-                    yield _row(f"language-{topic}-{number}-{emotion}-{task}", user, spoken, task=task)
+def language_rows(dialogue: Dialogue, speak: bool) -> Iterable[dict[str, Any]]:
+    """Lines for the LLM: what is heard stands there in words, with its emotion.
+
+    Args:
+        dialogue: of which the first turn is taken.
+        speak: mark the reply as a spoken one.
+    """
+    turn = dialogue.turns[0]
+    for task, prompt, answer in task_answers(turn):
+        user = {"text": prompt, "audio_text": f"({turn.emotion}) {turn.text}"}
+        spoken = {"text": answer} | ({"speak": True} if task == "reply" and speak else {})
+        yield _row(f"{dialogue.id}-{task}", user, spoken, task=task)
 
 
-def _lines_by_topic(grammar: DialogueGrammar, config: CorpusConfig, unseen: bool) -> dict[str, list[str]]:
-    """The lines that training sees, or those it doesn't; a topic has its seen lines where none is held out."""
-    lines: dict[str, list[str]] = _lines_by_topic(grammar, config, False) if unseen else {}
-    fresh: dict[str, list[str]] = {}
-    for line in grammar.lines("ambiguous"):
-        if held_out(line, config.held_out_share) == unseen:
-            fresh.setdefault(grammar.topic_of(line), []).append(line)
-    return lines | fresh
-
-
-def _heard(question: Question, audio: str, config: CorpusConfig) -> dict[str, Any]:
-    drawn = draw_augmentation(question, config)
+def _heard(turn: Turn, audio: str, drawn: Drawn | None) -> dict[str, Any]:
     return {
         "text": "",
         "audio": audio,
         "speech_units": "",
         "spk_emb": "",
-        "transcript": question.text,
-        "emotion": question.emotion,
+        "transcript": turn.text,
+        "emotion": turn.emotion,
     } | ({"augmentation": drawn.figures()} if drawn else {})
 
 
 def _row(identity: str, user: dict[str, Any], assistant: dict[str, Any], **extra: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": [user]}, {"role": "assistant", "content": [assistant]}]
-    return {"id": identity, **extra, "messages": messages}
+    return {"id": identity, **extra, "messages": [_message("user", user), _message("assistant", assistant)]}
+
+
+def _message(role: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "content": [content]}

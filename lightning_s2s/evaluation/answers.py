@@ -11,8 +11,9 @@ from typing import Any
 
 import soundfile as sf
 
+from lightning_s2s.construction.dialogue import EMOTIONS
 from lightning_s2s.construction.rows import TASKS
-from lightning_s2s.construction.writer import EMOTIONS, DialogueGrammar
+from lightning_s2s.construction.writing.grammar import DialogueGrammar
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import read_manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,3 +89,18 @@ class MelPainter:
         buffer = io.BytesIO()
         image.save(buffer, "PNG", bits=4, transparency=opacity, optimize=True)
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def clip_player(
+    kind: str, label: str, waveform: np.ndarray | Tensor, rate: int, longest_sec: float, painter: MelPainter
+) -> str:
+    """A button that plays (T,) at `rate` Hz; its picture is as wide as it is long beside the longest of its group."""
+    seconds = len(waveform) / rate
+    return (
+        f"<div class='clip'><button type='button' class='play {kind}' aria-pressed='false' hidden "
+        f"aria-label='{escape(label)}, {seconds:.1f} seconds'><span class='knob'></span>"
+        f"<span><span class='track' style='--length:{100 * seconds / longest_sec:.1f}%'>"
+        f"<img alt='' src='{painter.png_uri(waveform, rate)}'></span></span>"
+        f"<span class='length'>{seconds:.1f} s</span></button>"
+        f"<audio controls preload='none' src='{audio_uri(waveform, rate)}'></audio></div>"
+    )

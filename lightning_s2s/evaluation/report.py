@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from lightning_s2s.evaluation.answer import MARKS, Answer, Figure, Run, percentile, printable, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.evaluation.pictures import MelPainter, audio_uri
+from lightning_s2s.evaluation.pictures import MelPainter, clip_player
 from lightning_s2s.evaluation.report_page import SCRIPT, STYLE
 from lightning_s2s.files import write_text
 
@@ -60,7 +60,7 @@ def write_report(
     singles = [_answer(answer, alone, clips, order, single=True) for answer in alone]
     body = [
         f"<header><h1>{escape(title)}</h1><p class='lead'>{_introduction(answers, len(groups))}</p></header><main>",
-        _figures(figures),
+        figure_list(figures),
         "<div class='panels'>",
         _latency(answers),
         _heard(answers),
@@ -78,16 +78,19 @@ def write_report(
         _section("Single questions", "The words of most of these name the emotion as well.", "singles", singles),
         "<p class='nothing' hidden>No answer is left by these filters.</p></main>",
     ]
-    page = (
+    write_text(path, html_page(title, "\n".join(body), "answers"))
+    return path
+
+
+def html_page(title: str, body: str, main_id: str, style: str = STYLE, script: str = SCRIPT) -> str:
+    """A page complete in itself; `main_id` is what the keyboard can skip to."""
+    return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
         "<meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' "
-        f"content='light dark'><style>{STYLE}</style></head><body><a class='skip' href='#answers'>To the answers</a>\n"
-        + "\n".join(body)
-        + f"\n<script>{SCRIPT}</script></body></html>\n"
+        f"content='light dark'><style>{style}</style></head><body>"
+        f"<a class='skip' href='#{main_id}'>To the {main_id}</a>\n{body}\n<script>{script}</script></body></html>\n"
     )
-    write_text(path, page)
-    return path
 
 
 def group_pairs(answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -123,20 +126,11 @@ class _Clips:
         """One clip as HTML, as wide as it is long beside the longest of its group; nothing when there is no sound."""
         if kind not in _sounds(answer):
             return ""
-        waveform, rate = _sounds(answer)[kind]
-        seconds = len(waveform) / rate
         beside = [_sounds(other)[kind] for other in group if kind in _sounds(other)]
-        longest = max(len(sound) / sound_rate for sound, sound_rate in beside)
+        longest_sec = max(len(waveform) / rate for waveform, rate in beside)
         emotion = answer.emotion_spoken if kind == "question" else answer.reply_emotion
-        what = f"Play the {kind}, {emotion or 'emotion unclear'}"
-        return (
-            f"<div class='clip'><button type='button' class='play {kind}' aria-pressed='false' hidden "
-            f"aria-label='{escape(what)}, {seconds:.1f} seconds: {escape(answer.id)}'><span class='knob'></span>"
-            f"<span><span class='track' style='--length:{100 * seconds / longest:.1f}%'>"
-            f"<img alt='' src='{self.painters[kind].png_uri(waveform, rate)}'></span></span>"
-            f"<span class='length'>{seconds:.1f} s</span></button>"
-            f"<audio controls preload='none' src='{audio_uri(waveform, rate)}'></audio></div>"
-        )
+        label = f"Play the {kind} of {answer.id}, {emotion or 'emotion unclear'}"
+        return clip_player(kind, label, *_sounds(answer)[kind], longest_sec, self.painters[kind])
 
 
 def _sounds(answer: Answer) -> dict[str, tuple[Any, int]]:
@@ -147,11 +141,13 @@ def _sounds(answer: Answer) -> dict[str, tuple[Any, int]]:
     return {kind: sound for kind, sound in sounds.items() if len(sound[0]) >= sound[1] // 50}
 
 
-def _tone(emotion: str | None) -> str:
+def tone_class(emotion: str | None) -> str:
+    """The class that colours an emotion's name."""
     return f"tone-{emotion}" if emotion in TONES else "tone-other"
 
 
-def _verdict(good: bool, text: str) -> str:
+def verdict_tag(good: bool, text: str) -> str:
+    """Good or bad, in colour and by a sign."""
     return f"<span class='verdict {'good' if good else 'bad'}'>{'✓' if good else '✗'} {escape(text)}</span>"
 
 
@@ -166,12 +162,13 @@ def _introduction(answers: Sequence[Answer], num_pairs: int) -> str:
     return text
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def figure_list(figures: Sequence[Figure]) -> str:
+    """The summary in large numbers."""
     items = []
     for figure in figures:
         verdict = ""
         if figure.met is not None:
-            verdict = f"<span class='small'>{_verdict(figure.met, 'met' if figure.met else 'missed')}, "
+            verdict = f"<span class='small'>{verdict_tag(figure.met, 'met' if figure.met else 'missed')}, "
             verdict += f"target {figure.format_target()}</span>"
         note = f"<span class='small'>{escape(figure.note)}</span>" if figure.note else ""
         items.append(
@@ -252,19 +249,20 @@ def _heard(answers: Sequence[Answer]) -> str:
     )
 
 
-def _facts(facts: Mapping[str, str]) -> str:
+def fact_list(facts: Mapping[str, str]) -> str:
+    """Labels and texts in two columns."""
     items = "".join(f"<dt>{escape(str(label))}</dt><dd>{escape(str(text))}</dd>" for label, text in facts.items())
     return f"<dl class='facts'>{items}</dl>" if items else ""
 
 
 def _machine(hardware: Mapping[str, str]) -> str:
-    return f"<section class='panel'><h3>Measured on</h3>{_facts(hardware)}</section>" if hardware else ""
+    return f"<section class='panel'><h3>Measured on</h3>{fact_list(hardware)}</section>" if hardware else ""
 
 
 def _run(run: Run) -> str:
     curves = "".join(_curve(name, points) for name, points in run.curves.items() if len(points) > 1)
     return (
-        f"<section class='panel'><h3>{escape(run.name)}</h3>{_facts(run.facts)}"
+        f"<section class='panel'><h3>{escape(run.name)}</h3>{fact_list(run.facts)}"
         f"<div class='curves'>{curves}</div></section>"
     )
 
@@ -284,12 +282,16 @@ def _curve(name: str, points: Sequence[tuple[int, float]], width: int = 150, hei
     )
 
 
-def _filter_bar(answers: Sequence[Answer]) -> str:
-    chips = "".join(
-        f"<label class='chip {_tone(emotion)}'><input type='checkbox' name='emotion' value='{escape(emotion)}' checked>"
-        f"{escape(emotion)}</label>"
-        for emotion in emotions_of(answers)
+def chip(name: str, value: str, tone: str = "") -> str:
+    """A box to tick, in an emotion's colour or none."""
+    return (
+        f"<label class='chip {tone}'><input type='checkbox' name='{name}' value='{escape(value)}' checked>"
+        f"{escape(value)}</label>"
     )
+
+
+def _filter_bar(answers: Sequence[Answer]) -> str:
+    chips = "".join(chip("emotion", emotion, tone_class(emotion)) for emotion in emotions_of(answers))
     return (
         "<h2 id='answers'>The answers</h2><form class='bar' hidden><fieldset><legend class='small'>said</legend>"
         f"{chips}</fieldset><label>show <select id='only'><option value='all'>all answers</option><option value='good'>"
@@ -343,10 +345,10 @@ def _answer(answer: Answer, group: Sequence[Answer], clips: _Clips, order: dict[
         f"data-heard='{'yes' if heard else 'no'}' data-fits='{'yes' if answer.fits else 'no'}' "
         f"data-speaker='{escape(answer.speaker)}' data-audio='{audio or 0:.4f}' data-rtf='{factor or 0:.4f}' "
         f"data-order='{order[id(answer)]}'>{words}<div class='line'><span>said <span class='tag "
-        f"{_tone(answer.emotion_spoken)}'>{escape(answer.emotion_spoken)}</span></span>"
-        f"{_verdict(heard, named)}</div>{clips.render(answer, 'question', group)}"
+        f"{tone_class(answer.emotion_spoken)}'>{escape(answer.emotion_spoken)}</span></span>"
+        f"{verdict_tag(heard, named)}</div>{clips.render(answer, 'question', group)}"
         f"<div class='reply'><q>{escape(printable(reply.text)) or 'no words'}</q></div><div class='line'>"
-        f"{_verdict(answer.fits, of)}</div>"
+        f"{verdict_tag(answer.fits, of)}</div>"
         f"{clips.render(answer, 'reply', group)}<div class='measured'>{_timeline(marks, clips.scale)}"
         f"{' · '.join(numbers)}</div></article>"
     )

@@ -48,24 +48,45 @@ class EvaluateSpeechConfig:
 
 
 class Transcriber:
-    """A Whisper model that writes English down."""
+    """A Whisper model that writes speech down.
 
-    def __init__(self, name: str):
+    Args:
+        name: hub id or folder.
+        device: cpu, cuda, ...
+    """
+
+    def __init__(self, name: str, device: str = "cpu"):
         from lightning_s2s.llms.causal import load_pretrained
 
         self.processor = load_pretrained("WhisperProcessor", name)
-        self.model = load_pretrained("WhisperForConditionalGeneration", name).eval()
+        self.model = load_pretrained("WhisperForConditionalGeneration", name).eval().to(device)
+
+    def __call__(self, waveform: np.ndarray) -> str:
+        """(T,) float32 at 16 kHz, English -> text."""
+        return self.transcribe([waveform], ["English"])[0]
 
     @torch.inference_mode()
-    def __call__(self, waveform: np.ndarray) -> str:
-        """(T,) float32 at 16 kHz -> text."""
-        features = self.processor(waveform, sampling_rate=16_000, return_tensors="pt").input_features
-        ids = self.model.generate(features, language="en", task="transcribe", max_new_tokens=100)
-        return self.processor.batch_decode(ids, skip_special_tokens=True)[0]
+    def transcribe(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
+        """Waveforms (T,) float32 at 16 kHz, and the language of each, by name or code -> texts.
+
+        Raises:
+            ValueError: a language that Whisper doesn't know.
+        """
+        features = self.processor(list(waveforms), sampling_rate=16_000, return_tensors="pt").input_features
+        ids = self.model.generate(
+            features.to(self.model.device),
+            language=[language.lower() for language in languages],
+            task="transcribe",
+            max_new_tokens=100,
+        )
+        return self.processor.batch_decode(ids, skip_special_tokens=True)
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, contractions opened: both sides of the comparison in one spelling."""
+    """Lower case, no punctuation, contractions opened: both sides of the comparison in one spelling.
+
+    Chinese and Japanese characters count as words.
+    """
     text = text.lower().replace("\u2019", "'")
     for short, full in (
         ("can't", "can not"),
@@ -83,7 +104,8 @@ def normalise(text: str) -> str:
         ("what's", "what is"),
     ):
         text = text.replace(short, full)
-    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text).split())
+    text = re.sub(r"([\u3040-\u30ff\u3400-\u9fff])", r" \1 ", text)
+    return " ".join(re.sub(r"[^\w ]|_", " ", text).split())
 
 
 def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
@@ -105,7 +127,7 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
         where = config.manifest or config.answers
         raise ValueError(f"{where}: nothing to listen to; expected replies with text and units or sound")
     transcriber, errors, opinions = Transcriber(config.asr), WordErrorRate(), []
-    judge = _load_distillmos() if config.mos else None
+    judge = load_distillmos() if config.mos else None
     for text, waveform in tqdm(sentences, "listening", unit="sentence"):
         heard = transcriber(waveform)
         errors.update(normalise(heard), normalise(text))
@@ -177,7 +199,12 @@ def _at_16k(waveform: torch.Tensor, sample_rate: int) -> np.ndarray:
     return soxr.resample(waveform.numpy(), sample_rate, 16_000)
 
 
-def _load_distillmos() -> Any:
+def load_distillmos() -> Any:
+    """The network that expects an opinion score of (B, T) at 16 kHz.
+
+    Raises:
+        ValueError: the package distillmos is missing.
+    """
     try:
         import distillmos
     except ImportError:

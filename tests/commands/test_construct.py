@@ -7,10 +7,10 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it finds at import: not one of a test's)
 import pytest
 
+from lightning_s2s.construction.dialogue import Usage
 from lightning_s2s.construction.speech import Kokoro
 
 ROOT = Path(__file__).parents[2]
-GRAMMAR = ROOT / "experiments" / "tiny" / "grammar.yaml"
 
 
 @pytest.mark.parametrize(
@@ -28,20 +28,40 @@ GRAMMAR = ROOT / "experiments" / "tiny" / "grammar.yaml"
             "tts: unknown option of Kokoro 'foldr'; did you mean",
         ),
         (
-            ["--config", "construction.yaml", "--grammar", GRAMMAR, "--tts.folder", "x"],
+            ["--config", "construction.yaml", "--tts.folder", "x"],
             1,
             "x: not a Kokoro folder, kokoro.onnx is missing",
         ),
         (["--config", "construction.yaml", "--prosody", "null"], 1, "prosody: Kokoro speaks every emotion alike"),
         (["--config", "construction.yaml", "--jitter", "x"], 2, "jitter: got 'x'; allowed: float"),
         (["--config", "construct.yaml"], 2, "--config construct.yaml: no such file; did you mean construction.yaml?"),
-        (["--config", "construction.yaml", "--grammar", "x.yaml"], 1, "x.yaml: no such file or directory"),
-        ([], 2, "missing: grammar, "),
+        (
+            ["--config", "construction.yaml", "--writer", "Gramar"],
+            2,
+            "writer: unknown writer 'Gramar'; did you mean GrammarWriter? known: GrammarWriter, PromptedWriter",
+        ),
+        (
+            ["--config", "construction.yaml", "--runner", "Slurm"],
+            2,
+            "runner: unknown runner 'Slurm'; known: Local, Ray",
+        ),
+        (
+            ["--config", "construction.yaml", "--filters", "[{class_path: WordErrors}]"],
+            2,
+            "filters: unknown filter 'WordErrors'; did you mean WordError? known: Duration, EmotionAgreement,",
+        ),
+        (
+            ["--config", "construction.yaml", "--vocoder", "pockett"],
+            2,
+            "vocoder: unknown vocoder 'pockett'; did you mean",
+        ),
+        ([], 2, "missing: output_dir, "),
     ],
 )
 def test_mistakes_of_construct(run, monkeypatch, tmp_path, arguments, code, expected):
     monkeypatch.chdir(tmp_path)
     content = (ROOT / "experiments" / "tiny" / "construction.yaml").read_text()
+    content = content.replace("experiments/tiny/pocket", str(ROOT / "experiments" / "tiny" / "pocket"))
     (tmp_path / "construction.yaml").write_text(content)
     found, _, err = run("construct", *arguments)
     assert (found, err.count("\n")) == (code, 1)
@@ -52,7 +72,8 @@ def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
     from lightning_s2s.construction import pipeline, prosody
 
     received = []
-    monkeypatch.setattr(pipeline, "construct", received.append)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(pipeline, "construct", lambda config: received.append(config) or pipeline.Outcome([], Usage()))
     config = ROOT / "experiments" / "tiny" / "construction.yaml"
     assert run("construct", "--config", config, "--seed", "5", "--tts.folder", "voices")[0] == 0
     assert isinstance(received[0], pipeline.CorpusConfig)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from lightning_s2s.construction.renderings import Renderings, for_each, trim_silence
+from lightning_s2s.construction.renderings import Renderings, trim_silence
 from lightning_s2s.construction.speech import Espeak, Kokoro, Piper, SpeechError
 from lightning_s2s.construction.speech.base import decode
 from lightning_s2s.extras import MissingPackageError
@@ -107,32 +105,6 @@ def test_silence_is_trimmed_to_its_margin():
     waveform = np.concatenate([np.zeros(4800), np.ones(2400), np.zeros(9600)]).astype(np.float32)
     assert len(trim_silence(waveform, 24_000)) == 2400 + 2 * 1200
     assert len(trim_silence(np.zeros(100, np.float32), 24_000)) == 100
-
-
-def test_work_goes_on_behind_a_speech_error_and_stops_at_any_other():
-    seen, done = [], []
-
-    def work(number):
-        if number == 2:
-            raise SpeechError("two")
-        if number == 50:
-            raise ValueError("no server")
-        if number > 50:
-            time.sleep(0.001)
-        seen.append(number)
-
-    assert [str(error) for error in for_each(range(5), work, 2, done.append)] == ["two"]
-    assert sorted(seen) == [0, 1, 3, 4] and done == [0, 1, 2, 3, 4]
-    seen.clear()
-    with pytest.raises(ValueError, match="no server"):
-        for_each(range(50, 5000), work, 1, done.append)
-    assert len(seen) < 4949
-
-
-def test_several_at_the_same_time():
-    """Each waits for the other: with one thread, none would end."""
-    meeting = threading.Barrier(2, timeout=10)
-    assert for_each(range(2), lambda _: meeting.wait(), 2, lambda _: None) == []
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------

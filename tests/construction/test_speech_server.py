@@ -11,7 +11,8 @@ from threading import Thread
 import pytest
 from test_speech import as_file, tone
 
-from lightning_s2s.construction.renderings import Renderings, for_each
+from lightning_s2s.construction.running import Failure, Local, run_step
+from lightning_s2s.construction.speaking import SpeakTexts
 from lightning_s2s.construction.speech import SpeechError, SpeechServer
 
 SOUND = as_file(tone(), 24_000)
@@ -67,7 +68,8 @@ def server():
 
 @pytest.fixture
 def engine(server):
-    return SpeechServer(f"http://127.0.0.1:{server.server_port}/v1", "tiny-tts", max_retries=3, timeout_sec=0.5)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=0.5, pause_sec=0.01)
 
 
 def test_what_is_asked_for(engine, server, monkeypatch):
@@ -131,12 +133,22 @@ def test_a_server_that_is_not_there(engine, server):
 def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
     """A run over good and bad texts, several at a time, and a second one once the server is well."""
     texts = ["a", "429 1", "b", "torn", "c", "500 2", "empty", "d", "late 1"]
-    renderings = Renderings(engine, tmp_path)
-    failures = for_each(texts, lambda text: renderings.speak(text, "vivian"), 4, lambda _: None)
-    assert [str(error).partition(" in ")[0] for error in failures] == ["'torn'", "'empty'"]
-    assert len(list(tmp_path.iterdir())) == 7
+    step = SpeakTexts("replies", engine, 1.0, tmp_path)
+    items = [("vivian", text, "sad") for text in texts]
+    results = run_step(step, items, Local(), tmp_path / "steps")
+    assert [r.reason.partition(" in ")[0] for r in results if isinstance(r, Failure)] == ["'torn'", "'empty'"]
+    assert len(list((tmp_path / "tts").iterdir())) == 7
+    problems = Counter()
+    for result in results:
+        usage = result.usage.as_json() if isinstance(result, Failure) else result["usage"]
+        problems.update(usage["problems"])
+    assert problems == {
+        "the server answered 429": 1, "the server answered 500": 2, "got no answer within 0.5 s": 1,
+        "got 11000 of 16000 bytes of audio": 4, "got no audio": 4,
+    }  # fmt: skip
     before = dict(server.times)
-    assert len(for_each(texts, lambda text: renderings.speak(text, "vivian"), 4, lambda _: None)) == 2
+    again = run_step(step, items, Local(), tmp_path / "steps")
+    assert [r for r in again if not isinstance(r, Failure)] == [r for r in results if not isinstance(r, Failure)]
     assert {text: times for text, times in server.times.items() if times > before[text]}.keys() == {"torn", "empty"}
 
 

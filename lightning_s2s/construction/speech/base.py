@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import soundfile as sf
+
+from lightning_s2s.construction.server import PassingError
 
 UNKNOWN_SIZE = 0x7FFF0000
 """From here on, the size in a WAV header says that its writer did not know it, as one that streams."""
 
 
-class SpeechError(Exception):
+class SpeechError(PassingError):
     """One text could not be spoken; others may."""
 
 
@@ -29,6 +32,8 @@ class SpeechSynthesizer(ABC):
     """Whether it speaks with the emotion and the style that it is asked for; those that don't ignore both."""
     concurrency: int = 1
     """Utterances that it may be asked for at the same time, from as many threads."""
+    licence: str = ""
+    """Of what it speaks, for the data card; "" where that depends on its model or voices."""
 
     @property
     @abstractmethod
@@ -66,6 +71,10 @@ class SpeechSynthesizer(ABC):
             SpeechError: this text could not be spoken.
             ValueError: none can, as where a server is not there.
         """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which each process loads for itself."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
 def decode(content: bytes) -> tuple[np.ndarray, int]:

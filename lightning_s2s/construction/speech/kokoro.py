@@ -28,6 +28,7 @@ class Kokoro(SpeechSynthesizer):
     num_threads: int = 1
 
     identity = "kokoro"
+    licence = "Apache-2.0"
 
     def check(self, voices: Iterable[str]) -> None:
         folder = Path(self.folder)

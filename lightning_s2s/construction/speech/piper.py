@@ -33,6 +33,10 @@ class Piper(SpeechSynthesizer):
     noise_w_scale: float | None = None
 
     def __post_init__(self) -> None:
+        self.__setstate__({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
         self._voices: dict[str, Any] = {}
         self._lock = threading.Lock()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from lightning_s2s.construction.server import Json, PassingError, Server
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
 
 
@@ -32,17 +31,19 @@ class SpeechServer(SpeechSynthesizer):
         concurrency: requests at the same time.
         timeout_sec: for one request.
         max_retries: how often a request is made again.
+        pause_sec: before the first time, then twice as long each time.
     """
 
     base_url: str
     model: str
     instructions: str = "Speak in a {emotion} voice. {style}"
     emotions: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Json] = field(default_factory=dict)
     api_key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
     timeout_sec: float = 120.0
     max_retries: int = 5
+    pause_sec: float = 0.5
 
     has_emotions = True
 
@@ -65,42 +66,20 @@ class SpeechServer(SpeechSynthesizer):
     def synthesise(
         self, text: str, voice: str, emotion: str = "neutral", style: str = "", speed: float = 1.0
     ) -> tuple[np.ndarray, int]:
-        import openai
-
         request = {"model": self.model, "voice": voice, "input": text, "response_format": "wav"}
         if instructions := self._instruct(emotion, style):
             request["instructions"] = instructions
-        failure = SpeechError("was not asked for")
-        for _ in range(1 + self.max_retries):
-            try:
-                answer = self._client.audio.speech.create(**request, speed=speed, extra_body=self.extra)
-                return decode(answer.content)
-            except SpeechError as error:
-                failure = error
-            except openai.APITimeoutError:
-                raise SpeechError(f"got no answer within {self.timeout_sec:g} s") from None
-            except openai.APIConnectionError as error:
-                raise ValueError(f"{self.base_url}: no answer ({error.__cause__ or error})") from None
-            except openai.APIStatusError as error:
-                if error.status_code == 429 or error.status_code >= 500:
-                    raise SpeechError(f"the server answered {error.status_code}") from None
-                raise ValueError(f"{self.base_url}: {error.status_code}: {_reason(error)}") from None
-        raise failure
+        try:
+            return self._server.request(
+                lambda client: client.audio.speech.create(**request, speed=speed, extra_body=self.extra),
+                lambda answer: decode(answer.content),
+            )
+        except PassingError as error:
+            raise SpeechError(str(error)) from None
 
     def _instruct(self, emotion: str, style: str) -> str:
         return self.instructions.format(emotion=self.emotions.get(emotion, emotion), style=style).strip()
 
     @functools.cached_property
-    def _client(self) -> Any:
-        import openai
-
-        key = os.environ.get(self.api_key_variable) or "none"
-        return openai.OpenAI(
-            base_url=self.base_url, api_key=key, timeout=self.timeout_sec, max_retries=self.max_retries
-        )
-
-
-def _reason(error: Any) -> str:
-    """What the server said, in one line."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or error.message).split())[:200]
+    def _server(self) -> Server:
+        return Server(self.base_url, self.api_key_variable, self.timeout_sec, self.max_retries, self.pause_sec)

@@ -1,4 +1,4 @@
-"""Writes empathetic dialogues from a grammar: what is said, how, and a reply that fits both."""
+"""What a grammar can say: lines, replies that fit them, and which emotion and topic a reply belongs to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import itertools
 import re
 from pathlib import Path
 
+from lightning_s2s.construction.dialogue import EMOTIONS
 from lightning_s2s.files import read_yaml
-
-EMOTIONS = ("neutral", "happy", "sad", "angry")
 
 
 class DialogueGrammar:

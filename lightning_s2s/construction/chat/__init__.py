@@ -1,0 +1,20 @@
+"""LLMs that write and judge: one interface for a server and for a model of this machine."""
+
+from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest
+from lightning_s2s.construction.chat.local import LocalChat
+from lightning_s2s.construction.chat.questions import Answer, Choice, Number, Question, Text, put_questions
+from lightning_s2s.construction.chat.server import ChatServer
+
+__all__ = [
+    "Answer",
+    "ChatModel",
+    "ChatReply",
+    "ChatRequest",
+    "ChatServer",
+    "Choice",
+    "LocalChat",
+    "Number",
+    "Question",
+    "Text",
+    "put_questions",
+]

@@ -1,0 +1,80 @@
+"""What every LLM that writes and judges has in common."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_s2s.construction.server import PassingError
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One prompt.
+
+    Attributes:
+        prompt: what the user says, without a word on the answer's form.
+        system: what stands before it; "" for nothing.
+        schema: JSON schema of the answer.
+        seed: of the sampling.
+    """
+
+    prompt: str
+    system: str
+    schema: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """One answer.
+
+    Attributes:
+        text: as it was written, JSON if all went well.
+        cut_off: it was longer than allowed.
+        input_tokens: that were read.
+        output_tokens: that were written.
+    """
+
+    text: str
+    cut_off: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+def json_instruction(schema: dict[str, Any]) -> str:
+    """What stands behind a prompt, so that the answer follows the schema also where nothing constrains it."""
+    shown = {
+        name: " or ".join(map(str, held["enum"])) if "enum" in held else "..."
+        for name, held in schema["properties"].items()
+    }
+    return f"Answer in JSON: {json.dumps(shown)}"
+
+
+class ChatModel(ABC):
+    """Prompts -> answers in JSON. A subclass is chosen by its name, as `SpeechSynthesizer`'s are."""
+
+    batch_size: int = 1
+    """Dialogues that are written in one batch."""
+    concurrency: int = 1
+    """Batches that it may be asked for at the same time, from as many threads."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What tells its answers from those of others: the model, and how it is sampled."""
+
+    @abstractmethod
+    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | PassingError]:
+        """The answer to each request, or why there is none.
+
+        Raises:
+            ValueError: there can be none to any, as where a server is not there.
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which each process loads for itself."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

@@ -1,0 +1,165 @@
+"""What a corpus consists of: dialogues in words, and what became of each on its way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SPLITS = ("train", "validation", "test")
+EMOTIONS = ("neutral", "happy", "sad", "angry")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user says, how, and the reply that fits both.
+
+    Attributes:
+        text: the user's words.
+        emotion: that they are said with.
+        reply: the assistant's words.
+        reply_emotion: that these are said with, where the engine can.
+        style: how the user says it, in words, where the engine can.
+        continuation: how the user's words may go on, for stage 1; "" where nobody wrote one.
+    """
+
+    text: str
+    emotion: str
+    reply: str
+    reply_emotion: str = "neutral"
+    style: str = ""
+    continuation: str = ""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One dialogue of a corpus.
+
+    Attributes:
+        id: unlike all others.
+        split: train, validation or test.
+        speaker: the user's voice.
+        turns: none where it could not be written.
+        pair: dialogues of one pair share the first words and the voice, and differ in emotion.
+        ambiguous: the first words fit any emotion, so that only the voice tells which.
+        seed: what it was written from, such as topic and situation.
+    """
+
+    id: str
+    split: str
+    speaker: str
+    turns: tuple[Turn, ...]
+    pair: str
+    ambiguous: bool = True
+    seed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """Names of the user's recordings, one for each turn."""
+        return [self.id if number == 0 else f"{self.id}-turn{number + 1}" for number in range(len(self.turns))]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, of which `from_json` makes the same dialogue."""
+        return asdict(self) | {"turns": [asdict(turn) for turn in self.turns]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Dialogue:
+        """The inverse of `as_json`."""
+        return cls(**values | {"turns": tuple(Turn(**turn) for turn in values["turns"])})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reply behind a line, in words, that it fits: what stage 2 learns to speak from.
+
+    Attributes:
+        id: unlike all others.
+        split: train or validation.
+        text: what was said.
+        emotion: how.
+        reply: what is spoken.
+        reply_emotion: how.
+    """
+
+    id: str
+    split: str
+    text: str
+    emotion: str
+    reply: str
+    reply_emotion: str = "neutral"
+
+
+@dataclass
+class Candidate:
+    """A dialogue, what was measured of it, and why it is left out, if it is.
+
+    Attributes:
+        dialogue: the dialogue.
+        figures: name -> what a filter, or the writer, found.
+        rejected_by: the step that left it out; "" while it is kept.
+        reason: what that step found, in words.
+        clips: the user's recordings, files of `work_dir`, one for each turn; as they were spoken, without augmentation.
+        replies: the assistant's recordings.
+    """
+
+    dialogue: Dialogue
+    figures: dict[str, Any] = field(default_factory=dict)
+    rejected_by: str = ""
+    reason: str = ""
+    clips: list[str] = field(default_factory=list)
+    replies: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing has left it out yet."""
+        return not self.rejected_by
+
+    def reject(self, step: str, reason: str) -> None:
+        """Leave it out; the first reason counts."""
+        if self.kept:
+            self.rejected_by, self.reason = step, reason
+
+
+@dataclass
+class Usage:
+    """What servers and models were asked for.
+
+    Attributes:
+        input_tokens: that an LLM read.
+        output_tokens: that it wrote.
+        problems: what went wrong and was asked for again -> how often.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens, "problems": dict(self.problems)}
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Add what `as_json` gave."""
+        self.input_tokens += values["input_tokens"]
+        self.output_tokens += values["output_tokens"]
+        self.problems.update(values["problems"])
+
+
+@dataclass
+class Script:
+    """What a writer gives: everything that will be said.
+
+    Attributes:
+        candidates: the dialogues, those that could not be written among them, already left out.
+        readings: replies for stage 2; None takes those of the dialogues.
+        unspoken: dialogues for the LLM in text alone, with whether the reply is marked as a spoken one; None takes
+            those that are spoken.
+        usage: what writing it took.
+        incomplete: why something could not be written that another run may write -> how often.
+    """
+
+    candidates: list[Candidate]
+    readings: list[Reading] | None = None
+    unspoken: list[tuple[Dialogue, bool]] | None = None
+    usage: Usage = field(default_factory=Usage)
+    incomplete: Counter[str] = field(default_factory=Counter)

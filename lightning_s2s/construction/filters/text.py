@@ -1,0 +1,280 @@
+"""Filters that read: length, words that must not be there, repetition, and an LLM as judge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from lightning_s2s.construction.chat import ChatModel, Number, Question, put_questions
+from lightning_s2s.construction.filters.base import Figures, Filter, Heard, over, under
+from lightning_s2s.construction.running import Failure
+from lightning_s2s.construction.running.base import fingerprint
+from lightning_s2s.construction.writing.prompted import conversation
+from lightning_s2s.construction.writing.prompts import Prompts
+
+NUM_PERMUTATIONS = 128
+"""Of the MinHash that finds candidates; their similarity is then counted exactly."""
+
+
+def plain(text: str) -> str:
+    """Lower case, words and blanks alone."""
+    return " ".join(re.sub(r"[^\w']|_", " ", text.lower().replace("\u2019", "'")).split())
+
+
+@dataclass
+class WordCount(Filter):
+    """Lines and replies must have so many words.
+
+    Args:
+        min_words: in the shortest.
+        max_words: in the longest.
+    """
+
+    min_words: int = 3
+    max_words: int = 40
+
+    name = "word_count"
+    identity = "words"
+
+    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+        counts = [[len(plain(text).split()) for text in texts_of(heard)] for heard in batch]
+        return [{"fewest_words": min(count), "most_words": max(count)} for count in counts]
+
+    def verdict(self, figures: Figures) -> str:
+        return under(figures, "fewest_words", self.min_words) or over(figures, "most_words", self.max_words)
+
+
+class _Words(Filter):
+    """No word of a list may stand in some texts.
+
+    Args:
+        file: one word or phrase a line, `#` begins a comment; None takes the package's.
+    """
+
+    figure: str
+    default: str
+
+    def __init__(self, file: str | None = None):
+        self.file = file
+        if not self._words:
+            raise ValueError(f"filters: {self.name}: {file}: holds no words")
+
+    @cached_property
+    def _words(self) -> list[str]:
+        try:
+            text = (
+                Path(self.file).read_text(encoding="utf-8")
+                if self.file
+                else (resources.files(__package__) / self.default).read_text("utf-8")
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"filters: {self.name}: {self.file}: can't be read: {error}") from None
+        return [plain(line) for line in text.splitlines() if plain(line) and not line.startswith("#")]
+
+    @property
+    def identity(self) -> str:
+        return fingerprint(self.name, self._words)
+
+    @staticmethod
+    def texts(heard: Heard) -> Iterable[str]:
+        """Where they must not stand."""
+        return texts_of(heard)
+
+    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(self._words, key=len, reverse=True)))})\b")
+        return [
+            {self.figure: sorted({word for text in self.texts(heard) for word in pattern.findall(plain(text))})}
+            for heard in batch
+        ]
+
+    def verdict(self, figures: Figures) -> str:
+        found = figures[self.figure]
+        return f"says {', '.join(found)}" if found else ""
+
+
+class SafetyWords(_Words):
+    """No word of a list may stand in a line or a reply.
+
+    Args:
+        file: one word or phrase a line, `#` begins a comment; None takes the package's (English: self-harm, violence,
+            drugs, sex).
+    """
+
+    name, figure, default = "safety_words", "unsafe_words", "safety_words.txt"
+
+
+class FeelingWords(_Words):
+    """A line of a minimal pair must not name a feeling: only the voice may tell it.
+
+    Args:
+        file: one word or phrase a line, `#` begins a comment; None takes the package's (English).
+    """
+
+    name, figure, default = "feeling_words", "feelings_named", "feeling_words.txt"
+
+    @staticmethod
+    def texts(heard: Heard) -> Iterable[str]:
+        return [heard.dialogue.turns[0].text] if heard.dialogue.ambiguous else []
+
+
+@dataclass
+class NearDuplicates(Filter):
+    """Nobody says what was said before; the first of a kind stays.
+
+    Similarity is the share of three-letter sequences that two texts have in common (Jaccard). Lines of one pair are one
+    line. A reply must differ from those of another split, not of its own, and from the line that it answers.
+
+    Args:
+        max_similarity: of two lines.
+        max_reply_similarity: of two replies in different splits.
+        max_echo: of a reply and its line.
+    """
+
+    max_similarity: float = 0.8
+    max_reply_similarity: float = 0.95
+    max_echo: float = 0.7
+
+    name = "near_duplicates"
+    whole_set = True
+    identity = "trigrams"
+
+    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+        lines = _Nearest(self.max_similarity)
+        replies = _Nearest(self.max_reply_similarity)
+        found: list[Figures | Failure] = []
+        for heard in batch:
+            dialogue = heard.dialogue
+            line, reply = dialogue.turns[0].text, " ".join(turn.reply for turn in dialogue.turns)
+            near_line, like_line = lines.find(line, lambda other, pair=dialogue.pair: other != pair)
+            near_reply, like_reply = replies.find(reply, lambda other, split=dialogue.split: other != split)
+            echo = max(similarity(trigrams(turn.text), trigrams(turn.reply)) for turn in dialogue.turns)
+            repeats = like_line > self.max_similarity or like_reply > self.max_reply_similarity
+            if not repeats and echo <= self.max_echo:
+                lines.add(line, dialogue.pair)
+                replies.add(reply, dialogue.split)
+            found.append(
+                {
+                    "line_similarity": round(like_line, 3),
+                    "reply_similarity": round(like_reply, 3),
+                    "similar_to": (near_line if like_line > self.max_similarity else near_reply) if repeats else "",
+                    "echo": round(echo, 3),
+                }
+            )
+        return found
+
+    def verdict(self, figures: Figures) -> str:
+        reason = over(figures, "line_similarity", self.max_similarity) or over(
+            figures, "reply_similarity", self.max_reply_similarity
+        )
+        return f"{reason}: {figures['similar_to']!r}" if reason else over(figures, "echo", self.max_echo)
+
+
+class _Nearest:
+    """Texts with an owner each, and which of them is most like another text.
+
+    Args:
+        threshold: texts that are less alike need not be found.
+    """
+
+    def __init__(self, threshold: float):
+        from datasketch import MinHashLSH
+
+        # MinHash only estimates: candidates are looked for below the threshold, and too many rather than too few.
+        self.index = MinHashLSH(threshold=max(0.1, 0.8 * threshold), num_perm=NUM_PERMUTATIONS, weights=(0.1, 0.9))
+        self.texts: list[tuple[str, str, frozenset[str]]] = []
+
+    def find(self, text: str, counts: object) -> tuple[str, float]:
+        """The most similar text whose owner `counts`, and its similarity."""
+        grams, best = trigrams(text), ("", 0.0)
+        for number in sorted(self.index.query(self._hash(grams))):
+            other, owner, theirs = self.texts[number]
+            if counts(owner):  # type: ignore[operator]
+                best = max(best, (other, similarity(grams, theirs)), key=lambda pair: pair[1])
+        return best
+
+    def add(self, text: str, owner: str) -> None:
+        """Remember a text."""
+        grams = trigrams(text)
+        self.index.insert(len(self.texts), self._hash(grams))
+        self.texts.append((text, owner, grams))
+
+    @staticmethod
+    def _hash(grams: frozenset[str]) -> object:
+        from datasketch import MinHash
+
+        minhash = MinHash(num_perm=NUM_PERMUTATIONS)
+        minhash.update_batch([gram.encode() for gram in grams])
+        return minhash
+
+
+def trigrams(text: str) -> frozenset[str]:
+    """The three-letter sequences of a text, blanks among them."""
+    padded = f" {plain(text)} "
+    return frozenset(padded[start : start + 3] for start in range(max(1, len(padded) - 2)))
+
+
+def similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    """The share that two texts' sequences have in common (Jaccard)."""
+    return len(one & other) / max(1, len(one | other))
+
+
+@dataclass
+class ReplyFits(Filter):
+    """An LLM judges from 1 to 5 whether the last reply fits what was said and how, by the prompt `judge.txt`.
+
+    Args:
+        chat: the judge; not the writer, if it can be helped.
+        min_score: that is good enough.
+        prompts: folder with your own `judge.txt` and `system.txt`; None takes the package's.
+        attempts: how often it is asked until its answer is well-formed.
+    """
+
+    chat: ChatModel
+    min_score: int = 3
+    prompts: str | None = None
+    attempts: int = 3
+
+    name = "reply_fits"
+
+    def __post_init__(self) -> None:
+        Prompts(self.prompts)
+        self.batch_size, self.concurrency = self.chat.batch_size, self.chat.concurrency
+
+    @property
+    def identity(self) -> str:
+        texts = Prompts(self.prompts).texts
+        return fingerprint(self.chat.identity, texts["judge"], texts["system"], self.attempts)
+
+    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+        texts = Prompts(self.prompts)
+        questions = [
+            Question(
+                texts.fill("judge", conversation=conversation(heard.dialogue.turns)),
+                {"score": Number(1, 5)},
+                int(fingerprint(heard.dialogue.id)[:7], 16),
+                texts.fill("system"),
+            )
+            for heard in batch
+        ]
+        answers = put_questions(self.chat, questions, self.attempts)
+        measured: list[Figures | Failure] = []
+        for answer in answers:
+            if answer.values is None and answer.may_pass:
+                measured.append(Failure(f"not judged: {answer.reason}"))
+            else:
+                measured.append({"reply_score": answer.values["score"] if answer.values else 0})
+        return measured
+
+    def verdict(self, figures: Figures) -> str:
+        if not figures["reply_score"]:
+            return "the judge gave no score"
+        return under(figures, "reply_score", self.min_score)
+
+
+def texts_of(heard: Heard) -> list[str]:
+    """All lines and replies."""
+    return [text for turn in heard.dialogue.turns for text in (turn.text, turn.reply)]

@@ -1,0 +1,251 @@
+"""The steps that make sound and units: questions with their emotion, replies, and what the vocoder makes of these."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from lightning_s2s.checkpoints.weights import weights_fingerprint
+from lightning_s2s.construction.augmentation import Augmentation, Drawn, augment
+from lightning_s2s.construction.opus import encode_opus
+from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
+from lightning_s2s.construction.renderings import Renderings
+from lightning_s2s.construction.running import Failure, Step
+from lightning_s2s.construction.running.base import fingerprint
+from lightning_s2s.construction.server import metered
+from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
+from lightning_s2s.files import write_bytes
+
+QUESTION_RATE = 16_000
+QUESTION_LEVEL = 0.05
+"""Root mean square of a question before prosody; leaves room for an angry one."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recording of a user.
+
+    Attributes:
+        id: of the clip; with the seed, it draws prosody and augmentation.
+        text: the words.
+        voice: of the engine.
+        emotion: that they are said with.
+        style: how, in words.
+        split: train, validation or test.
+    """
+
+    id: str
+    text: str
+    voice: str
+    emotion: str
+    style: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How users' lines get their emotion, and what happens to their recordings; see `CorpusConfig`."""
+
+    speed: float
+    prosody: dict[str, Prosody] | None
+    jitter: float
+    augmentation: Augmentation | None
+    seed: int
+
+    def draw_prosody(self, line: Line) -> Prosody | None:
+        """How a line is said: its emotion's prosody, with the variation that its id and the seed draw.
+
+        Raises:
+            ValueError: there is none for this emotion.
+        """
+        if self.prosody is None:
+            return None
+        if line.emotion not in self.prosody:
+            raise ValueError(f"prosody: has no {line.emotion}, which a line is said with; it has {list(self.prosody)}")
+        return self.prosody[line.emotion].jitter(random.Random(f"{self.seed}-{line.id}"), self.jitter)
+
+    def draw_augmentation(self, line: Line) -> Drawn | None:
+        """What happens to a line's recording, drawn by its id and the seed; None leaves it clean."""
+        if self.augmentation is None:
+            return None
+        return self.augmentation.draw(line.split, random.Random(f"{self.seed}-{line.id}-augmentation"))
+
+
+class SpeakLines(Step[list[Line]]):
+    """Records groups of lines that share words and voice: in the engine's own emotions, by prosody, or both.
+
+    A result says for each line's id: `clip`, its recording in `folder`; `clean`, the same before augmentation; and
+    `sec`; `usage` counts what was asked for again.
+
+    Args:
+        tts: what speaks.
+        delivery: how lines get their emotion.
+        folder: for renderings (`tts`) and clips (`questions`).
+    """
+
+    name, unit = "questions", "line"
+
+    def __init__(self, tts: SpeechSynthesizer, delivery: Delivery, folder: Path):
+        self.tts, self.delivery, self.folder = tts, delivery, folder
+        self.threads = tts.concurrency
+
+    @cached_property
+    def renderings(self) -> Renderings:
+        """What was spoken before."""
+        return Renderings(self.tts, self.folder / "tts")
+
+    def key(self, item: list[Line]) -> str:
+        return fingerprint([(line.id, self._clip_name(line, self.delivery.draw_augmentation(line))) for line in item])
+
+    def run(self, batch: Sequence[list[Line]]) -> list[Any | Failure]:
+        results: list[Any | Failure] = []
+        for group in batch:
+            with metered() as usage:
+                try:
+                    results.append({"clips": self.speak(group), "usage": usage.as_json()})
+                except SpeechError as error:
+                    results.append(Failure(str(error), usage))
+        return results
+
+    def is_there(self, result: Any) -> bool:
+        clips = result["clips"].values()
+        return all((self.folder / name).is_file() for clip in clips for name in (clip["clip"], clip["clean"]))
+
+    def speak(self, group: Sequence[Line]) -> dict[str, Any]:
+        """The clips of a group; one neutral rendering and its analysis serve them all.
+
+        Raises:
+            SpeechError: one could not be spoken.
+        """
+        analyses: dict[str, Analysis] = {}
+        clips = {}
+        for line in group:
+            emotion = line.emotion if self.tts.has_emotions else "neutral"
+            prosody, drawn = self.delivery.draw_prosody(line), self.delivery.draw_augmentation(line)
+            if prosody is None:
+                waveform = self._render(line, emotion)
+            else:
+                if emotion not in analyses:
+                    analyses[emotion] = analyse(self._render(line, emotion), QUESTION_RATE)
+                waveform = render(analyses[emotion], QUESTION_RATE, prosody)
+            clean = clip = self._write(line, None, waveform)
+            if drawn:
+                clip = self._write(line, drawn, augment(waveform, QUESTION_RATE, drawn))
+            clips[line.id] = {"clip": clip, "clean": clean, "sec": round(len(waveform) / QUESTION_RATE, 3)}
+        return clips
+
+    def _write(self, line: Line, drawn: Drawn | None, waveform: np.ndarray) -> str:
+        name = self._clip_name(line, drawn)
+        write_bytes(self.folder / name, encode_opus(waveform, QUESTION_RATE))
+        return name
+
+    def _clip_name(self, line: Line, drawn: Drawn | None) -> str:
+        """Changes whenever the sound does: a clip that was kept is never taken for other words."""
+        prosody = self.delivery.draw_prosody(line)
+        sound = [
+            self.tts.identity,
+            [line.emotion, line.style] if self.tts.has_emotions else None,
+            line.text,
+            line.voice,
+            self.delivery.speed,
+            asdict(prosody) if prosody else None,
+            asdict(drawn) if drawn else None,
+        ]
+        return f"questions/{fingerprint(*sound, QUESTION_RATE, QUESTION_LEVEL)}.opus"
+
+    def _render(self, line: Line, emotion: str) -> np.ndarray:
+        """The line's words at QUESTION_RATE; a neutral engine at QUESTION_LEVEL, one with emotions at its own."""
+        spoken = self.renderings.speak(line.text, line.voice, self.delivery.speed, emotion, line.style)
+        waveform = soxr.resample(*spoken, QUESTION_RATE)
+        if self.tts.has_emotions:
+            return waveform
+        return waveform * (QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean()))))
+
+
+class SpeakTexts(Step[tuple[str, str, str]]):
+    """Records (voice, words, emotion) -> `clip` in `folder`, `sec`, and `usage`, what was asked for again.
+
+    Args:
+        name: of the step.
+        tts: what speaks.
+        speed: of all.
+        folder: for the renderings (`tts`).
+    """
+
+    unit = "text"
+
+    def __init__(self, name: str, tts: SpeechSynthesizer, speed: float, folder: Path):
+        self.name, self.tts, self.speed, self.folder = name, tts, speed, folder
+        self.threads = tts.concurrency
+
+    @cached_property
+    def renderings(self) -> Renderings:
+        """What was spoken before."""
+        return Renderings(self.tts, self.folder / "tts")
+
+    def key(self, item: tuple[str, str, str]) -> str:
+        return self._path(item).stem
+
+    def run(self, batch: Sequence[tuple[str, str, str]]) -> list[Any | Failure]:
+        results: list[Any | Failure] = []
+        for voice, text, emotion in batch:
+            with metered() as usage:
+                try:
+                    waveform, rate = self.renderings.speak(text, voice, self.speed, emotion)
+                except SpeechError as error:
+                    results.append(Failure(str(error), usage))
+                    continue
+            clip = self._path((voice, text, emotion)).relative_to(self.folder).as_posix()
+            results.append({"clip": clip, "sec": round(len(waveform) / rate, 3), "usage": usage.as_json()})
+        return results
+
+    def is_there(self, result: Any) -> bool:
+        return (self.folder / result["clip"]).is_file()
+
+    def _path(self, item: tuple[str, str, str]) -> Path:
+        voice, text, emotion = item
+        return self.renderings.path(text, voice, self.speed, emotion)
+
+
+class Tokenise(Step[str]):
+    """Turns recordings of `folder` into units, as a manifest has them.
+
+    Args:
+        vocoder: with a tokenizer.
+        folder: of the recordings.
+    """
+
+    name, unit = "units", "reply"
+
+    def __init__(self, vocoder: Any, folder: Path):
+        self.vocoder, self.folder = vocoder.eval(), folder
+
+    @cached_property
+    def weights(self) -> str:
+        """Tells the vocoder's weights from others."""
+        return weights_fingerprint(self.vocoder)
+
+    def key(self, item: str) -> str:
+        return fingerprint(self.weights, item)
+
+    def run(self, batch: Sequence[str]) -> list[Any | Failure]:
+        return ["".join(f"<|audio_{unit}|>" for unit in self._units(name)) for name in batch]
+
+    def _units(self, name: str) -> list[int]:
+        import torch
+
+        rate = self.vocoder.tokenizer_sample_rate
+        waveform = soxr.resample(*sf.read(self.folder / name, dtype="float32"), rate)
+        frame = round(rate / self.vocoder.unit_rate_hz * self.vocoder.codebooks_per_frame)
+        padded = np.pad(waveform, (0, -len(waveform) % frame))  # what is said last is no part of a unit else
+        with torch.inference_mode():
+            units, counts = self.vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0), torch.tensor([len(padded)]))
+        return units[0, : int(counts[0])].tolist()

@@ -1,0 +1,174 @@
+"""Runners: the same results in one process, in several and on Ray; nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lightning_s2s.construction.dialogue import Usage
+from lightning_s2s.construction.running import Failure, Local, Ray, Step, run_step
+
+
+class Square(Step):
+    """Squares numbers; -1 fails in a way that may pass, -2 stops everything, -3 ends the process."""
+
+    name, batch_size = "square", 3
+
+    def __init__(self, log: Path, threads: int = 1):
+        self.log, self.threads = log, threads
+
+    def key(self, item):
+        return f"square of {item}"
+
+    def run(self, batch):
+        with self.log.open("a") as file:
+            file.write(" ".join(map(str, batch)) + "\n")
+        if -2 in batch:
+            raise ValueError("no server")
+        if -3 in batch:
+            os._exit(9)
+        return [
+            Failure("a bad day", Usage(problems=Counter(rain=1))) if item == -1 else {"square": item * item}
+            for item in batch
+        ]
+
+
+@pytest.fixture
+def step(tmp_path):
+    return Square(tmp_path / "log")
+
+
+def batches_done(step: Square) -> list[str]:
+    return sorted(step.log.read_text().splitlines())
+
+
+def test_results_come_in_the_items_order_and_are_kept(step, tmp_path):
+    items = [3, 1, 4, 1, 5, 9, 2, 6]
+    expected = [{"square": item * item} for item in items]
+    seen = []
+    assert run_step(step, items, Local(), tmp_path, lambda *told: seen.append(told[:2])) == expected
+    assert batches_done(step) == ["3 1 4", "5 9 2", "6"]  # the second 1 is the first
+    assert seen == [("square", 7)]
+    before = batches_done(step)
+    assert run_step(step, items, Local(), tmp_path) == expected and batches_done(step) == before
+    assert run_step(step, [7, *items], Local(), tmp_path)[0] == {"square": 49}
+
+
+def test_a_failure_stops_nothing_and_is_tried_again_with_its_batch(step, tmp_path):
+    items = [1, 2, 3, 4, -1, 6, 7]
+    results = run_step(step, items, Local(), tmp_path)
+    assert results[4] == Failure("a bad day", Usage(problems=Counter(rain=1))) and results[6] == {"square": 49}
+    step.log.unlink()
+    assert run_step(step, items, Local(), tmp_path) == results
+    assert batches_done(step) == ["4 -1 6"]
+
+
+def test_an_error_ends_the_run_and_keeps_what_was_done(step, tmp_path):
+    with pytest.raises(ValueError, match="no server"):
+        run_step(step, [*range(6), -2, *range(100, 4000)], Local(), tmp_path)
+    assert len(batches_done(step)) < 1000
+    step.log.unlink()
+    assert run_step(step, list(range(6)), Local(), tmp_path)[5] == {"square": 25} and not step.log.exists()
+
+
+def test_threads_work_side_by_side(tmp_path):
+    """Each batch waits for another: with one thread, none would end."""
+    step, meeting = Square(tmp_path / "log", threads=2), threading.Barrier(2, timeout=20)
+    step.batch_size = 2
+    step.run = lambda batch: [meeting.wait() * 0 + item for item in batch]
+    assert run_step(step, [1, 2, 3, 4], Local(), tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_result_that_is_gone_is_made_again(step, tmp_path):
+    run_step(step, [1, 2], Local(), tmp_path)
+    step.is_there = lambda result: result["square"] != 4
+    run_step(step, [1, 2], Local(), tmp_path)
+    assert batches_done(step) == ["1 2", "1 2"]
+
+
+@pytest.mark.parametrize("runner", [Local(processes=2), Ray(workers=2)], ids=["processes", "ray"])
+def test_other_processes_give_the_same(step, tmp_path, runner):
+    if isinstance(runner, Ray):
+        pytest.importorskip("ray", reason="the package ray (extra: ray) is not installed")
+    items = [*range(20), -1, *range(30, 50)]
+    here = run_step(Square(tmp_path / "other"), items, Local(), tmp_path / "here")
+    assert run_step(step, items, runner, tmp_path / "there") == here
+    assert batches_done(step) == batches_done(Square(tmp_path / "other"))
+    with pytest.raises(ValueError, match="^no server$"):
+        run_step(step, [60, -2, 61], runner, tmp_path / "there")
+
+
+def test_what_a_cluster_lacks_is_told(step, tmp_path):
+    """Ray would wait for it."""
+    pytest.importorskip("ray", reason="the package ray (extra: ray) is not installed")
+    with pytest.raises(ValueError, match="runner: gpus 99 are wanted for each worker; the cluster has [0-9]+: Ray"):
+        run_step(step, [1], Ray(gpus=99), tmp_path)
+
+
+def test_a_process_that_dies_is_told_and_the_rest_kept(step, tmp_path):
+    with pytest.raises(ValueError, match="square: a process died, perhaps for want of memory; what was done is kept"):
+        run_step(step, [*range(30), -3, 31, 32, *range(40, 60)], Local(processes=2), tmp_path)
+    done = len(batches_done(step))
+    assert run_step(step, list(range(6)), Local(), tmp_path)[5] == {"square": 25} and len(batches_done(step)) == done
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """SIGKILL leaves the parent no time to stop them."""
+    import signal
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from test_running import Sleeper\n"
+        "from lightning_s2s.construction.running import Local, run_step\n"
+        "from pathlib import Path\n"
+        "if __name__ == '__main__':\n"
+        "    run_step(Sleeper(Path(sys.argv[2])), list(range(4)), Local(processes=2), Path(sys.argv[2]))\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(program)
+    child = subprocess.Popen([sys.executable, script, str(Path(__file__).parent), str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    workers = [int(path.stem) for path in pids]
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+class Sleeper(Step):
+    """Notes its process and sleeps."""
+
+    name = "sleep"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def key(self, item):
+        return str(item)
+
+    def run(self, batch):
+        (self.folder / f"{os.getpid()}.pid").touch()
+        time.sleep(120)
+        return [0 for _ in batch]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Local(processes=0), "runner: processes must be at least 1; got 0"),
+        (lambda: Ray(workers=0), "runner: workers must be at least 1; got 0"),
+    ],
+)
+def test_a_broken_runner(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
