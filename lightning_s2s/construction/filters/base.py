@@ -49,6 +49,8 @@ class Filter(ABC):
     """Whether it needs recordings; those that don't come first, so that nothing is spoken in vain."""
     compares_voices: bool = False
     """Whether it needs `Heard.voices`."""
+    light: bool = False
+    """Whether it measures in no time, see `Step`."""
     whole_set: bool = False
     """Whether it looks at all dialogues at once, those that were rejected before left out."""
     concurrency: int = 1
@@ -90,7 +92,7 @@ class FilterStep(Step[Heard]):
 
     def __init__(self, kind: Filter, folder: Path):
         self.kind, self.folder, self.name = kind, folder, kind.name
-        self.batch_size, self.threads = kind.batch_size, kind.concurrency
+        self.batch_size, self.threads, self.light = kind.batch_size, kind.concurrency, kind.light
 
     def key(self, item: Heard) -> str:
         turns = [asdict(turn) for turn in item.dialogue.turns]

@@ -38,6 +38,7 @@ class WordCount(Filter):
     max_words: int = 40
 
     name = "word_count"
+    light = True
     identity = "words"
 
     def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
@@ -55,6 +56,7 @@ class _Words(Filter):
         file: one word or phrase a line, `#` begins a comment; None takes the package's.
     """
 
+    light = True
     figure: str
     default: str
 

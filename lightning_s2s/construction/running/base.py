@@ -43,6 +43,8 @@ class Step(ABC, Generic[Item]):
     """Items in a batch. Batches are cut from all items in their order, so that a run that was killed has the same."""
     threads: int = 1
     """Batches at the same time in one process, for a step that waits for a server."""
+    light: bool = False
+    """Whether it is done in no time: it runs in this process then, wherever the others do."""
 
     @abstractmethod
     def key(self, item: Item) -> str:

@@ -35,7 +35,7 @@ class Local(Runner):
 
     def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
         workers = min(self.processes, len(batches))
-        if workers < 2 or step.threads > 1:
+        if workers < 2 or step.threads > 1 or step.light:
             yield from as_completed(ThreadPoolExecutor(step.threads), step.run, batches, step.threads)
             return
         pool = ProcessPoolExecutor(

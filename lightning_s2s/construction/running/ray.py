@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.running.base import Failure, Runner, Step
+from lightning_s2s.construction.running.local import Local
 
 
 @dataclass
@@ -36,13 +39,14 @@ class Ray(Runner):
             raise ValueError(f"runner: workers must be at least 1; got {self.workers}")
 
     def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
-        if not batches:
+        if not batches or step.light:
+            yield from Local().run(step, batches)
             return
         ray = self._start()
         rows = [{"number": number, "batch": pickle.dumps(batch)} for number, batch in enumerate(batches)]
         dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // step.threads)).map_batches(
             _Actor,
-            fn_constructor_args=(list(sys.path), pickle.dumps(step)),
+            fn_constructor_args=(os.getcwd(), list(sys.path), pickle.dumps(step)),
             batch_size=step.threads,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
             num_cpus=self.cpus,
@@ -81,13 +85,15 @@ class Ray(Runner):
                 )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the step has its own
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         return ray
 
 
 class _Actor:
     """A step on some node: `threads` batches at a time."""
 
-    def __init__(self, paths: list[str], step: bytes):
+    def __init__(self, folder: str, paths: list[str], step: bytes):
+        os.chdir(folder)  # relative paths of the configuration start there
         sys.path += [path for path in paths if path not in sys.path]  # where a class of the user's own may be
         self.step: Step = pickle.loads(step)
         self.pool = ThreadPoolExecutor(self.step.threads)
