@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -33,6 +35,8 @@ DATASET = "dataset"
 """Folder of `output_dir`."""
 REPORT = "report.html"
 """File of `work_dir`."""
+TIMING = "timing.jsonl"
+"""File of `work_dir`: how long steps took."""
 REFERENCE = "The rainbow is a division of white light into many beautiful colors."
 """What every voice says once where a filter compares voices."""
 
@@ -46,7 +50,7 @@ class Outcome:
         usage: what servers and models were asked for.
         question_sec: sound of the users in what was kept.
         reply_sec: sound of the assistant in it.
-        timing: step -> items that were done in this run, and the seconds that they took.
+        timing: step -> items that were done, in this run and those before, and the seconds that they took.
         incomplete: items -> why they could not be done; another run tries them again.
     """
 
@@ -82,7 +86,6 @@ class Construction:
         self.output, self.work = Path(config.output_dir), Path(config.work_dir)
         self.assistant_tts = config.assistant_tts or config.tts
         self.delivery = Delivery(config.user_speed, config.prosody, config.jitter, config.augmentation, config.seed)
-        self.timing: dict[str, tuple[int, float]] = {}
         self.seconds: dict[str, float] = {}
         """Of each recording."""
         self.clips: dict[str, str] = {}
@@ -108,7 +111,7 @@ class Construction:
         for kind in config.filters:
             if kind.hears:
                 self._filter(kind)
-        outcome = Outcome(self.script.candidates, self.usage, timing=self.timing, incomplete=self.incomplete)
+        outcome = Outcome(self.script.candidates, self.usage, incomplete=self.incomplete)
         kept = [candidate.dialogue for candidate in outcome.kept]
         if not kept:
             reasons = Counter(f"{c.rejected_by}: {c.reason}" for c in outcome.candidates).most_common(3)
@@ -135,6 +138,7 @@ class Construction:
         dataset = DATASET if config.dataset else None
         write_card(self.output / "README.md", outcome, config, self.clips, self.seconds, weights, dataset)
         write_report(self.work / REPORT, outcome, config)
+        outcome.timing = self._timing()
         return outcome
 
     def _step(self, step: Step, items: Sequence[Any]) -> list[Any | Failure]:
@@ -150,7 +154,20 @@ class Construction:
         return results
 
     def _timed(self, step: str, items: int, seconds: float) -> None:
-        self.timing[step] = (items, seconds)
+        """Remember it for the runs that follow: one that goes on where another was stopped did little itself."""
+        with (self.work / TIMING).open("a") as file:
+            file.write(json.dumps([step, items, seconds]) + "\n")
+
+    def _timing(self) -> dict[str, tuple[int, float]]:
+        """Step -> items and seconds of all runs; a line that a kill cut off is left out."""
+        total: dict[str, tuple[int, float]] = {}
+        path = self.work / TIMING
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                step, items, seconds = json.loads(line)
+                before = total.get(step, (0, 0.0))
+                total[step] = (before[0] + items, before[1] + seconds)
+        return total
 
     def _filter(self, kind: Filter) -> None:
         """Measure what is kept so far, and leave out what is not good enough."""

@@ -58,7 +58,7 @@ def write_report(
     sounds = _Sounds(Path(config.work_dir), [c for group in [*kept, *shown.values()] for c in group])
     siblings = {group[0].dialogue.pair: group for group in group_pairs(candidates)}
 
-    title = f"Corpus {Path(config.output_dir).name}"
+    title = "What construction made"
     body = [
         f"<header><h1>{escape(title)}</h1><p class='lead'>What became of the {len(candidates)} dialogues asked for in "
         f"<code>{escape(config.output_dir)}</code>: what is kept, what was left out, and why.</p></header><main>",

@@ -29,8 +29,10 @@ def summarise(outcome: Outcome, config: CorpusConfig) -> str:
         f"{config.output_dir}: {len(outcome.kept)} of {len(outcome.candidates)} dialogues kept, "
         f"{outcome.question_sec / 60:.1f} min of questions and {outcome.reply_sec / 60:.1f} min of replies"
     )
-    total = sum(seconds for _, seconds in outcome.timing.values())
-    if total and hours:
-        lines.append(f"{total:.0f} s of work in this run; {hours:.3f} hours of speech are kept")
+    if total := sum(seconds for _, seconds in outcome.timing.values()):
+        lines.append(
+            f"{total / 3600:.2f} hours of work, earlier runs included: {hours / total * 3600:.3f} hours of kept speech "
+            "an hour"
+        )
     lines.append(f"look and listen: {config.work_dir}/{REPORT}")
     return "\n".join(lines)

@@ -120,7 +120,7 @@ def test_the_page_counts_what_became_of_the_dialogues(tmp_path, outcome, config)
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]  # nothing temporary is left
     source = path.read_text(encoding="utf-8")
     page = Page(source)
-    assert "Corpus <corpus>" in page.text
+    assert "out/<corpus>" in page.text
 
     figures = re.findall(r"<span class='name'>(.*?)</span><strong>(.*?)</strong>", source)
     assert [value for _, value in figures] == ["6", "3", "1.5", "0.5", "1", "1"]
