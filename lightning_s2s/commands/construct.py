@@ -33,8 +33,17 @@ def run(name: str, arguments: list[str]) -> int:
         "runner": ("runner", subclasses(Runner)),
     }
     config = parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names)
+    _quiet_transformers()
     print(summarise(construct(config), config))
     return 0
+
+
+def _quiet_transformers() -> None:
+    """Its bars and its remarks on generation would tear the steps' bars apart."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def subclasses(base: type) -> list[str]:

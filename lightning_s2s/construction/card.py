@@ -207,7 +207,7 @@ def _origin(outcome: Outcome, config: CorpusConfig, weights: str) -> Iterable[st
         cost = config.writer.cost(outcome.usage) if isinstance(config.writer, PromptedWriter) else None
         price = "" if cost is None else f"; cost {cost:.4f}, by the prices that the configuration names"
         read, written = outcome.usage.input_tokens, outcome.usage.output_tokens
-        yield f"**Tokens** of the writer: {read:,} read, {written:,} written{price}"
+        yield f"**Tokens** of all LLMs: {read:,} read, {written:,} written{price}"
     voices = "; ".join(f"{split} {', '.join(_voices(outcome.kept, split))}" for split in _splits(outcome))
     yield f"**Users' voices**: {_engine(config.tts)}, speed {config.user_speed:g}; {voices}"
     if config.tts.has_emotions:
@@ -220,6 +220,9 @@ def _origin(outcome: Outcome, config: CorpusConfig, weights: str) -> Iterable[st
         yield f"**Augmentation**: {_augmentation(config.augmentation)}"
     assistant = config.assistant_tts or config.tts
     yield f"**Replies**: {_engine(assistant)}, voice {config.assistant_voice}, speed {config.assistant_speed:g}"
+    if config.assistant_prosody:
+        changes = "; ".join(f"{emotion}: {_prosody(prosody)}" for emotion, prosody in config.assistant_prosody.items())
+        yield f"**Prosody of the replies**: changed by WORLD; {changes}"
     if config.vocoder is not None:
         vocoder = config.vocoder
         identity = f", weights `{weights}`" if weights else ""
@@ -312,7 +315,7 @@ def _limits(outcome: Outcome, config: CorpusConfig) -> Iterable[str]:
         yield "**Emotion as asked for**: the label is what the engine was asked for, not what somebody heard."
     assistant = config.assistant_tts or config.tts
     replies = {turn.reply_emotion for candidate in outcome.kept for turn in candidate.dialogue.turns}
-    if not assistant.has_emotions and replies != {"neutral"}:
+    if not assistant.has_emotions and not config.assistant_prosody and replies != {"neutral"}:
         yield "**Replies are spoken neutrally**: their engine has no emotions, whatever `reply_emotion` says."
     if max(len(candidate.dialogue.turns) for candidate in outcome.kept) == 1:
         yield "**One turn**: nothing that a user or the assistant says refers to what was said before."

@@ -32,6 +32,7 @@ class CorpusConfig:
         user_speed: speaking rate before emotion changes the tempo.
         assistant_speed: of the replies, an input of the TTS.
         assistant_tts: what speaks the replies, where that is not `tts`.
+        assistant_prosody: how the emotion of a reply changes its voice; emotions that it lacks, and None, leave it.
         voice_traits: voice, or a pattern such as `af_*` -> what is known of its speaker: gender, age, language, and
             what else the prompts name.
         prosody: how each emotion changes a neutral voice; needed where `tts` has no emotions of its own, and laid over
@@ -58,6 +59,7 @@ class CorpusConfig:
     user_speed: float = 1.0
     assistant_speed: float = 1.0
     assistant_tts: SpeechSynthesizer | None = None
+    assistant_prosody: dict[str, Prosody] | None = None
     voice_traits: dict[str, dict[str, str]] = field(default_factory=dict)
     prosody: dict[str, Prosody] | None = None
     jitter: float = 0.4

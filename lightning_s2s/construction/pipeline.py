@@ -214,7 +214,9 @@ class Construction:
         replies = [(turn.reply, turn.reply_emotion) for c in candidates for turn in c.dialogue.turns]
         replies += [(reading.reply, reading.reply_emotion) for reading in self.script.readings or []]
         replies = list(dict.fromkeys(replies))
-        step = SpeakTexts("replies", self.assistant_tts, self.config.assistant_speed, self.work)
+        step = SpeakTexts(
+            "replies", self.assistant_tts, self.config.assistant_speed, self.work, self.config.assistant_prosody
+        )
         spoken = self._step(step, [(self.config.assistant_voice, text, emotion) for text, emotion in replies])
         unsaid: dict[tuple[str, str], str] = {}
         for reply, result in zip(replies, spoken, strict=True):

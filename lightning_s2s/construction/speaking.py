@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -177,13 +178,21 @@ class SpeakTexts(Step[tuple[str, str, str]]):
         name: of the step.
         tts: what speaks.
         speed: of all.
-        folder: for the renderings (`tts`).
+        folder: for the renderings (`tts`), and for what prosody made of them (`replies`).
+        prosody: emotion -> how the voice is changed; emotions that it lacks, and None, leave it as it is.
     """
 
     unit = "text"
 
-    def __init__(self, name: str, tts: SpeechSynthesizer, speed: float, folder: Path):
-        self.name, self.tts, self.speed, self.folder = name, tts, speed, folder
+    def __init__(
+        self,
+        name: str,
+        tts: SpeechSynthesizer,
+        speed: float,
+        folder: Path,
+        prosody: dict[str, Prosody] | None = None,
+    ):
+        self.name, self.tts, self.speed, self.folder, self.prosody = name, tts, speed, folder, prosody or {}
         self.threads = tts.concurrency
 
     @cached_property
@@ -200,6 +209,9 @@ class SpeakTexts(Step[tuple[str, str, str]]):
             with metered() as usage:
                 try:
                     waveform, rate = self.renderings.speak(text, voice, self.speed, emotion)
+                    if emotion in self.prosody:
+                        waveform = render(analyse(waveform, rate), rate, self.prosody[emotion])
+                        write_bytes(self._path((voice, text, emotion)), encode_flac(waveform, rate))
                 except SpeechError as error:
                     results.append(Failure(str(error), usage))
                     continue
@@ -212,7 +224,17 @@ class SpeakTexts(Step[tuple[str, str, str]]):
 
     def _path(self, item: tuple[str, str, str]) -> Path:
         voice, text, emotion = item
-        return self.renderings.path(text, voice, self.speed, emotion)
+        spoken = self.renderings.path(text, voice, self.speed, emotion)
+        if emotion not in self.prosody:
+            return spoken
+        return self.folder / "replies" / f"{fingerprint(spoken.stem, asdict(self.prosody[emotion]))}.flac"
+
+
+def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
+    """(T,) -> a FLAC file."""
+    buffer = io.BytesIO()
+    sf.write(buffer, waveform, sample_rate, format="FLAC")
+    return buffer.getvalue()
 
 
 class Tokenise(Step[str]):

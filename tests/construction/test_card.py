@@ -233,7 +233,7 @@ def test_an_llm_its_tokens_and_their_cost():
     writer = prompted(turns=2, price_per_million_tokens={"input": 0.5, "output": 2.0})
     text = card(outcome(usage=usage), config(writer=writer), CLIPS, SECONDS)
     assert "- **Words**: LLM, parrot 0.7; prompts: of the package; turns: 2\n" in text
-    tokens = "- **Tokens** of the writer: 1,000,000 read, 250,000 written"
+    tokens = "- **Tokens** of all LLMs: 1,000,000 read, 250,000 written"
     assert f"{tokens}; cost 1.0000, by the prices that the configuration names\n" in text
     assert f"{tokens}\n" in card(outcome(usage=usage), config(writer=prompted()), CLIPS, SECONDS)
 

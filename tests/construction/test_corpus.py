@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 import yaml
 
@@ -19,7 +20,7 @@ from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
 from lightning_s2s.construction.pipeline import construct, lines_of
 from lightning_s2s.construction.prosody import Prosody, analyse, render
-from lightning_s2s.construction.speaking import Delivery, SpeakLines
+from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.construction.writing import GrammarWriter
 from lightning_s2s.construction.writing.grammar import DialogueGrammar
@@ -290,6 +291,23 @@ def test_an_engine_with_emotions_is_asked_for_them(config):
     expected = {(d.turns[0].text, d.speaker, d.turns[0].emotion) for d in plan(config)}
     assert set(config.tts.asked) == expected and len(config.tts.asked) == len(expected)
     assert {voice for _, voice, _ in config.assistant_tts.asked} == {"anna"}
+
+
+def test_replies_get_the_prosody_of_their_emotion(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(speaking, "analyse", lambda waveform, rate: waveform)
+    monkeypatch.setattr(
+        speaking, "render", lambda analysis, rate, prosody: analysis[: int(len(analysis) * prosody.tempo)]
+    )
+    items = [("anna", "Hello.", emotion) for emotion in ("sad", "happy", "neutral")]
+    changed = {"sad": Prosody(tempo=0.5), "happy": Prosody(tempo=0.25)}
+    step = SpeakTexts("replies", Tone(), 1.0, tmp_path, changed)
+    results = step.run(items)
+    assert [result["sec"] for result in results] == [0.3, 0.15, 0.6]
+    assert [round(sf.info(tmp_path / result["clip"]).duration, 2) for result in results] == [0.3, 0.15, 0.6]
+    assert len(step.tts.asked) == 1  # one rendering serves all
+    assert results[2] == SpeakTexts("replies", Tone(), 1.0, tmp_path).run(items)[0]
+    other = SpeakTexts("replies", Tone(), 1.0, tmp_path, {"sad": Prosody(tempo=0.6)})
+    assert other.key(items[0]) != step.key(items[0]) and other.key(items[2]) == step.key(items[2])
 
 
 def test_without_a_vocoder_it_ends_with_the_replies(config, capsys):
