@@ -75,6 +75,8 @@ class CorpusConfig:
             raise ValueError(f"user_voices: needs the keys {', '.join(SPLITS)}; got {', '.join(self.user_voices)}")
         if self.prosody is None and not self.tts.has_emotions:
             raise ValueError(f"prosody: {type(self.tts).__name__} speaks every emotion alike; say how each changes it")
+        if self.prosody is not None and (missing := [e for e in self.writer.emotions if e not in self.prosody]):
+            raise ValueError(f"prosody: lacks {', '.join(missing)}, which the writer's lines are said with")
         unknown = set(self.augmentation.splits if self.augmentation else ()) - set(SPLITS)
         if unknown:
             raise ValueError(f"augmentation: splits: {unknown_name('split', sorted(unknown)[0], SPLITS)}")

@@ -118,9 +118,6 @@ class Server:
     def __post_init__(self) -> None:
         self._has_answered = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
 
 def _retry_after_sec(headers: Any, otherwise: float) -> float:
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):

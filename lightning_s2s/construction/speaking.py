@@ -62,15 +62,9 @@ class Delivery:
     seed: int
 
     def draw_prosody(self, line: Line) -> Prosody | None:
-        """How a line is said: its emotion's prosody, with the variation that its id and the seed draw.
-
-        Raises:
-            ValueError: there is none for this emotion.
-        """
+        """How a line is said: its emotion's prosody, with the variation that its id and the seed draw."""
         if self.prosody is None:
             return None
-        if line.emotion not in self.prosody:
-            raise ValueError(f"prosody: has no {line.emotion}, which a line is said with; it has {list(self.prosody)}")
         return self.prosody[line.emotion].jitter(random.Random(f"{self.seed}-{line.id}"), self.jitter)
 
     def draw_augmentation(self, line: Line) -> Drawn | None:

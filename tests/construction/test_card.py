@@ -13,7 +13,7 @@ from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.card import card, header, size_category, write_card
 from lightning_s2s.construction.chat.base import ChatModel
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
+from lightning_s2s.construction.dialogue import EMOTIONS, Candidate, Dialogue, Turn, Usage
 from lightning_s2s.construction.filters import (
     Duration,
     FeelingWords,
@@ -100,7 +100,7 @@ def config(**changes) -> CorpusConfig:
         "tts": _Flat(),
         "user_voices": {"train": ["adam"], "validation": ["sky"], "test": ["bella"]},
         "assistant_voice": "heart",
-        "prosody": {"neutral": Prosody(), "sad": Prosody(pitch=0.9, energy_db=-6.0)},
+        "prosody": dict.fromkeys(EMOTIONS, Prosody()) | {"sad": Prosody(pitch=0.9, energy_db=-6.0)},
         "user_speed": 1.1,
         "seed": 7,
     }
@@ -220,7 +220,7 @@ def test_a_grammar_and_prosody():
     assert "- **Users' voices**: _Flat (`flat 1|2`), speed 1.1; train adam; test bella\n" in text
     assert (
         "- **Prosody**: changed by WORLD, with a random share (jitter 0.4) for each line; neutral: unchanged; "
-        "sad: pitch 0.9, energy_db -6\n"
+        "happy: unchanged; sad: pitch 0.9, energy_db -6; angry: unchanged\n"
     ) in text
     assert "- **Replies**: _Flat (`flat 1|2`), voice heart, speed 1\n" in text
     assert "- **Seed**: 7\n" in text

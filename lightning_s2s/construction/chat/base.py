@@ -55,7 +55,10 @@ def json_instruction(schema: dict[str, Any]) -> str:
 
 
 class ChatModel(ABC):
-    """Prompts -> answers in JSON. A subclass is chosen by its name, as `SpeechSynthesizer`'s are."""
+    """Prompts -> answers in JSON.
+
+    A subclass is chosen by its name, and goes to other processes, as `SpeechSynthesizer`'s.
+    """
 
     batch_size: int = 1
     """Dialogues that are written in one batch."""
@@ -76,5 +79,5 @@ class ChatModel(ABC):
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model, which each process loads for itself."""
+        """For another process."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

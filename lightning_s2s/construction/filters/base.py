@@ -38,9 +38,10 @@ class Heard:
 
 
 class Filter(ABC):
-    """Measures dialogues, and says which are good enough. A subclass is chosen by its name.
+    """Measures dialogues, and says which are good enough.
 
-    What is measured is kept: another threshold measures nothing again.
+    What is measured is kept: another threshold measures nothing again. A subclass is chosen by its name, and goes to
+    other processes, as `SpeechSynthesizer`'s.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Filter(ABC):
         """Why a dialogue with these figures is left out; "" keeps it."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model, which each process loads for itself."""
+        """For another process."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 

@@ -25,7 +25,7 @@ class SpeechSynthesizer(ABC):
 
     A subclass is chosen by its name: `tts: {class_path: Kokoro, init_args: {folder: models/kokoro}}`; one of another
     package by its import path. It is built before anything runs, so that a heavy library is imported where it is
-    first needed.
+    first needed. Other processes get it without its attributes that begin with `_`, and load these for themselves.
     """
 
     has_emotions: bool = False
@@ -73,7 +73,7 @@ class SpeechSynthesizer(ABC):
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the model, which each process loads for itself."""
+        """For another process."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class DialogueWriter(ABC):
         Raises:
             ValueError: a setting doesn't fit, a file is missing, or a server is not there.
         """
+
+    @property
+    @abstractmethod
+    def emotions(self) -> Sequence[str]:
+        """That lines may be said with."""
 
     @property
     @abstractmethod

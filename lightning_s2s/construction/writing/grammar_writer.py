@@ -49,6 +49,10 @@ class GrammarWriter(DialogueWriter):
         return DialogueGrammar(self.grammar)
 
     @property
+    def emotions(self) -> tuple[str, ...]:
+        return EMOTIONS
+
+    @property
     def description(self) -> dict[str, str]:
         return {"writer": f"grammar `{self.grammar}`"}
 

@@ -66,6 +66,10 @@ class PromptedWriter(DialogueWriter):
         )
 
     @property
+    def emotions(self) -> list[str]:
+        return self.seeds.emotions
+
+    @property
     def description(self) -> dict[str, str]:
         prompts = f"`{self.prompts}`" if self.prompts else "of the package"
         return {"writer": f"LLM, {self.chat.identity}", "prompts": prompts, "turns": str(self.turns)}
