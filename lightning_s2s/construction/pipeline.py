@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_s2s.construction.card import write_card
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dataset_folder import write_dataset
@@ -78,7 +80,7 @@ class Construction:
         config: what is made.
 
     Raises:
-        ValueError: a voice or an engine's file is missing.
+        ValueError: a voice or an engine's file is missing, or the vocoder has no tokenizer.
     """
 
     def __init__(self, config: CorpusConfig):
@@ -94,6 +96,8 @@ class Construction:
         """(words, emotion) of a reply -> its recording."""
         self.assistant_tts.check([config.assistant_voice])
         config.tts.check([voice for split in SPLITS for voice in config.user_voices[split]])
+        if config.vocoder is not None:  # one without a tokenizer is told before anything is written
+            Tokenise(config.vocoder, self.work).tokenise(np.zeros(config.vocoder.tokenizer_sample_rate, np.float32))
 
     def run(self) -> Outcome:
         """Make the corpus; what was done before is taken from `work_dir`."""

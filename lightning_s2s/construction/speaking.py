@@ -232,7 +232,7 @@ def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
 
 
 class Tokenise(Step[str]):
-    """Turns recordings of `folder` into units, as a manifest has them.
+    """Turns recordings of `folder` into units, as a manifest has them, on a GPU where there is one.
 
     Args:
         vocoder: with a tokenizer.
@@ -253,15 +253,23 @@ class Tokenise(Step[str]):
         return fingerprint(self.weights, item)
 
     def run(self, batch: Sequence[str]) -> list[Any | Failure]:
-        return ["".join(f"<|audio_{unit}|>" for unit in self._units(name)) for name in batch]
+        rate = self.vocoder.tokenizer_sample_rate
+        waveforms = [soxr.resample(*sf.read(self.folder / name, dtype="float32"), rate) for name in batch]
+        return ["".join(f"<|audio_{unit}|>" for unit in self.tokenise(waveform)) for waveform in waveforms]
 
-    def _units(self, name: str) -> list[int]:
+    def tokenise(self, waveform: np.ndarray) -> list[int]:
+        """(T,) float32 at the tokenizer's rate -> units.
+
+        Raises:
+            ValueError: the vocoder has no tokenizer.
+        """
         import torch
 
-        rate = self.vocoder.tokenizer_sample_rate
-        waveform = soxr.resample(*sf.read(self.folder / name, dtype="float32"), rate)
-        frame = round(rate / self.vocoder.unit_rate_hz * self.vocoder.codebooks_per_frame)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        vocoder, rate = self.vocoder.to(device), self.vocoder.tokenizer_sample_rate
+        frame = round(rate / vocoder.unit_rate_hz * vocoder.codebooks_per_frame)
         padded = np.pad(waveform, (0, -len(waveform) % frame))  # what is said last is no part of a unit else
         with torch.inference_mode():
-            units, counts = self.vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0), torch.tensor([len(padded)]))
+            length = torch.tensor([len(padded)], device=device)
+            units, counts = vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0).to(device), length)
         return units[0, : int(counts[0])].tolist()

@@ -306,6 +306,16 @@ def test_replies_get_the_prosody_of_their_emotion(config, tmp_path, monkeypatch)
     assert other.key(items[0]) != step.key(items[0]) and other.key(items[2]) == step.key(items[2])
 
 
+def test_a_vocoder_without_a_tokenizer_is_told_before_anything_is_spoken(config):
+    class Mute(FakeCodec):
+        def tokenize(self, waveform, lengths):
+            raise ValueError("this vocoder can't tokenize")
+
+    with pytest.raises(ValueError, match="this vocoder can't tokenize"):
+        construct(replace(config, vocoder=Mute()))
+    assert not config.tts.asked
+
+
 def test_without_a_vocoder_it_ends_with_the_replies(config, capsys):
     construct(replace(config, vocoder=None, tts=Tone(has_emotions=True), prosody=None))
     assert "train a codec on" in capsys.readouterr().out
