@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((kind, request))
         fault = self.server.next_fault(kind)
         if fault == "late":
-            time.sleep(1.0)
+            time.sleep(3.0)
         if fault == "drop":
             self.close_connection = True
             return self.connection.close()
@@ -109,7 +109,7 @@ def server():
 @pytest.fixture
 def chat(server):
     return ChatServer(
-        f"http://127.0.0.1:{server.server_port}/v1", "tiny", max_retries=2, timeout_sec=0.5, pause_sec=0.01,
+        f"http://127.0.0.1:{server.server_port}/v1", "tiny", max_retries=2, timeout_sec=1.0, pause_sec=0.01,
         extra={"top_k": 5}, concurrency=3,
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_what_is_asked_for(chat, server):
     [
         ("429", "the server answered 429"),
         ("500", "the server answered 500"),
-        ("late", "got no answer within 0.5 s"),
+        ("late", "got no answer within 1 s"),
         ("drop", "the connection broke off"),
     ],
 )
@@ -186,10 +186,11 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
     """Every fault of chat and speech; where retries end, the next run makes what a run over a sound server makes."""
 
     def config(name: str, attempts: int = 8, retries: int = 11) -> CorpusConfig:
-        tts = SpeechServer(chat.base_url, "tts", max_retries=retries, timeout_sec=0.5, pause_sec=0.01, concurrency=2)
+        tts = SpeechServer(chat.base_url, "tts", max_retries=retries, timeout_sec=2.0, pause_sec=0.01, concurrency=2)
+        asked = Seeds({"train": 4, "validation": 1}, emotions_per_line=2)
         writer = PromptedWriter(
-            replace(chat, max_retries=retries), Seeds({"train": 4, "validation": 1}, emotions_per_line=2),
-            attempts=attempts, price_per_million_tokens={"input": 1.0, "output": 10.0},
+            replace(chat, max_retries=retries, timeout_sec=2.0), asked, attempts=attempts,
+            price_per_million_tokens={"input": 1.0, "output": 10.0},
         )  # fmt: skip
         return CorpusConfig(
             output_dir=str(tmp_path / name / "corpus"), work_dir=str(tmp_path / name / "work"), writer=writer, tts=tts,
@@ -209,7 +210,7 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
     malformed = {reason: n for reason, n in faulty.usage.problems.items() if reason.startswith("malformed: ")}
     assert sum(malformed.values()) == 3 and malformed["malformed: empty answer"] == 1
     assert {reason: n for reason, n in faulty.usage.problems.items() if reason not in malformed} == {
-        "the server answered 429": 2, "the server answered 500": 2, "got no answer within 0.5 s": 2,
+        "the server answered 429": 2, "the server answered 500": 2, "got no answer within 2 s": 2,
         "the connection broke off": 2, "got no audio": 1, "got 11000 of 16000 bytes of audio": 1,
     }  # fmt: skip
 

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         if times.isdigit() and self.server.times[text] > int(times):
             fault = "speak"
         if fault == "late":
-            time.sleep(1.0)
+            time.sleep(3.0)
         status = int(fault) if fault.isdigit() else 200
         error = json.dumps({"error": {"message": f"the server says {fault}"}}).encode()
         content = {"empty": b"", "torn": SOUND[:-5000], "json": error}.get(fault, error if status > 200 else SOUND)
@@ -69,7 +69,7 @@ def server():
 @pytest.fixture
 def engine(server):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=0.5, pause_sec=0.01)
+    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=1.0, pause_sec=0.01)
 
 
 def test_what_is_asked_for(engine, server, monkeypatch):
@@ -104,7 +104,7 @@ def test_what_passes_is_tried_again(text, engine, server):
         ("empty", "got no audio"),
         ("torn", "got 11000 of 16000 bytes"),
         ("json", "got no audio that can be read"),
-        ("late", "got no answer within 0.5 s"),
+        ("late", "got no answer within 1 s"),
     ],
 )
 def test_what_does_not_pass_costs_one_text(text, message, engine, server):
@@ -132,7 +132,8 @@ def test_a_server_that_is_not_there(engine, server):
 
 def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
     """A run over good and bad texts, several at a time, and a second one once the server is well."""
-    texts = ["a", "429 1", "b", "torn", "c", "500 2", "empty", "d", "late 1"]
+    engine.timeout_sec = 30.0  # a machine that is busy counts nothing here
+    texts = ["a", "429 1", "b", "torn", "c", "500 2", "empty", "d", "json 1"]
     step = SpeakTexts("replies", engine, 1.0, tmp_path)
     items = [("vivian", text, "sad") for text in texts]
     results = run_step(step, items, Local(), tmp_path / "steps")
@@ -143,7 +144,8 @@ def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
         usage = result.usage.as_json() if isinstance(result, Failure) else result["usage"]
         problems.update(usage["problems"])
     assert problems == {
-        "the server answered 429": 1, "the server answered 500": 2, "got no answer within 0.5 s": 1,
+        "the server answered 429": 1, "the server answered 500": 2,
+        "got no audio that can be read (format not recognised)": 1,
         "got 11000 of 16000 bytes of audio": 4, "got no audio": 4,
     }  # fmt: skip
     before = dict(server.times)

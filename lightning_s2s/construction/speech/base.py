@@ -93,5 +93,5 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
     try:
         waveform, sample_rate = sf.read(io.BytesIO(content), dtype="float32", always_2d=True)
     except sf.LibsndfileError as error:
-        raise SpeechError(f"got no audio that can be read ({str(error).rstrip('.')})") from None
+        raise SpeechError(f"got no audio that can be read ({error.error_string.rstrip('.').lower()})") from None
     return waveform.mean(1), sample_rate

@@ -125,7 +125,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from test_running import Sleeper\n"
+        "from test_runners import Sleeper\n"
         "from lightning_s2s.construction.running import Local, run_step\n"
         "from pathlib import Path\n"
         "if __name__ == '__main__':\n"
