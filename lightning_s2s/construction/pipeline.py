@@ -120,7 +120,8 @@ class Construction:
         if not kept:
             reasons = Counter(f"{c.rejected_by}: {c.reason}" for c in outcome.candidates).most_common(3)
             listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-            raise ValueError(f"no dialogue is left of {len(outcome.candidates)}: {listed}")
+            report = write_report(self.work / REPORT, outcome, config)
+            raise ValueError(f"no dialogue is left of {len(outcome.candidates)}: {listed}; see {report}")
         readings = self.script.readings if self.script.readings is not None else list(readings_of(kept))
         readings = [reading for reading in readings if (reading.reply, reading.reply_emotion) in self.reply_clips]
         outcome.question_sec = sum(self.seconds[clip] for dialogue in kept for clip in self._clips(dialogue))

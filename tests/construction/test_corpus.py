@@ -18,6 +18,7 @@ from lightning_s2s.construction import speaking
 from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
+from lightning_s2s.construction.filters import WordCount
 from lightning_s2s.construction.pipeline import construct, lines_of
 from lightning_s2s.construction.prosody import Prosody, analyse, render
 from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
@@ -304,6 +305,17 @@ def test_replies_get_the_prosody_of_their_emotion(config, tmp_path, monkeypatch)
     assert results[2] == SpeakTexts("replies", Tone(), 1.0, tmp_path).run(items)[0]
     other = SpeakTexts("replies", Tone(), 1.0, tmp_path, {"sad": Prosody(tempo=0.6)})
     assert other.key(items[0]) != step.key(items[0]) and other.key(items[2]) == step.key(items[2])
+
+
+def test_where_nothing_is_left_the_report_says_why(config):
+    config = replace(config, tts=Tone(has_emotions=True), prosody=None, filters=[WordCount(min_words=100)])
+    with pytest.raises(
+        ValueError, match="no dialogue is left of 32: .* x word_count: .* is below 100; .*see .*report.html"
+    ):
+        construct(config)
+    assert "is below 100" in (Path(config.work_dir) / "report.html").read_text()
+    assert {voice for _, voice, _ in config.tts.asked} == {"anna"}  # stage 2's replies, and no user
+    assert not list(Path(config.output_dir).iterdir())
 
 
 def test_a_vocoder_without_a_tokenizer_is_told_before_anything_is_spoken(config):
