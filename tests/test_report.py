@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from html_page import HTMLPage
 
 from lightning_s2s.evaluation.answer import Answer, Figure, Run, percentile, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
@@ -20,7 +20,6 @@ from lightning_s2s.evaluation.runs import read_run
 from lightning_s2s.streaming.events import Reply
 
 RATE = 16_000
-VOID = {"meta", "img", "br", "input"}
 
 
 def tone(seconds, hz=300.0, rate=RATE, level=0.3):
@@ -63,30 +62,7 @@ def answers():
     ]
 
 
-class Page(HTMLParser):
-    """All tags with their attributes, and the text; fails on tags that don't close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] not in (["style"], ["script"]):
-            self.words.append(data)
-
+class Page(HTMLPage):
     def all(self, tag, css_class=""):
         return [a for t, a in self.tags if t == tag and css_class in a.get("class", "")]
 

@@ -204,7 +204,7 @@ def _origin(outcome: Outcome, config: CorpusConfig, weights: str) -> Iterable[st
     words = about.pop("writer", type(config.writer).__name__)
     yield f"**Words**: {words}{''.join(f'; {label}: {text}' for label, text in about.items())}"
     if outcome.usage.output_tokens:
-        cost = config.writer.cost(outcome.usage) if isinstance(config.writer, PromptedWriter) else None
+        cost = config.writer.cost(outcome.usage)
         price = "" if cost is None else f"; cost {cost:.4f}, by the prices that the configuration names"
         read, written = outcome.usage.input_tokens, outcome.usage.output_tokens
         yield f"**Tokens** of all LLMs: {read:,} read, {written:,} written{price}"

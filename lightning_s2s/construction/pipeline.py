@@ -149,8 +149,7 @@ class Construction:
     def _step(self, step: Step, items: Sequence[Any]) -> list[Any | Failure]:
         """Run it; what went wrong on the way is counted."""
         results = run_step(step, items, self.config.runner, self.work / "steps", self._timed)
-        of_keys = {step.key(item): result for item, result in zip(items, results, strict=True)}
-        for result in of_keys.values():
+        for result in {id(result): result for result in results}.values():  # equal items share one result
             if isinstance(result, Failure):
                 self.usage.add(result.usage.as_json())
                 self.incomplete[f"{step.name}: {result.reason}"] += 1
@@ -183,7 +182,7 @@ class Construction:
         ]
         found: list[Any | Failure]
         if kind.whole_set:
-            found = [figures for figures in kind.measure(heard)]
+            found = list(kind.measure(heard))
         else:
             found = [
                 result if isinstance(result, Failure) else result["figures"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.pipeline import REPORT, Outcome
-from lightning_s2s.construction.writing import PromptedWriter
 
 
 def summarise(outcome: Outcome, config: CorpusConfig) -> str:
@@ -18,7 +17,7 @@ def summarise(outcome: Outcome, config: CorpusConfig) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(outcome.usage.problems.items()))
         lines.append(f"asked for again: {listed}")
     if outcome.usage.output_tokens:
-        cost = config.writer.cost(outcome.usage) if isinstance(config.writer, PromptedWriter) else None
+        cost = config.writer.cost(outcome.usage)
         price = "" if cost is None else f", cost {cost:.4f}"
         lines.append(f"tokens: {outcome.usage.input_tokens} read, {outcome.usage.output_tokens} written{price}")
     if outcome.incomplete:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 
 import pytest
-from test_corpus import FakeCodec, read_rows
+from construction_parts import FakeCodec, read_rows
 from test_speech import as_file, tone
 
 from lightning_s2s.construction.chat import ChatReply, ChatRequest, ChatServer, Choice, Text, put_questions

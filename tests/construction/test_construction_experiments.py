@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_corpus import Tone, read_rows
+from construction_parts import Tone, read_rows
 from test_prompted import Writer
 
 from lightning_s2s.cli import main

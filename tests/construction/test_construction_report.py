@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
+from html_page import HTMLPage
 
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
@@ -20,34 +20,9 @@ from lightning_s2s.construction.report_page import histogram
 
 RATE = 16_000
 EVIL = "It's <script>alert('x')</script> & \"late\"."
-VOID = {"meta", "img", "br", "input", "rect", "line"}
 
 
-class Page(HTMLParser):
-    """All tags with their attributes, and the text outside style and script; fails on tags that don't close."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(source)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
+class Page(HTMLPage):
     @property
     def text(self):
         return re.sub(r"\s+", " ", " ".join(self.words))

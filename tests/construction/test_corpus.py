@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
 import yaml
+from construction_parts import RULES, FakeCodec, Tone, read_rows
 
 from lightning_s2s.construction import speaking
 from lightning_s2s.construction.augmentation import Augmentation
@@ -20,59 +20,13 @@ from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
 from lightning_s2s.construction.filters import WordCount
 from lightning_s2s.construction.pipeline import construct, lines_of
-from lightning_s2s.construction.prosody import Prosody, analyse, render
+from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
-from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.construction.writing import GrammarWriter
 from lightning_s2s.construction.writing.grammar import DialogueGrammar
 from lightning_s2s.data import load_audio, read_manifest
 
-RULES = {
-    "topics": ["job", "house", "exam", "trip", "car", "party", "school", "garden"],
-    "people": ["sister", "boss"],
-    "times": ["today", "yesterday"],
-    "lines": {
-        "ambiguous": ["I heard about the {topic}.", "My {who} called about the {topic} {when}.", "It was the {topic}."],
-        **{emotion: [f"I am {emotion} about the {{topic}}.", f"The {{topic}} is {emotion}."] for emotion in EMOTIONS},
-    },
-    "replies": {
-        emotion: {
-            "openings": [f"So {emotion}!", f"How {emotion}.", f"Truly {emotion}."],
-            "sentences": ["Tell me of the {topic}.", "The {topic}, again?", "Is it the {topic}?"],
-        }
-        for emotion in EMOTIONS
-    },
-    "continuations": {emotion: [f"and I feel {emotion}"] for emotion in EMOTIONS},
-}  # fmt: skip
 COUNTS = {"train": 4, "validation": 1, "test": 1}
-
-
-class Tone(SpeechSynthesizer):
-    """Says everything by the same tone, except what is in `mute`."""
-
-    identity, concurrency = "tone", 3
-
-    def __init__(self, has_emotions: bool = False):
-        self.has_emotions, self.mute, self.asked = has_emotions, set(), []
-
-    def check(self, voices):
-        self.voices = list(voices)
-
-    def synthesise(self, text, voice, emotion="neutral", style="", speed=1.0):
-        self.asked.append((text, voice, emotion))
-        if text in self.mute:
-            raise SpeechError("a sore throat")
-        return np.sin(np.arange(24_000 * 6 // 10) * 0.05).astype(np.float32), 24_000
-
-
-class FakeCodec(torch.nn.Module):
-    """Units that count up."""
-
-    sample_rate = tokenizer_sample_rate = 16_000
-    unit_rate_hz, codebooks_per_frame, num_units, licence = 25, 1, 1000, ""
-
-    def tokenize(self, waveform, lengths):
-        return torch.arange(waveform.shape[1] // 640).unsqueeze(0), lengths // 640
 
 
 @pytest.fixture
@@ -356,10 +310,6 @@ def test_augmentation_is_recorded_and_changes_the_training_questions_alone(corpu
                 assert (figures is None) != changes and (figures is None or 0 <= figures["snr_db"] <= 9)
 
 
-def read_rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-
-
 def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_path):
     """Once the engine is well, the same command speaks the rest and gives what an unbroken run gives."""
     broken = replace(corpus, output_dir=str(tmp_path / "again"), work_dir=str(tmp_path / "fresh"), tts=Tone())
@@ -383,60 +333,6 @@ def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_pa
     assert {text for text, *_ in broken.tts.asked[before:]} == {text, reply}
     for path in Path(corpus.output_dir).glob("*.jsonl.gz"):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-
-
-def test_jitter_stays_within_its_amount():
-    base = Prosody(1.2, 1.5, 1.1, 3.0, 2.0, 0.1)
-    assert base.jitter(random.Random(1), 0.0) == base
-    moved = base.jitter(random.Random(1), 0.5)
-    assert moved == base.jitter(random.Random(1), 0.5) != base
-    assert abs(moved.pitch - 1.2) <= 0.075 and abs(moved.energy_db - 3.0) <= 2.0
-
-
-@pytest.fixture(scope="module")
-def vowel():
-    """WORLD's analysis of 0.4 s of an "ah" at 120 to 160 Hz."""
-    pytest.importorskip("pyworld", reason="pyworld (extra: construction) can't be imported", exc_type=ImportError)
-    time = np.arange(6400) / 16_000
-    phase = 2 * np.pi * (120 * time + 50 * time**2)
-    harmonics = sum(np.sin(k * phase) / (1 + abs(k * 140 - 700) / 300) for k in range(1, 40))
-    return analyse((0.1 * harmonics).astype(np.float32), 16_000)
-
-
-def pitch_of(waveform: np.ndarray) -> np.ndarray:
-    pitch = analyse(waveform, 16_000)[0]
-    return pitch[pitch > 0]
-
-
-def level_db(waveform: np.ndarray) -> float:
-    return float(10 * np.log10((waveform**2).mean()))
-
-
-def test_neutral_prosody_keeps_the_voice(vowel):
-    sound = render(vowel, 16_000, Prosody())
-    assert len(sound) == pytest.approx(6400, abs=160)
-    assert np.median(pitch_of(sound)) == pytest.approx(140, rel=0.05)
-
-
-def test_prosody_changes_what_it_says(vowel):
-    neutral = render(vowel, 16_000, Prosody())
-    higher = pitch_of(render(vowel, 16_000, Prosody(pitch=1.3)))
-    assert np.exp(np.log(higher).mean() - np.log(pitch_of(neutral)).mean()) == pytest.approx(1.3, rel=0.03)
-    flat = pitch_of(render(vowel, 16_000, Prosody(pitch_range=0.2)))
-    assert np.log(flat).std() < 0.6 * np.log(pitch_of(neutral)).std()
-    assert len(render(vowel, 16_000, Prosody(tempo=0.8))) == pytest.approx(len(neutral) / 0.8, rel=0.03)
-    louder = render(vowel, 16_000, Prosody(energy_db=-6.0))
-    assert level_db(louder) - level_db(neutral) == pytest.approx(-6.0, abs=0.3)
-
-
-def test_tilt_and_breath_change_the_colour(vowel):
-    def share_above_2_khz(prosody: Prosody) -> float:
-        spectrum = np.abs(np.fft.rfft(render(vowel, 16_000, prosody))) ** 2
-        return float(spectrum[len(spectrum) // 4 :].sum() / spectrum.sum())
-
-    assert share_above_2_khz(Prosody(tilt_db=10.0)) > 1.5 * share_above_2_khz(Prosody())
-    breathy, clear = (render(vowel, 16_000, Prosody(breath=breath)) for breath in (0.9, 0.0))
-    assert not np.allclose(breathy, clear)
 
 
 def test_a_kept_clip_is_never_taken_for_other_words(config, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_corpus import RULES, FakeCodec, Tone
+from construction_parts import RULES, FakeCodec, Tone
 from test_prompted import Writer
 
 from lightning_s2s.construction.augmentation import Augmentation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatRequest
@@ -161,13 +161,6 @@ class Answer:
     may_pass: bool = False
 
 
-@dataclass
-class _Open:
-    number: int
-    question: Question
-    answer: Answer = field(default_factory=Answer)
-
-
 def put_questions(chat: ChatModel, questions: Sequence[Question], attempts: int) -> list[Answer]:
     """Ask, and ask those again whose answer was malformed, each time with another seed.
 
@@ -179,26 +172,24 @@ def put_questions(chat: ChatModel, questions: Sequence[Question], attempts: int)
     Raises:
         ValueError: nobody can be asked.
     """
-    rest = [_Open(number, question) for number, question in enumerate(questions)]
-    answers = [entry.answer for entry in rest]
+    answers = [Answer() for _ in questions]
+    rest = list(zip(questions, answers, strict=True))
     for attempt in range(attempts):
-        requests = [
-            ChatRequest(q.prompt, q.system, q.schema(), q.seed + attempt) for q in (entry.question for entry in rest)
-        ]
-        for entry, reply in zip(rest, chat.ask(requests) if requests else [], strict=True):
+        requests = [ChatRequest(q.prompt, q.system, q.schema(), q.seed + attempt) for q, _ in rest]
+        for (question, answer), reply in zip(rest, chat.ask(requests) if requests else [], strict=True):
             if isinstance(reply, PassingError):
-                entry.answer.reason, entry.answer.may_pass = str(reply), True
+                answer.reason, answer.may_pass = str(reply), True
                 continue
             count_tokens(reply.input_tokens, reply.output_tokens)
-            entry.answer.text, entry.answer.may_pass = reply.text, False
+            answer.text = reply.text
             try:
                 if reply.cut_off:
                     raise ValueError("longer than the tokens allowed")
-                entry.answer.values, entry.answer.reason = entry.question.read(reply.text), ""
+                answer.values, answer.reason = question.read(reply.text), ""
             except ValueError as error:
-                entry.answer.reason = f"malformed: {error}"
-                count_problem(entry.answer.reason)
-        rest = [entry for entry in rest if entry.answer.values is None and not entry.answer.may_pass]
+                answer.reason = f"malformed: {error}"
+                count_problem(answer.reason)
+        rest = [(question, answer) for question, answer in rest if answer.values is None and not answer.may_pass]
     return answers
 
 

@@ -92,12 +92,12 @@ class FilterStep(Step[Heard]):
     unit = "dialogue"
 
     def __init__(self, kind: Filter, folder: Path):
-        self.kind, self.folder, self.name = kind, folder, kind.name
+        self.kind, self.folder, self.name, self.identity = kind, folder, kind.name, kind.identity
         self.batch_size, self.threads, self.light = kind.batch_size, kind.concurrency, kind.light
 
     def key(self, item: Heard) -> str:
         turns = [asdict(turn) for turn in item.dialogue.turns]
-        return fingerprint(self.kind.identity, turns, item.questions, item.replies, item.voices, item.dialogue.seed)
+        return fingerprint(self.identity, turns, item.questions, item.replies, item.voices, item.dialogue.seed)
 
     def run(self, batch: Sequence[Heard]) -> list[Any | Failure]:
         def place(names: Sequence[str]) -> tuple[str, ...]:

@@ -77,6 +77,10 @@ class _Words(Filter):
             raise ValueError(f"filters: {self.name}: {self.file}: can't be read: {error}") from None
         return [plain(line) for line in text.splitlines() if plain(line) and not line.startswith("#")]
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"\b({'|'.join(map(re.escape, sorted(self._words, key=len, reverse=True)))})\b")
+
     @property
     def identity(self) -> str:
         return fingerprint(self.name, self._words)
@@ -87,9 +91,8 @@ class _Words(Filter):
         return texts_of(heard)
 
     def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(self._words, key=len, reverse=True)))})\b")
         return [
-            {self.figure: sorted({word for text in self.texts(heard) for word in pattern.findall(plain(text))})}
+            {self.figure: sorted({word for text in self.texts(heard) for word in self._pattern.findall(plain(text))})}
             for heard in batch
         ]
 
@@ -243,16 +246,20 @@ class ReplyFits(Filter):
     name = "reply_fits"
 
     def __post_init__(self) -> None:
-        Prompts(self.prompts)
+        self._prompts  # noqa: B018 (a broken folder is told before anything is written)
         self.batch_size, self.concurrency = self.chat.batch_size, self.chat.concurrency
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return Prompts(self.prompts)
 
     @property
     def identity(self) -> str:
-        texts = Prompts(self.prompts).texts
+        texts = self._prompts.texts
         return fingerprint(self.chat.identity, texts["judge"], texts["system"], self.attempts)
 
     def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        texts = Prompts(self.prompts)
+        texts = self._prompts
         questions = [
             Question(
                 texts.fill("judge", conversation=conversation(heard.dialogue.turns)),

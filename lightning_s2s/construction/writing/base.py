@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.construction.dialogue import Script
+from lightning_s2s.construction.dialogue import Script, Usage
 from lightning_s2s.construction.running import Runner
 
 
@@ -57,6 +57,10 @@ class DialogueWriter(ABC):
     @abstractmethod
     def emotions(self) -> Sequence[str]:
         """That lines may be said with."""
+
+    def cost(self, usage: Usage) -> float | None:
+        """What LLMs cost, None where that is not known."""
+        return None
 
     @property
     @abstractmethod
