@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.extras import MissingPackageError, how_to_install
 from lightning_s2s.sampling import Generation
@@ -41,6 +43,8 @@ class Component(nn.Module):
     """Licence of the published weights that it is made for; empty where it is trained from scratch."""
     extra: ClassVar[str] = ""
     """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
+    entry_points: ClassVar[tuple[str, ...]] = ()
+    """Methods beside `forward` that compute with the weights: where these are sharded, they are gathered first."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,6 +59,13 @@ class Component(nn.Module):
         them relative to it.
         """
         return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
+
+    def blocks(self) -> list[nn.Module]:
+        """The Transformer layers, each run by its `forward`: they are sharded, recomputed and compiled one by one."""
+        library = sys.modules.get("transformers.modeling_layers")  # a model of transformers can't be without it
+        kinds = [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer]
+        kinds += [library.GradientCheckpointingLayer] if library else []
+        return [module for module in self.modules() if isinstance(module, tuple(kinds))]
 
 
 def _remember_arguments(init: Any) -> Any:
@@ -202,6 +213,29 @@ class Vocoder(Component, ABC):
             raise ValueError(f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}")
 
 
+def checkpoint_activations(component: Component) -> None:
+    """Let every block be computed again in the backward pass, instead of keeping its activations.
+
+    Less memory, more time, the same gradients; also where the component is frozen and gradients only pass through.
+    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
+
+    Raises:
+        ValueError: it has no blocks.
+    """
+    blocks = component.blocks()
+    if not blocks:
+        raise ValueError(f"{type(component).__name__} has no Transformer layers of the kinds that can be recomputed")
+    for block in blocks:
+        block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     """(B,) -> (B, size) bool, True where valid."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
@@ -217,6 +251,7 @@ class LanguageModel(Component, ABC):
         generation: how the model wants its replies drawn and ended; None leaves that to the session.
     """
 
+    entry_points = ("embed", "logits", "stream")
     width: int
     vocabulary: int
     tokenizer: Any
@@ -289,6 +324,7 @@ class SpeechDecoder(Component, ABC):
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
+    entry_points = ("project", "embed_text", "start_stream")
     width: int
     eos_unit: int | None
     chunk_conditions: int
@@ -356,6 +392,10 @@ class SpeechDecoder(Component, ABC):
         Once `last` was given, all the remaining units follow. However the conditions are cut into calls, the units are
         the same.
         """
+
+    def idle_parts(self, condition: str) -> list[nn.Module]:
+        """What has no part in training with conditions made by `project` ("hidden_states") or `embed_text` ("text")."""
+        return []
 
     def is_spent(self, state: Any) -> bool:
         """Whether the reply is to end here, text included, since no more units may be drawn."""

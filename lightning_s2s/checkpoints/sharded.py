@@ -1,0 +1,118 @@
+"""Checkpoints that several processes write together: folders of pieces that appear whole or not at all.
+
+The name is a link to one of two folders beside it. The next checkpoint is written into the other one, and when it is
+complete the link is replaced, which a file system does at once.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+META = "meta.pt"
+"""The part of a checkpoint that is no tensor of the model or of an optimiser, as Lightning names it."""
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether `path` is a complete checkpoint of this kind."""
+    return (path / META).is_file()
+
+
+def next_folder(path: Path) -> Path:
+    """An empty folder to write the next checkpoint of this name into; whatever an interrupted run left there goes."""
+    present = path.resolve().name if path.is_symlink() else ""
+    folder = next(folder for folder in _folders(path) if folder.name != present)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Let `path` mean `folder`, and remove what it meant before."""
+    if path.is_dir() and not path.is_symlink():  # Lightning's own strategy writes a plain folder
+        shutil.rmtree(path)
+    link = path.with_name(f".{path.name}.link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.replace(path)
+    remove_folders(path, but=folder)
+
+
+def remove_folders(path: Path, but: Path | None = None) -> None:
+    """Remove the folders that `path` may have meant, all or all but one."""
+    for folder in _folders(path):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(path: Path) -> list[Path]:
+    return [path.with_name(f".{path.name}.{number}") for number in range(2)]
+
+
+def read_sharded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint holds beside its tensors, and the model's tensors, joined, in this process alone.
+
+    Nothing in it is ever run: its index may name no other classes than those of an index.
+
+    Raises:
+        ValueError: it is incomplete, broken, or holds pickled code.
+    """
+    try:
+        content = torch.load(path / META, map_location="cpu", weights_only=True)
+        reader = _Reader(path)
+        prefix = "state_dict."
+        tensors = {
+            name.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():  # that it is a single process which reads is the point
+            warnings.simplefilter("ignore")
+            load({"state_dict": tensors}, storage_reader=reader, no_dist=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a readable checkpoint of several processes ({detail})") from None
+    return content, tensors
+
+
+class _Reader(FileSystemReader):
+    """torch's reader, which unpickles the index; here with nothing but the classes of an index."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = (
+            (module, name) in _INDEX_NAMES
+            or (module == "torch.distributed.checkpoint.metadata" and name in _INDEX_CLASSES)
+            or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
+        )
+        if not known:
+            raise pickle.UnpicklingError(f"its index holds pickled code ({module}.{name})")
+        return super().find_class(module, name)
+
+
+_INDEX_CLASSES = {
+    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+    "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+}  # fmt: skip
+_INDEX_NAMES = {
+    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib", "Path"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("collections", "OrderedDict"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+}  # fmt: skip
