@@ -154,7 +154,12 @@ class Stage(L.LightningModule):
             checkpoint[CONFIGURATION_KEY] = self.configuration
 
     def on_train_start(self) -> None:
-        """On a CPU in bfloat16, keep attention from torch's flash kernel: its backward pass is several times slower."""
+        """Parts that are wholly frozen run as in inference: no dropout, no augmentation.
+
+        On a CPU in bfloat16, attention is kept from torch's flash kernel: its backward pass is several times slower.
+        """
+        self.train()  # what transformers loads is in eval mode
+        self._calm_frozen_parts()
         if self._flash_is_slow():
             torch.backends.cuda.enable_flash_sdp(False)  # despite its name, for CPUs too
 
@@ -169,11 +174,6 @@ class Stage(L.LightningModule):
 
     def _flash_is_slow(self) -> bool:
         return self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16")
-
-    def on_train_epoch_start(self) -> None:
-        """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
-        self.train()  # what transformers loads is in eval mode
-        self._calm_frozen_parts()
 
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
