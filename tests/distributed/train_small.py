@@ -80,9 +80,9 @@ def main() -> None:
         stage = build(given.stage, given.tokenizer)
     losses = Losses()
     trainer = L.Trainer(
-        accelerator="cpu", devices=given.processes, strategy=given.strategy, max_steps=4, callbacks=[losses, RunCheckpoint()],
-        accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip, default_root_dir=given.out,
-        logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", devices=given.processes, strategy=given.strategy, max_steps=4,
+        callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
+        default_root_dir=given.out, logger=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=1, num_sanity_val_steps=1,
     )  # fmt: skip
     data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
