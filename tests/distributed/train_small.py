@@ -28,7 +28,7 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.base import Stage
-from lightning_s2s.stages.strategies import is_fsdp2
+from lightning_s2s.stages.strategies import FSDP2Strategy, is_fsdp2
 from lightning_s2s.vocoders.pocket import PocketVocoder
 
 STAGES = {
@@ -72,18 +72,20 @@ def main() -> None:
     for name, default in (("processes", 1), ("accumulate", 1), ("batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--clip", type=float)
+    parser.add_argument("--precision", default="32-true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     L.seed_everything(1)  # dropout and masks
-    sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(given.strategy)
+    sent = getattr(rank_zero_only, "rank", 0) != 0 and (is_fsdp2(given.strategy) or given.strategy == "tensor parallel")
     with without_weights() if sent else nullcontext():
         stage = build(given.stage, given.tokenizer)
     losses = Losses()
+    strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
     trainer = L.Trainer(
-        accelerator="cpu", devices=given.processes, strategy=given.strategy, max_steps=4,
+        accelerator="cpu", devices=given.processes, strategy=strategy, max_steps=4,
         callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
         default_root_dir=given.out, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=1, num_sanity_val_steps=1,
+        limit_val_batches=1, num_sanity_val_steps=1, precision=given.precision,
     )  # fmt: skip
     data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
     trainer.fit(stage, data)
