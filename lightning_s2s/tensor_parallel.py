@@ -64,7 +64,7 @@ def styles(llm: LanguageModel, size: int) -> dict[tuple[str, str], ParallelStyle
         layer, star, inner = place.partition("*.")
         if kind not in KINDS or not star:
             raise ValueError(
-                f"tensor_parallel_size: {type(llm.model).__name__} cuts {place} by {kind!r}, not known here"
+                f"tensor_parallel_size: {type(llm.model).__name__} cuts {place} by {kind!r}, which is not known here"
             )
         found[f"{layer}*", inner] = KINDS[kind]()
     return found
