@@ -113,7 +113,7 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all pr
 
 def is_fsdp2(strategy: Any) -> bool:
     """Whether a strategy of a configuration (a name, or a mapping with `class_path`) shards by FSDP2."""
-    name = strategy.get("class_path") if isinstance(strategy, Mapping) or hasattr(strategy, "class_path") else strategy
+    name = strategy["class_path"] if isinstance(strategy, Mapping) else getattr(strategy, "class_path", strategy)
     return str(name).rpartition(".")[2] in ("fsdp2", "FSDP2Strategy", "ModelParallelStrategy")
 
 
