@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -234,13 +234,35 @@ class LanguageModel(Component, ABC):
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., V): what follows each position."""
 
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
+        """Memory that several streams share; None where every stream has its own.
+
+        Args:
+            num_slots: streams that may run at the same time.
+            max_positions: of each, at first.
+            compile: let the forward of a single position be compiled.
+
+        Raises:
+            ValueError: the LLM can't do as asked.
+        """
+        if compile:
+            raise ValueError(f"llm {type(self).__name__}: can't be compiled; set compile to false")
+        return None
+
     @abstractmethod
-    def start_stream(self) -> Any:
-        """An empty cache."""
+    def start_stream(self, cache: Any = None) -> Any:
+        """The state of a new stream, in memory of its own or in a slot of `open_cache`'s."""
 
     @abstractmethod
     def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
-        """The next positions (B, S, D) -> their hidden states (B, S, D); the cache grows by S."""
+        """The next positions (1, S, D) -> their hidden states (1, S, D); the stream grows by S."""
+
+    def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[Any]) -> list[Tensor]:
+        """`stream` of several streams that share a cache, in as few forwards as the LLM can."""
+        return [self.stream(inputs, state) for inputs, state in zip(inputs_embeds, states, strict=True)]
+
+    def end_stream(self, state: Any) -> None:
+        """Give its slot back; the state must not be used again."""
 
 
 @dataclass(frozen=True)
@@ -345,9 +367,21 @@ class SpeechDecoder(Component, ABC):
             there is one.
         """
 
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
+        """Memory that several turns share; None where every turn has its own. See `LanguageModel.open_cache`."""
+        if compile:
+            raise ValueError(f"speech_decoder {type(self).__name__}: can't be compiled; set compile to false")
+        return None
+
     @abstractmethod
-    def start_stream(self, speaker: Tensor, sampler: Any) -> Any:
-        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
+    def start_stream(self, speaker: Tensor, sampler: Any, cache: Any = None) -> Any:
+        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`.
+
+        Args:
+            speaker: (1, 512).
+            sampler: draws the units.
+            cache: of `open_cache`, to take a slot in; None for memory of its own.
+        """
 
     @abstractmethod
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
@@ -356,6 +390,20 @@ class SpeechDecoder(Component, ABC):
         Once `last` was given, all the remaining units follow. However the conditions are cut into calls, the units are
         the same.
         """
+
+    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
+        """`stream` in steps that turns can share: where it yields None it has to be sent its own of `read_waiting`.
+
+        A decoder that knows no such steps speaks turn by turn.
+        """
+        yield from self.stream(conditions, state, last)
+
+    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
+        """What the turns that have yielded None wait for, in one forward where the decoder can."""
+        raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
+
+    def end_stream(self, state: Any) -> None:
+        """Give its slot back; the state must not be used again."""
 
     def is_spent(self, state: Any) -> bool:
         """Whether the reply is to end here, text included, since no more units may be drawn."""
