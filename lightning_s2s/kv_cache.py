@@ -90,8 +90,9 @@ class SlotCache:
         lm: a causal LM of transformers whose layers all attend to the whole past.
         num_slots: sequences that may run at the same time.
         max_positions: P. A sequence that needs more doubles it, for all slots.
-        compiled_sizes: numbers of new positions S for which the forward is compiled; it then computes all slots over all
-            P positions, whichever are taken, since its shapes are fixed. Other numbers run as they are.
+        compiled_sizes: numbers of new positions S for which the forward is compiled; it then computes all slots over
+            all P positions, whichever are taken, since its shapes are fixed. Other numbers run as they are. The LM must
+            stay in eval mode, with the same modules.
     """
 
     def __init__(self, lm: Any, num_slots: int = 1, max_positions: int = 1024, compiled_sizes: Sequence[int] = ()):
@@ -186,7 +187,7 @@ class SlotCache:
         return self._run(inputs, positions, mask, _Rows(self, rows, positions, span, start))
 
     def _forward_compiled(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
-        """`_forward` of all slots; those that have nothing to say write where they will write next, unseen until then."""
+        """`_forward` of all slots; those without inputs write where they will write next, unseen until then."""
         size, device = inputs.shape[1], inputs.device
         lengths = [0] * self.num_slots
         for slot in self.taken:
@@ -258,7 +259,11 @@ class _Rows:
 def _compile(forward: Any) -> Any:
     if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
-    return torch.compile(forward, mode="reduce-overhead" if torch.cuda.is_available() else None, dynamic=False)
+    # Checking at every step that no module has changed would take a tenth of the step on a CPU.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    if torch.cuda.is_available():
+        options["triton.cudagraphs"] = True
+    return torch.compile(forward, dynamic=False, options=options)
 
 
 class UnboundedCache:

@@ -146,10 +146,10 @@ class StreamingEngine:
             return
         llm = self.model.llm
         try:
-            inputs = [turn.request.inputs for turn in turns]
-            tokens = [[item] for item in inputs if isinstance(item, int)]
+            requested = [turn.request.inputs for turn in turns if isinstance(turn.request, LanguageStep)]
+            tokens = [[item] for item in requested if isinstance(item, int)]
             embedded = iter(llm.embed(torch.tensor(tokens, device=self.model.device)).split(1) if tokens else ())
-            inputs = [next(embedded) if isinstance(item, int) else item for item in inputs]
+            inputs = [next(embedded) if isinstance(item, int) else item for item in requested]
             hidden = llm.stream_together(inputs, [turn.language for turn in turns])
             last = [states[:, -1:] for states in hidden]
             logits = llm.logits((last[0] if len(last) == 1 else torch.cat(last))[:, 0])
