@@ -394,7 +394,8 @@ class SpeechDecoder(Component, ABC):
     def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
         """`stream` in steps that turns can share: where it yields None it has to be sent its own of `read_waiting`.
 
-        A decoder that knows no such steps speaks turn by turn.
+        The conditions don't cross a multiple of `chunk_conditions`; units come out as they are drawn, in smaller groups
+        than from `stream`. A decoder that knows no such steps speaks turn by turn.
         """
         yield from self.stream(conditions, state, last)
 

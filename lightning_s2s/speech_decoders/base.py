@@ -151,26 +151,30 @@ class CausalSpeechDecoder(SpeechDecoder):
         return (cache or open_cache(self.lm)).acquire()
 
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
-        steps, answer = self.steps(conditions, state, last), None
-        while True:
-            try:
-                units = steps.send(answer)
-            except StopIteration:
-                return
-            answer = self.read_waiting([state])[0] if units is None else None
-            if units is not None:
-                yield units
-
-    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
-        step = self.chunk_conditions
-        first = step - state.num_conditions % step
-        pieces = [conditions[:, :first], *conditions[:, first:].split(step, dim=1)]
+        size = self.chunk_conditions
+        first = size - state.num_conditions % size
+        pieces = [conditions[:, :first], *conditions[:, first:].split(size, dim=1)]
         pieces = [piece for number, piece in enumerate(pieces) if piece.shape[1] or number == 0]
         for number, piece in enumerate(pieces):
-            if piece.shape[1]:
-                state.waiting.append(self.to_inputs(piece))
-            state.num_conditions += piece.shape[1]
-            yield from self.draw(state, closing=last and number == len(pieces) - 1)
+            steps, answer, group = self.steps(piece, state, last and number == len(pieces) - 1), None, []
+            while True:
+                try:
+                    units = steps.send(answer)
+                except StopIteration:
+                    break
+                answer = self.read_waiting([state])[0] if units is None else None
+                group += units or []
+                if len(group) >= self.chunk_units:
+                    yield group
+                    group = []
+            if group:
+                yield group
+
+    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
+        if conditions.shape[1]:
+            state.waiting.append(self.to_inputs(conditions))
+        state.num_conditions += conditions.shape[1]
+        yield from self.draw(state, closing=last)
 
     def to_inputs(self, conditions: Tensor) -> Tensor:
         """Conditions (M, S, D) -> the LM's inputs (M, F, D): one each, or several."""
@@ -178,7 +182,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     @abstractmethod
     def draw(self, state: Any, closing: bool) -> Generator[list[int] | None, Any, None]:
-        """Yield what is due with the conditions that are there, at most `chunk_units` at a time.
+        """Yield what is due with the conditions that are there, as it is drawn, at most `chunk_units` at a time.
 
         `yield None` gives what `read_waiting` has made of the inputs that wait.
         Conditions come in pieces that never cross a multiple of `chunk_conditions`; with `closing` these were all.

@@ -150,20 +150,14 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         return list(self.lm.get_output_embeddings()(last[0] if len(last) == 1 else torch.cat(last)))
 
     def draw(self, state: InterleavedStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
-        group: list[int] = []
         for _ in range(0 if state.finished else self._units_due(state, closing)):
             token = state.sampler((yield None))
             eos = token in self.eos_ids
             if not eos or self.eos_ends == "group":
-                group.append(token - self.unit_offset)
                 state.num_units += 1
                 state.waiting.append(self.lm.get_input_embeddings()(torch.tensor([[token]], device=self.lm.device)))
+                yield [token - self.unit_offset]
             if eos:
                 state.finished = self.eos_ends == "turn"
                 break
-            if len(group) == self.chunk_units:
-                yield group
-                group = []
         state.finished |= closing
-        if group:
-            yield group

@@ -242,19 +242,13 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
 
     def draw(self, state: MtpStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         due = self.schedule.units_due(state.num_conditions, state.num_steps, closing)
-        group: list[int] = []
         while state.num_given < state.end and (due is None or due > 0):
             self._draw_step(state, (yield None))
             due = None if due is None else due - 1
             frame = range(state.num_given, min(state.num_given + self.pattern.num_slots, state.end))
             if all(place in state.drawn for place in frame):
-                group += [state.drawn.pop(place) for place in frame]
                 state.num_given += len(frame)
-            if len(group) == self.chunk_units:
-                yield group
-                group = []
-        if group:
-            yield group
+                yield [state.drawn.pop(place) for place in frame]
 
     def _draw_step(self, state: MtpStreamState, hidden: Tensor) -> None:
         """From hidden states (1, S, D) draw a unit for each slot that has one, and let the step wait to be fed."""

@@ -41,6 +41,8 @@ class StreamingSession:
             `generation`.
         unit_sampler: of the units, by default those of the speech decoder's `generation`; greedy when `greedy`.
         speaker: (512,) embedding of the voice to speak with; zeros when None.
+        opening_units: units that the first sound is made of, at most M; fewer come sooner and leave less time until the
+            next must follow. None is a third of M.
         engine: runs the session beside others of the same model; None makes one for this session alone.
 
     Raises:
@@ -62,6 +64,7 @@ class StreamingSession:
         text_sampler: Sampler | None = None,
         unit_sampler: Sampler | None = None,
         speaker: Tensor | None = None,
+        opening_units: int | None = None,
         engine: StreamingEngine | None = None,
     ):
         if not model.can_answer:
@@ -86,6 +89,10 @@ class StreamingSession:
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
             if seed is not None and sampler.seed is None:
                 sampler.seed = seed + offset
+        chunk_units = model.speech_decoder.chunk_units if self.speak else 1
+        if opening_units is not None and not 1 <= opening_units <= chunk_units:
+            raise ValueError(f"opening_units must be between 1 and M, here {chunk_units}; got {opening_units}")
+        self.opening_units = opening_units or max(1, chunk_units // 3)
         self.speaker = torch.zeros(512) if speaker is None else speaker
         self.history, self.instruction = list(history), instruction
         self._pieces: list[Tensor] = []

@@ -171,23 +171,32 @@ class _Speech:
         tokens = torch.tensor([self.tokens], device=self.device)
         conditions = self.decoder.project(torch.cat(self.hidden, dim=1), tokens)
         self.hidden, self.tokens = [], []
-        steps, answer = self.decoder.steps(conditions, self.turn.speech, last), None
+        steps, answer, group = self.decoder.steps(conditions, self.turn.speech, last), None, []
         while True:
             try:
                 units = steps.send(answer)
             except StopIteration:
                 break
+            answer = None
             if units is None:
                 answer = yield SpeechStep()
                 continue
-            answer = None
-            self.turn.reply.unit_ids += units
-            yield Units(self.turn.mark("first_units"), units)
-            yield from self._sound(units, last=False)
+            group += units
+            opening = not self.turn.reply.unit_ids
+            if len(group) >= (self.turn.session.opening_units if opening else self.decoder.chunk_units):
+                yield from self._say(group)
+                group = []
+        if group:
+            yield from self._say(group)
         if self.decoder.restarts_sampling and not last:
             self.turn.session.text_sampler.forget()
         if last or self.spent:
             yield from self._sound([], last=True)
+
+    def _say(self, units: list[int]) -> Steps:
+        self.turn.reply.unit_ids += units
+        yield Units(self.turn.mark("first_units"), units)
+        yield from self._sound(units, last=False)
 
     def _sound(self, units: list[int], last: bool) -> Steps:
         if not self.vocode:
