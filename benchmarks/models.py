@@ -33,7 +33,7 @@ SIZES = ("tiny", "smollm2")
 
 
 def build_model(size: str, num_tokens: int, device: str) -> SpeechToSpeechModel:
-    """A model that speaks `4:12`, four units for each of `num_tokens` text tokens and rests of both.
+    """A model that speaks `4:12`, three units for each of `num_tokens` text tokens.
 
     Args:
         size: `tiny`, the parts of `experiments/tiny` with an untrained adapter, or `smollm2`, the same with an LLM of
@@ -43,11 +43,7 @@ def build_model(size: str, num_tokens: int, device: str) -> SpeechToSpeechModel:
     """
     torch.manual_seed(0)
     folder = "experiments/tiny/language_model"
-    llm = (
-        CausalLanguageModel(folder)
-        if size == "tiny"
-        else CausalLanguageModel(config=SMOLLM2, tokenizer=folder)
-    )
+    llm = CausalLanguageModel(folder) if size == "tiny" else CausalLanguageModel(config=SMOLLM2, tokenizer=folder)
     decoder = InterleavedSpeechDecoder(
         "4:12", DECODER, "experiments/tiny/speech_decoder" if size == "tiny" else None, max_units=3 * num_tokens
     )
@@ -92,7 +88,11 @@ def start(engine: StreamingEngine, question: Tensor, num_tokens: int) -> Streami
     """A session whose reply has so many text tokens and three units for each."""
     model = engine.model
     session = StreamingSession(
-        model, SAMPLE_RATE, engine=engine, max_text_tokens=num_tokens, unit_sampler=Endless(model.speech_decoder.eos_ids)
+        model,
+        SAMPLE_RATE,
+        engine=engine,
+        max_text_tokens=num_tokens,
+        unit_sampler=Endless(model.speech_decoder.eos_ids),
     )
     session.text_sampler = Endless(text_ends(model))
     session.push(question)

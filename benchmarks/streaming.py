@@ -171,7 +171,9 @@ def main() -> None:
     reference = runs["generate entered again"]
     expected = reference[0]
     audio_sec = len(expected.unit_ids) * model.vocoder.samples_per_unit / SAMPLE_RATE
-    print(f"\n{options.size}: {len(expected.text_ids)} tokens, {len(expected.unit_ids)} units, {audio_sec:.1f} s of sound")
+    print(
+        f"\n{options.size}: {len(expected.text_ids)} tokens, {len(expected.unit_ids)} units, {audio_sec:.1f} s of sound"
+    )
     for name, measured in runs.items():
         for run in measured:
             assert (run.text_ids, run.unit_ids) == (expected.text_ids, expected.unit_ids), f"{name}: another reply"

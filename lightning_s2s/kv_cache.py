@@ -36,7 +36,7 @@ class Slot:
             self.cache.taken.remove(self)
 
 
-def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 1024, compiled_sizes: Sequence[int] = ()) -> Any:
+def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()) -> Any:
     """A `SlotCache`, or an `UnboundedCache` where the LM has layers that need a cache of their own.
 
     Args:
@@ -56,9 +56,7 @@ def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 1024, compiled_
         return SlotCache(lm, num_slots, max_positions, compiled_sizes)
     if num_slots > 1 or compiled_sizes:
         asked = f"num_slots {num_slots}" if num_slots > 1 else "compile true"
-        raise ValueError(
-            f"{type(lm).__name__} {reason}: it runs with num_slots 1 and compile false alone; got {asked}"
-        )
+        raise ValueError(f"{type(lm).__name__} {reason}: it runs with num_slots 1 and compile false alone; got {asked}")
     return UnboundedCache(lm)
 
 
@@ -95,7 +93,7 @@ class SlotCache:
             stay in eval mode, with the same modules.
     """
 
-    def __init__(self, lm: Any, num_slots: int = 1, max_positions: int = 1024, compiled_sizes: Sequence[int] = ()):
+    def __init__(self, lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()):
         self.model, self.num_slots, self.max_positions = lm.base_model, num_slots, max_positions
         self.taken: list[Slot] = []
         self.keys: list[Tensor] = []
@@ -216,9 +214,11 @@ class SlotCache:
 def causal_mask(positions: Tensor, span: int, dtype: torch.dtype) -> Tensor:
     """Positions (R, S) -> (R, 1, S, span), 0 where one may look and else the lowest number: added to the scores."""
     hidden = torch.arange(span, device=positions.device) > positions.unsqueeze(-1)
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
-        hidden, torch.finfo(dtype).min
-    ).unsqueeze(1)
+    return (
+        torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        .masked_fill_(hidden, torch.finfo(dtype).min)
+        .unsqueeze(1)
+    )
 
 
 class _Rows:
@@ -230,6 +230,9 @@ class _Rows:
         self.cache, self.rows, self.positions, self.span = cache, rows, positions, span
         self.start = start
         """First position to be written, where there is one row: a copy is faster than scattering."""
+        of_slice = torch.arange(len(positions), device=positions.device) if isinstance(rows, slice) else rows
+        self.numbers = of_slice.unsqueeze(1)
+        """(R, 1) of the rows in what is written to."""
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store the new (R, H, S, W) -> all (R, H, span, W) that the rows look at."""
@@ -241,14 +244,13 @@ class _Rows:
 
     def _store(self, stored: Tensor, new: Tensor) -> Tensor:
         if not isinstance(self.rows, slice):
-            stored[self.rows.unsqueeze(1), :, self.positions] = new.transpose(1, 2)
+            stored[self.numbers, :, self.positions] = new.transpose(1, 2)
             return stored[self.rows, :, : self.span]
         seen = stored[self.rows, :, : self.span]
         if self.start is not None:
             seen[:, :, self.start :] = new
         else:
-            numbers = torch.arange(len(new), device=new.device).unsqueeze(1)
-            seen[numbers, :, self.positions] = new.transpose(1, 2)
+            seen[self.numbers, :, self.positions] = new.transpose(1, 2)
         return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

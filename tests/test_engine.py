@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import sweep
 from test_model import build
 
 from lightning_s2s import kv_cache
+from lightning_s2s.interfaces import LanguageModel, SpeechDecoder
 from lightning_s2s.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
@@ -194,3 +197,38 @@ def test_another_model_is_refused(model, tokenizer_folder):
 def test_options_that_are_refused(model):
     with pytest.raises(ValueError, match="llm causal: num_slots must be at least 1; got 0"):
         StreamingEngine(model, 0)
+
+
+def test_components_that_know_single_streams_alone(model, monkeypatch):
+    """They have no cache to share and no steps: sessions run side by side all the same, turn by turn."""
+    expected = [alone(model, number) for number in range(4)]
+    llm, decoder = model.llm, model.speech_decoder
+    for part, contract in ((llm, LanguageModel), (decoder, SpeechDecoder)):
+        monkeypatch.setattr(part, "open_cache", partial(contract.open_cache, part))
+    monkeypatch.setattr(llm, "stream_together", partial(LanguageModel.stream_together, llm))
+    monkeypatch.setattr(decoder, "stream", copy.copy(decoder).stream)  # its own steps, not those of the next line
+    monkeypatch.setattr(decoder, "steps", partial(SpeechDecoder.steps, decoder))
+    engine = StreamingEngine(model, 3)
+    replies = in_turns([session(model, number, engine).finish() for number in range(4)])
+    for reply, wanted in zip(replies, expected, strict=True):
+        check_same(reply, wanted)
+    with pytest.raises(ValueError, match="CausalLanguageModel: can't be compiled; set compile to false"):
+        StreamingEngine(model, compile=True)
+
+
+def test_the_first_sound_is_made_of_fewer_units(model):
+    def groups(**options) -> list[list[int]]:
+        return [event.units for event in session(model, 2, **options).finish() if isinstance(event, Units)]
+
+    assert [len(group) for group in groups(opening_units=2)][:3] == [2, 1, 3]
+    assert sum(groups(opening_units=2), []) == sum(groups(opening_units=3), [])
+    with pytest.raises(ValueError, match="opening_units must be between 1 and M, here 3; got 4"):
+        groups(opening_units=4)
+
+
+def test_a_warm_up_compiles_for_inference(model):
+    model.train()
+    seen = []
+    model.llm.model.model.norm.register_forward_hook(lambda module, *_: seen.append(module.training))
+    StreamingEngine(model).warm_up()
+    assert seen and not any(seen) and all(module.training for module in model.modules())

@@ -32,8 +32,8 @@ class StreamingEngine:
         num_slots: sessions that run at the same time.
         compile: compile the forwards of single steps, with CUDA graphs on a GPU; call `warm_up` before the first
             session, for it takes a minute.
-        max_positions: of the LLM's and the speech decoder's cache, for each session. A session that needs more doubles
-            it, which compiled takes a minute.
+        max_positions: of the LLM's and the speech decoder's cache, for each session; None is 512, and 2048 where they
+            are compiled. A session that needs more doubles it, which compiled takes a minute.
         overlap: make sound in a thread of its own, on a GPU in a stream of its own, while the next units are drawn.
 
     Raises:
@@ -46,10 +46,12 @@ class StreamingEngine:
         num_slots: int = 1,
         *,
         compile: bool = False,
-        max_positions: int = 1024,
+        max_positions: int | None = None,
         overlap: bool = False,
     ):
         self.model, self.num_slots = model, num_slots
+        if max_positions is None:
+            max_positions = 2048 if compile else 512
         self.llm_cache = model.llm.open_cache(num_slots, max_positions, compile)
         decoder = model.speech_decoder
         self.speech_cache = None if decoder is None else decoder.open_cache(num_slots, max_positions, compile)
@@ -69,9 +71,11 @@ class StreamingEngine:
 
     def warm_up(self) -> None:
         """Allocate the caches, and compile what is to be compiled. No session may be running."""
+        self._rest_training()
         for part, cache in ((self.model.llm, self.llm_cache), (self.model.speech_decoder, self.speech_cache)):
             if cache is not None:
                 cache.warm_up(part.width)
+        self._resume_training()
 
     def submit(self, turn: Turn) -> Iterator[Event]:
         """Let a turn in as soon as there is a slot -> its events, made while they are iterated over.
@@ -191,15 +195,16 @@ class StreamingEngine:
                     return
                 turn = self._waiting.popleft()
             if not self._running:
-                # Frozen parts may be in eval mode while others train.
-                self._training = [module for module in model.modules() if module.training]
-                for module in self._training:
-                    module.training = False
+                self._rest_training()
             self._running.append(turn)
-            turn.language = model.llm.start_stream(self.llm_cache)
-            if turn.session.speak:
-                speaker = turn.session.speaker.to(model.device).unsqueeze(0)
-                turn.speech = model.speech_decoder.start_stream(speaker, turn.session.unit_sampler, self.speech_cache)
+            try:
+                turn.language = model.llm.start_stream(self.llm_cache)
+                if turn.session.speak:
+                    speaker = turn.session.speaker.to(model.device).unsqueeze(0)
+                    sampler = turn.session.unit_sampler
+                    turn.speech = model.speech_decoder.start_stream(speaker, sampler, self.speech_cache)
+            except Exception as error:
+                self._fail([turn], error)
 
     def _let_go(self) -> None:
         """Free the slots of turns that have ended or were cancelled. Called with the lock held, between two steps."""
@@ -215,6 +220,15 @@ class StreamingEngine:
             else:
                 self._waiting.remove(turn)
         if not self._running:
-            for module in self._training:
-                module.training = True
-            self._training = []
+            self._resume_training()
+
+    def _rest_training(self) -> None:
+        """Into eval mode; frozen parts may be there already while others train."""
+        self._training = [module for module in self.model.modules() if module.training]
+        for module in self._training:
+            module.training = False
+
+    def _resume_training(self) -> None:
+        for module in self._training:
+            module.training = True
+        self._training = []

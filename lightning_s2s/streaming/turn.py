@@ -171,7 +171,8 @@ class _Speech:
         tokens = torch.tensor([self.tokens], device=self.device)
         conditions = self.decoder.project(torch.cat(self.hidden, dim=1), tokens)
         self.hidden, self.tokens = [], []
-        steps, answer, group = self.decoder.steps(conditions, self.turn.speech, last), None, []
+        steps, answer = self.decoder.steps(conditions, self.turn.speech, last), None
+        group: list[int] = []
         while True:
             try:
                 units = steps.send(answer)
