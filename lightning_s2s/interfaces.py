@@ -207,7 +207,29 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
-class LanguageModel(Component, ABC):
+class Streamed(Component):
+    """What runs in streams that can share a cache and advance together: the LLM and the speech decoder."""
+
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
+        """Memory for several streams; None where every stream has its own.
+
+        Args:
+            num_slots: streams that may run at the same time.
+            max_positions: of each, at first.
+            compile: let the forward of a single step be compiled.
+
+        Raises:
+            ValueError: the component can't do as asked.
+        """
+        if compile:
+            raise ValueError(f"{type(self).__name__} can't be compiled; set compile to false")
+        return None
+
+    def end_stream(self, state: Any) -> None:
+        """Give the slot of a stream back; its state must not be used again."""
+
+
+class LanguageModel(Streamed, ABC):
     """The instruction-following LLM: tokens and audio positions in, hidden states and text out.
 
     Attributes:
@@ -234,21 +256,6 @@ class LanguageModel(Component, ABC):
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., V): what follows each position."""
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
-        """Memory that several streams share; None where every stream has its own.
-
-        Args:
-            num_slots: streams that may run at the same time.
-            max_positions: of each, at first.
-            compile: let the forward of a single position be compiled.
-
-        Raises:
-            ValueError: the LLM can't do as asked.
-        """
-        if compile:
-            raise ValueError(f"llm {type(self).__name__}: can't be compiled; set compile to false")
-        return None
-
     @abstractmethod
     def start_stream(self, cache: Any = None) -> Any:
         """The state of a new stream, in memory of its own or in a slot of `open_cache`'s."""
@@ -260,9 +267,6 @@ class LanguageModel(Component, ABC):
     def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[Any]) -> list[Tensor]:
         """`stream` of several streams that share a cache, in as few forwards as the LLM can."""
         return [self.stream(inputs, state) for inputs, state in zip(inputs_embeds, states, strict=True)]
-
-    def end_stream(self, state: Any) -> None:
-        """Give its slot back; the state must not be used again."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +297,7 @@ class CtcLogits(UnitLogits):
     label_lengths: Tensor
 
 
-class SpeechDecoder(Component, ABC):
+class SpeechDecoder(Streamed, ABC):
     """Hidden states of the LLM -> units, step by step, so that speech begins before the text is complete.
 
     A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
@@ -367,21 +371,9 @@ class SpeechDecoder(Component, ABC):
             there is one.
         """
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
-        """Memory that several turns share; None where every turn has its own. See `LanguageModel.open_cache`."""
-        if compile:
-            raise ValueError(f"speech_decoder {type(self).__name__}: can't be compiled; set compile to false")
-        return None
-
     @abstractmethod
     def start_stream(self, speaker: Tensor, sampler: Any, cache: Any = None) -> Any:
-        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`.
-
-        Args:
-            speaker: (1, 512).
-            sampler: draws the units.
-            cache: of `open_cache`, to take a slot in; None for memory of its own.
-        """
+        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
 
     @abstractmethod
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
@@ -402,9 +394,6 @@ class SpeechDecoder(Component, ABC):
     def read_waiting(self, states: Sequence[Any]) -> list[Any]:
         """What the turns that have yielded None wait for, in one forward where the decoder can."""
         raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
-
-    def end_stream(self, state: Any) -> None:
-        """Give its slot back; the state must not be used again."""
 
     def is_spent(self, state: Any) -> bool:
         """Whether the reply is to end here, text included, since no more units may be drawn."""

@@ -5,6 +5,7 @@ R sequences of a batch, S new positions, D width; H heads, P positions of a slot
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,8 +63,6 @@ def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_s
 
 def _why_unbounded(lm: Any) -> str | None:
     """What keeps an LM from a cache of fixed size and a mask made here; None when nothing does."""
-    import inspect
-
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
 
@@ -261,11 +260,14 @@ class _Rows:
 def _compile(forward: Any) -> Any:
     if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        raise ValueError(f"compile true needs PyTorch 2.13 or newer; this is {torch.__version__}")
     # Checking at every step that no module has changed would take a tenth of the step on a CPU.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if torch.cuda.is_available():
         options["triton.cudagraphs"] = True
-    return torch.compile(forward, dynamic=False, options=options)
+    # Isolated, or the caches of several models and engines together would reach the limit of recompilations.
+    return torch.compile(forward, dynamic=False, isolate_recompiles=True, options=options)
 
 
 class UnboundedCache:

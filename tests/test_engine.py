@@ -164,6 +164,16 @@ def test_an_error_ends_its_session_alone(model):
     check_same(list(good)[-1].reply, alone(model, 1))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_error_of_the_vocoder_is_raised(model, monkeypatch, overlap):
+    def broken(units: torch.Tensor, state: object, last: bool) -> torch.Tensor:
+        raise FloatingPointError("no sound")
+
+    monkeypatch.setattr(model.vocoder, "stream", broken)
+    with pytest.raises(FloatingPointError, match="no sound"):
+        list(session(model, 2, StreamingEngine(model, overlap=overlap)).finish())
+
+
 def test_overlapped_sound_comes_in_the_same_order(model):
     engine = StreamingEngine(model, overlap=True)
     events = list(session(model, 2, engine).finish())
@@ -212,7 +222,7 @@ def test_components_that_know_single_streams_alone(model, monkeypatch):
     replies = in_turns([session(model, number, engine).finish() for number in range(4)])
     for reply, wanted in zip(replies, expected, strict=True):
         check_same(reply, wanted)
-    with pytest.raises(ValueError, match="CausalLanguageModel: can't be compiled; set compile to false"):
+    with pytest.raises(ValueError, match="CausalLanguageModel can't be compiled; set compile to false"):
         StreamingEngine(model, compile=True)
 
 

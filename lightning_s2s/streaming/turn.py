@@ -39,7 +39,7 @@ class SpeechStep:
 
 @dataclass(frozen=True)
 class Sound:
-    """The vocoder's last chunk is still being made; answered by nothing, once it is there."""
+    """The vocoder's last chunk is still being made; answered by None, once it is there."""
 
     future: Future[None]
 
@@ -64,6 +64,7 @@ class Turn:
         error: what ended it.
         language: the LLM's state.
         speech: the speech decoder's.
+        reply: what `Done` will carry.
     """
 
     session: StreamingSession
@@ -151,7 +152,7 @@ class _Speech:
         self.tokens: list[int] = []
         self.chunks: list[Tensor] = []
         self.times: list[float] = []
-        self.pending: Future[None] | None = None
+        self.pending: deque[Future[None]] = deque()
 
     @property
     def spent(self) -> bool:
@@ -205,8 +206,10 @@ class _Speech:
         if self.turn.engine.vocoder_thread is None:
             if (event := self._make_sound(units, last)) is not None:
                 yield event
-        else:
-            self.pending = self.turn.engine.vocoder_thread.submit(self._make_sound_aside, units, last)
+            return
+        while self.pending and self.pending[0].done():
+            self.pending.popleft().result()  # raises what went wrong
+        self.pending.append(self.turn.engine.vocoder_thread.submit(self._make_sound_aside, units, last))
 
     @torch.inference_mode()
     def _make_sound(self, units: list[int], last: bool) -> AudioChunk | None:
@@ -230,9 +233,10 @@ class _Speech:
 
     def close(self) -> Steps:
         """Wait for the sound, and fill it and its timing into the reply."""
-        if self.pending is not None:
-            yield Sound(self.pending)
-            self.pending.result()
+        if self.pending:
+            yield Sound(self.pending[-1])
+        for future in self.pending:
+            future.result()
         if not self.chunks:
             return
         reply = self.turn.reply
