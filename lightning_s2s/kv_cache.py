@@ -262,12 +262,16 @@ def _compile(forward: Any) -> Any:
         raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise ValueError(f"compile true needs PyTorch 2.13 or newer; this is {torch.__version__}")
-    # Checking at every step that no module has changed would take a tenth of the step on a CPU.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    settings: dict[str, Any] = {
+        "dynamic": False,
+        # Or the caches of several models and engines together would reach the limit of recompilations.
+        "isolate_recompiles": True,
+        # Checking at every step that no module has changed would take a tenth of the step on a CPU.
+        "options": {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
+    }
     if torch.cuda.is_available():
-        options["triton.cudagraphs"] = True
-    # Isolated, or the caches of several models and engines together would reach the limit of recompilations.
-    return torch.compile(forward, dynamic=False, isolate_recompiles=True, options=options)
+        settings["options"]["triton.cudagraphs"] = True
+    return torch.compile(forward, **settings)
 
 
 class UnboundedCache:
