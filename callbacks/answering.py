@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_s2s.data.audio import AudioReference, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import read_manifest
+from lightning_s2s.sharding import is_sharded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +149,7 @@ class AnsweringCallback(L.Callback, ABC):
         if not getattr(model, "can_answer", False):
             self._warn_once(f"{type(pl_module).__name__} has no model that answers speech; this callback does nothing")
             return
-        if trainer.is_global_zero or _is_sharded(model):
+        if trainer.is_global_zero or is_sharded(model):
             self.answer(trainer, pl_module, model)
 
     @abstractmethod
@@ -173,15 +173,3 @@ class AnsweringCallback(L.Callback, ABC):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(f"{type(self).__name__}: {message}")
-
-
-def _is_sharded(model: torch.nn.Module) -> bool:
-    """Whether the weights lie in pieces on several processes, so that a forward pass needs all of them."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return False
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()) or any(
-        isinstance(parameter, DTensor) for parameter in model.parameters()
-    )

@@ -29,6 +29,7 @@ COMMANDS = {
         "convert",
         "published OpenS2S checkpoints: --from opens2s | --to opens2s MODEL OUT [--lora merge|keep]",
     ),
+    "consolidate": ("consolidate", "a checkpoint of any number of processes as a model folder: RUN OUT [--best]"),
     "manifest": ("manifest", "a corpus on disk as a manifest: --corpus librispeech --folder DIR --out OUT.jsonl"),
     "units": (
         "units",

@@ -7,82 +7,17 @@ Waveforms are float32 in [-1, 1].
 from __future__ import annotations
 
 import functools
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lightning_s2s.extras import MissingPackageError, how_to_install
+from lightning_s2s.component import Component
 from lightning_s2s.sampling import Generation
-
-
-class Component(nn.Module):
-    """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
-
-    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
-    importing it.
-
-    Attributes:
-        init_args: the arguments the component was built with.
-    """
-
-    paper: ClassVar[str] = ""
-    """Where it is described, such as `arXiv:2507.05177`."""
-    rates: ClassVar[str] = ""
-    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
-    size: ClassVar[str] = ""
-    """Parameters of the usual checkpoint, such as `20M (base)`."""
-    licence: ClassVar[str] = ""
-    """Licence of the published weights that it is made for; empty where it is trained from scratch."""
-    extra: ClassVar[str] = ""
-    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
-    init_args: dict[str, Any]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            setattr(cls, "__init__", _remember_arguments(cls.__init__))  # noqa: B010 (mypy forbids plain assignment)
-
-    def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
-
-        A component that needs files beside its weights (a tokenizer, say) writes them into `folder` here and names
-        them relative to it.
-        """
-        return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
-
-
-def _remember_arguments(init: Any) -> Any:
-    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
-
-    A package that is missing is then said with the command that installs it.
-    """
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        if "init_args" not in self.__dict__:
-            arguments = dict(list(bound.arguments.items())[1:])
-            for parameter in signature.parameters.values():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    arguments |= arguments.pop(parameter.name, {})
-            self.__dict__["init_args"] = arguments
-        try:
-            init(self, *args, **kwargs)
-        except Exception as error:
-            remedy = how_to_install(error, preferred=type(self).extra)
-            if remedy is None or isinstance(error, MissingPackageError):
-                raise
-            raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
-
-    return wrapped
 
 
 class AudioEncoder(Component, ABC):
@@ -202,6 +137,29 @@ class Vocoder(Component, ABC):
             raise ValueError(f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}")
 
 
+def checkpoint_activations(component: Component) -> None:
+    """Let every block be computed again in the backward pass, instead of keeping its activations.
+
+    Less memory, more time, the same gradients; also where the component is frozen and gradients only pass through.
+    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
+
+    Raises:
+        ValueError: it has no blocks.
+    """
+    blocks = component.blocks()
+    if not blocks:
+        raise ValueError(f"{type(component).__name__} has no Transformer layers of the kinds that can be recomputed")
+    for block in blocks:
+        block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     """(B,) -> (B, size) bool, True where valid."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
@@ -239,6 +197,7 @@ class LanguageModel(Streamed, ABC):
         generation: how the model wants its replies drawn and ended; None leaves that to the session.
     """
 
+    entry_points = ("embed", "logits", "stream", "stream_together")
     width: int
     vocabulary: int
     tokenizer: Any
@@ -315,6 +274,7 @@ class SpeechDecoder(Streamed, ABC):
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
+    entry_points = ("project", "embed_text", "start_stream", "read_waiting")
     width: int
     eos_unit: int | None
     chunk_conditions: int
@@ -394,6 +354,10 @@ class SpeechDecoder(Streamed, ABC):
     def read_waiting(self, states: Sequence[Any]) -> list[Any]:
         """What the turns that have yielded None wait for, in one forward where the decoder can."""
         raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
+
+    def idle_parts(self, condition: str) -> list[nn.Module]:
+        """What has no part in training with conditions made by `project` ("hidden_states") or `embed_text` ("text")."""
+        return []
 
     def is_spent(self, state: Any) -> bool:
         """Whether the reply is to end here, text included, since no more units may be drawn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,23 @@ class SpeechToSpeechModel(nn.Module):
             audio_lengths,
         )
 
-    def forward(self, batch: dict[str, Any], speak: bool = True) -> ModelOutput:
+    def forward(self, batch: dict[str, Any], speak: bool = True, whole: bool = False) -> ModelOutput:
         """Teacher-forced logits for a batch of `lightning_s2s.data` (its docstring lists the keys).
 
         Args:
             batch: the batch.
             speak: also run the speech decoder over the batch's spoken turns.
+            whole: run every component, whatever the batch lacks, so that processes with different batches gather the
+                same weights and reduce the same gradients. What it then adds is zero.
         """
         audio_embeds = audio_lengths = None
         if len(batch["waveform_lengths"]):
             audio_embeds, audio_lengths = self.encode_audio(batch["waveform"], batch["waveform_lengths"])
         spliced = self.splice(batch, audio_embeds, audio_lengths)
+        if whole and audio_embeds is None and self.encoder is not None:
+            silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
+            unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
+            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * unheard.sum())
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]
         labelled = following != IGNORE
@@ -149,6 +155,8 @@ class SpeechToSpeechModel(nn.Module):
             conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
             tokens, _ = self._predicted_tokens(batch)
             units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
+        elif speak and whole and self.speech_decoder is not None:
+            units = self._speak_nothing(hidden[:1, :1])
         return ModelOutput(*text, units, audio_embeds, audio_lengths)
 
     def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
@@ -169,6 +177,16 @@ class SpeechToSpeechModel(nn.Module):
         return self.speech_decoder(
             conditions, lengths, batch["units"], batch["unit_lengths"], batch["speaker_embedding"]
         )
+
+    def _speak_nothing(self, hidden: Tensor) -> UnitLogits:
+        """Run the speech decoder over one frame of units; no label is left of it."""
+        decoder = self.speech_decoder
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+        frame = tokens.expand(1, decoder.codebooks_per_frame or 1)
+        length = torch.ones(1, dtype=torch.long, device=hidden.device)
+        conditions = decoder.project(hidden, tokens)
+        units = decoder(conditions, length, frame, length * frame.shape[1], conditions.new_zeros(1, 512))
+        return replace(units, **{field.name: getattr(units, field.name)[:0] for field in fields(units)})
 
     def stream(self, waveform: Any, sample_rate: int, **options: Any) -> Iterator[Any]:
         """Answer a spoken question, event by event; see `lightning_s2s.streaming.session.StreamingSession`.

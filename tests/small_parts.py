@@ -22,3 +22,7 @@ SHORT_RUN = [
     "--trainer.accelerator", "cpu", "--data.max_batch_size", "2", "--data.cache_audio", "false",
 ]  # fmt: skip
 """Options of `fit`; the number of steps and the interval of validation come in front."""
+SMALL_LM = {
+    "model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "max_position_embeddings": 2048,
+}  # fmt: skip

@@ -13,6 +13,7 @@ from test_model import QWEN, build
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.encoders.whisper import WhisperEncoder
+from lightning_s2s.interfaces import checkpoint_activations
 from lightning_s2s.llms.causal import CausalLanguageModel
 from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining
@@ -61,10 +62,12 @@ def loss_and_gradients(llm: CausalLanguageModel) -> tuple[torch.Tensor, dict[str
     [({}, (), 25), ({}, ("embed_tokens",), 24), ({}, ("",), 0), ({"lora": LORA}, (), 8)],
     ids=["full", "embeddings frozen", "frozen", "lora"],
 )
-def test_gradient_checkpointing_changes_neither_loss_nor_gradients(make_llm, options, frozen, num_trained):
+def test_activation_checkpointing_changes_neither_loss_nor_gradients(make_llm, options, frozen, num_trained):
     results = []
     for checkpointing in (False, True):
-        llm = make_llm(**options, gradient_checkpointing=checkpointing)
+        llm = make_llm(**options)
+        if checkpointing:
+            checkpoint_activations(llm)
         for name, parameter in llm.named_parameters():
             if any(part in name for part in frozen):
                 parameter.requires_grad_(False)
@@ -79,8 +82,9 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(make_llm, opt
         assert gradient.abs().sum() > 0 or "lora_A" in name  # beside B of zeros, A has none in the first step
 
 
-def test_gradient_checkpointing_leaves_streaming_and_folders_alone(tokenizer_folder, tmp_path, make_llm):
-    llm = make_llm(gradient_checkpointing=True).eval()
+def test_activation_checkpointing_leaves_streaming_and_folders_alone(tokenizer_folder, tmp_path, make_llm):
+    llm = make_llm().eval()
+    checkpoint_activations(llm)
     embedded = llm.embed(torch.randint(0, 256, (1, 6)))
     state = llm.start_stream()
     streamed = [llm.stream(piece, state) for piece in embedded.split([3, 1, 2], dim=1)]  # with gradients, too
@@ -93,16 +97,16 @@ def test_gradient_checkpointing_leaves_streaming_and_folders_alone(tokenizer_fol
     checkpointed = SpeechToSpeechModel(llm, model.encoder, model.adapter)
     checkpointed.save_pretrained(tmp_path / "model")
     again = SpeechToSpeechModel.from_pretrained(tmp_path / "model").llm
-    assert again.init_args["gradient_checkpointing"] is True
     torch.testing.assert_close(again(embedded, torch.ones(1, 6, dtype=torch.bool)), whole)
 
 
 def test_a_stage_freezes_a_checkpointed_llm_and_trains_through_it(make_llm):
     stage = SpeechUnderstandingPretraining(
-        make_llm(gradient_checkpointing=True), MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter((5,), 8),
-        freeze=["llm.*", "encoder.*"],
+        make_llm(), MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter((5,), 8),
+        freeze=["llm.*", "encoder.*"], activation_checkpointing=["llm"],
     )  # fmt: skip
-    stage.on_train_epoch_start()
+    stage.train()
+    stage._calm_frozen_parts()
     assert not stage.model.llm.training and stage.model.adapter.training
     runs = []
     stage.model.llm.model.base_model.layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))
@@ -216,7 +220,9 @@ def test_smollm2_with_lora_and_checkpointing():
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        llm = CausalLanguageModel(folder, lora=LORA, gradient_checkpointing=checkpointing).train()
+        llm = CausalLanguageModel(folder, lora=LORA).train()
+        if checkpointing:
+            checkpoint_activations(llm)
         ids = torch.tensor([llm.tokenizer.encode_prompt([{"role": "user", "content": "Hello!"}], spoken=False)])
         llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool)).square().mean().backward()
         gradients.append({name: p.grad for name, p in llm.named_parameters() if p.grad is not None})

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lightning_s2s.checkpoints.weights import (
     WEIGHTS,
     Shards,
@@ -16,6 +18,7 @@ from lightning_s2s.checkpoints.weights import (
 )
 from lightning_s2s.files import write_bytes, write_text
 from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS, VOCODERS
+from lightning_s2s.sharding import is_sharded, plain_class
 
 if TYPE_CHECKING:
     from lightning_s2s.model import SpeechToSpeechModel
@@ -33,18 +36,23 @@ ATTACHMENTS = "opens2s"
 
 
 def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
-    """Write the model; a folder with a config.json is always complete, since that file is written last."""
+    """Write the model; a folder with a config.json is always complete, since that file is written last.
+
+    Where the model is sharded, all processes must call it, and the first one writes.
+    """
     folder = Path(folder)
+    save_weights(model, folder)
+    if is_sharded(model) and torch.distributed.get_rank():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"format": FORMAT, "format_version": 1}
     for slot, registry in SLOTS.items():
         component = getattr(model, slot)
         if component is not None:
             config[slot] = {
-                "class_path": registry.name_of(type(component)),
+                "class_path": registry.name_of(plain_class(component)),
                 "init_args": component.pretrained_args(folder),
             }
-    save_weights(model, folder)
     for name, content in model.attachments.items():
         write_bytes(folder / ATTACHMENTS / name, content)
     write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")

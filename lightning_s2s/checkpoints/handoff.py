@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_s2s.checkpoints import opens2s
 from lightning_s2s.checkpoints.folder import SLOTS, read_attachments
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
-from lightning_s2s.checkpoints.weights import fitting_tensors, read_json
+from lightning_s2s.checkpoints.weights import fitting_tensors, read_json, skipping_weights
 from lightning_s2s.model import SpeechToSpeechModel
 
 BUILT_FOR_OTHERS = ("adapter", "speech_decoder")
@@ -54,11 +54,14 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
     An LLM with LoRA takes the weights of one without; LoRA's own matrices stay as they were built.
 
     Returns:
-        One line that says which parts were loaded, and which stay as they were built.
+        One line that says which parts were loaded, and which stay as they were built; or that nothing was read, in
+        `lightning_s2s.checkpoints.weights.without_weights`.
 
     Raises:
         ValueError: no part is there, or a tensor's name or shape differs; nothing was loaded then.
     """
+    if skipping_weights():
+        return f"{source}: left to the first process"
     tensors, path = read_tensors(source)
     parts = dict(model.named_children())
     check_same_components(parts, path)

@@ -24,15 +24,19 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-    """Write the module's state dict to `folder/model.safetensors`, tied tensors once, floats as `dtype` when given."""
+    """Write the module's state dict to `folder/model.safetensors`, tied tensors once, floats as `dtype` when given.
+
+    Where the module is sharded, all processes must call it, and the first one writes.
+    """
     tied = tied_names(module)
     tensors = {
         name: (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
-        for name, tensor in module.state_dict().items()
+        for name, tensor in full_state_dict(module).items()
         if name not in tied
     }
     path = Path(folder) / WEIGHTS
-    write_tensors(tensors, path)
+    if tensors:
+        write_tensors(tensors, path)
     return path
 
 
@@ -65,6 +69,8 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
     Raises:
         ValueError: the file is missing or broken, or names or shapes differ from the module's; nothing is loaded then.
     """
+    if skipping_weights():
+        return
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected the weights of {type(module).__name__}")
@@ -188,6 +194,26 @@ def with_tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     return filled
 
 
+# --- sharded modules -------------------------------------------------------------------------------------------------
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The module's tensors. Where they are sharded, all processes must call it, and the first gets them, on the CPU.
+
+    Returns:
+        Name -> tensor; empty on all processes but the first where the module is sharded.
+    """
+    from lightning_s2s.sharding import is_sharded
+
+    if not is_sharded(module):
+        return module.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: Any = get_model_state_dict(module, options=options)
+    return state
+
+
 # --- without a second copy in memory ---------------------------------------------------------------------------------
 
 
@@ -220,6 +246,26 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+_SKIPPING = False
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """As `parameters_on_meta`, and checkpoints of components aren't read: for processes that are sent their weights."""
+    global _SKIPPING
+    before, _SKIPPING = _SKIPPING, True
+    try:
+        with parameters_on_meta():
+            yield
+    finally:
+        _SKIPPING = before
+
+
+def skipping_weights() -> bool:
+    """Whether the code runs inside `without_weights`."""
+    return _SKIPPING
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapping[str, str], source: str) -> None:

@@ -18,19 +18,23 @@ def find_model(source: str | Path) -> Path:
 
     Args:
         source: a folder with `config.json` (this project's or OpenS2S's); a run's folder (`default_root_dir`), which
-            has `model/` when the run is over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file.
+            has `model/` when the run is over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file or folder.
 
     Raises:
         ValueError: nothing of this is there.
     """
+    from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint
+
     source = Path(source)
     if source.is_file() and source.suffix == ".ckpt":
         return source
     if not source.is_dir():
         raise ValueError(f"{source}: no such model; expected a model folder, a run's folder or a .ckpt file")
+    if is_sharded_checkpoint(source):
+        return source
     places = ("config.json", "model/config.json", "last.ckpt", "checkpoints/last.ckpt")
     for place in places:
-        if (source / place).is_file():
+        if (source / place).is_file() or is_sharded_checkpoint(source / place):
             return (source / place).parent if place.endswith("config.json") else source / place
     raise ValueError(f"{source}: holds no model; expected one of {', '.join(places)}")
 
@@ -121,21 +125,27 @@ def _open_checkpoint(path: Path) -> SpeechToSpeechModel:
     from lightning.pytorch import LightningModule
 
     import lightning_s2s.stages  # noqa: F401 (so that the parser knows the stages)
-    from lightning_s2s.commands.run_checkpoint import STAGE_KEY
+    from lightning_s2s.checkpoints.sharded import read_sharded
+    from lightning_s2s.checkpoints.weights import assign_tensors, without_weights
     from lightning_s2s.registry import REGISTRY
+    from lightning_s2s.stages.base import CONFIGURATION_KEY
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        settings, weights = content[STAGE_KEY], content["state_dict"]
+        if path.is_dir():
+            content, weights = read_sharded(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            weights = content["state_dict"]
+        settings = content[CONFIGURATION_KEY]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path}: no checkpoint of `lightning-s2s fit` ({one_line(error)})") from None
-    if "init_from" in settings["init_args"]:  # its own weights follow, so those it started from need not exist any more
-        settings["init_args"]["init_from"] = None
     REGISTRY.load()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "stage", fail_untyped=False)
-    stage = parser.instantiate(parser.parse_object({"stage": settings})).stage
+    with without_weights():  # its own follow, so those it started from need not exist any more
+        stage = parser.instantiate(parser.parse_object({"stage": settings})).stage
     if not hasattr(stage, "model"):
         raise ValueError(f"{path}: {type(stage).__name__} trains no model that answers")
-    stage.load_state_dict(weights)
+    model = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    assign_tensors(stage.model, model, dict.fromkeys(model, str(path)), str(path))
     return stage.model.eval()

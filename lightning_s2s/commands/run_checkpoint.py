@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
@@ -9,19 +10,22 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-INTERVAL_SEC = 60.0
-STAGE_KEY = "lightning_s2s_stage"
-"""Where a checkpoint holds the `class_path` and `init_args` of its stage."""
+from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint, read_whole_run, remove_folders
+from lightning_s2s.files import replacing
+from lightning_s2s.stages.strategies import FSDP2Strategy
 
 
 def last_checkpoint(trainer: Trainer) -> Path:
@@ -29,76 +33,155 @@ def last_checkpoint(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
 
+def best_checkpoint(trainer: Trainer) -> Path:
+    """Where a run keeps the weights that validated best."""
+    return last_checkpoint(trainer).with_name("best.ckpt")
+
+
+@dataclass
+class Received:
+    """The signal that ends a run: 0 before there is one."""
+
+    signal: int = 0
+
+
 class RunCheckpoint(Checkpoint):
     """Keeps `DEFAULT_ROOT_DIR/checkpoints/last.ckpt` up to date and ends the run on Ctrl-C or SIGTERM.
 
     A run that was stopped and resumed equals one that was not: a signal takes effect after the batch it falls into, so
     that what is saved lies between two batches, and what a batch draws (dropout, masks) depends on the seed and the
-    batch's number alone. A second signal ends the run at once, unsaved.
+    batch's number alone. That also holds after SIGKILL, from the last saving on, since a file takes its place when it
+    is complete, and on another number of processes. A second signal ends the run at once, unsaved.
+
+    Beside it `best.ckpt` has the weights, without the optimiser, that were best in validation so far.
 
     Args:
-        interval_sec: time between two savings.
+        every_sec: time between two savings.
+        asynchronous: go on with the training while a checkpoint is written; takes memory for a copy of it.
+        monitor: the metric that says which weights are best; null takes the stage's own, such as `val/text_loss`.
+        mode: whether a smaller (`min`) or a larger (`max`) value of it is better.
+        keep_best: write `best.ckpt`.
 
     Attributes:
-        signal: that was received, None before.
-        stage: class path and arguments of the stage, stored in every checkpoint so that it can be opened alone.
+        received: the signal that ends the run.
     """
 
-    def __init__(self, interval_sec: float = INTERVAL_SEC):
-        self.interval_sec = interval_sec
-        self.signal: int | None = None
-        self.stage: dict[str, Any] | None = None
+    def __init__(
+        self,
+        every_sec: float = 60.0,
+        asynchronous: bool = False,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_best: bool = True,
+    ):
+        if every_sec < 0:
+            raise ValueError(f"checkpoint.every_sec: got {every_sec}; 0 or more is needed")
+        self.every_sec, self.asynchronous = every_sec, asynchronous
+        self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
+        self.received = Received()
+        self._best = math.inf
         self._seed: int | None = None
+        self._replicas = 1
         self._saved_at = time.monotonic()
+        self._last_step = 0
+        self._accumulating = self._stopping = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        strategy = trainer.strategy
+        if isinstance(strategy, FSDP2Strategy):
+            strategy.asynchronous = self.asynchronous
+        elif type(strategy.checkpoint_io) is TorchCheckpointIO:
+            io = WholeFileIO()
+            strategy.checkpoint_io = AsyncCheckpointIO(io) if self.asynchronous else io
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._last_step, self._stopping = time.monotonic(), trainer.global_step, False
+        self._replicas, _ = _place(trainer)
         if self._seed is None:  # else it comes from the checkpoint that the run goes on from
             self._seed = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Later than Lightning's own handler, which talks to the other processes in the middle of whatever they do.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._receive)
             signal.signal(signal.SIGTERM, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.received.signal:
             raise KeyboardInterrupt
-        self.signal = number
+        self.received.signal = number
         print("\nstopping after this batch (again: at once)", file=sys.stderr, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self._seed}
+        return {"seed": self._seed, "best": self._best, "replicas": self._replicas}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed = state_dict["seed"]
+        self._seed, self._best = state_dict["seed"], state_dict.get("best", math.inf)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.stage is not None:
-            checkpoint[STAGE_KEY] = self.stage
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """On another number of processes, each has done as large a part of its share of the epoch."""
+        before = checkpoint["callbacks"].get(self.state_key, {}).get("replicas", 1)
+        now, _ = _place(trainer)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            shift = counts["ready"] * before // now - counts["ready"]  # what is ready and not completed stays so
+            counts.update({name: count + shift for name, count in counts.items()})
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        place = [self._seed or 0, trainer.current_epoch, batch_idx, trainer.global_rank]
+        self._stop_if_saved(trainer)
+        replicas, rank = _place(trainer)
+        place = [self._seed or 0, trainer.current_epoch, batch_idx * replicas + rank]
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._save_and_stop(trainer)
+        # Gradients that are being accumulated aren't saved, so a batch counts with the one that ends in a step.
+        self._accumulating, self._last_step = trainer.global_step == self._last_step, trainer.global_step
+        if not self._accumulating:
+            self._save_where_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_saved(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_saved(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         # Processes may have different numbers of validation batches, so several can't agree on anything here.
-        if not trainer.sanity_checking and trainer.world_size == 1:
-            self._save_and_stop(trainer)
+        if not trainer.sanity_checking and not self._accumulating and trainer.world_size == 1:
+            self._save_where_due(trainer)
+            self._stop_if_saved(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.keep_best or trainer.sanity_checking or getattr(trainer, "fast_dev_run", False):
+            return
+        monitor = self.monitor or getattr(pl_module, "monitor", None)
+        if monitor is None:
+            return
+        if monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            rank_zero_warn(f"checkpoint.monitor: {monitor!r} was not logged, so there is no best.ckpt; logged: {known}")
+            return
+        value = float(trainer.callback_metrics[monitor]) * (1 if self.mode == "min" else -1)
+        if _any_process(trainer, value < self._best):
+            self._best = value
+            trainer.save_checkpoint(best_checkpoint(trainer), weights_only=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
-    def _save_and_stop(self, trainer: Trainer) -> None:
-        due = time.monotonic() - self._saved_at > self.interval_sec
-        if not _any_process(trainer, due or self.signal is not None):
-            return
-        self._save(trainer)
-        if _any_process(trainer, self.signal is not None):
+    def _save_where_due(self, trainer: Trainer) -> None:
+        due = time.monotonic() - self._saved_at > self.every_sec
+        if _any_process(trainer, due or bool(self.received.signal)):
+            self._save(trainer)
+            self._stopping = _any_process(trainer, bool(self.received.signal))
+
+    def _stop_if_saved(self, trainer: Trainer) -> None:
+        """End the run; a little later than it was saved, when the last batch's losses have been logged."""
+        if self._stopping:
+            _finish_saving(trainer)
             rank_zero_info(f"stopped; {last_checkpoint(trainer)} is saved, --resume goes on from there")
             raise KeyboardInterrupt
 
@@ -106,6 +189,41 @@ class RunCheckpoint(Checkpoint):
         if not getattr(trainer, "fast_dev_run", False):
             trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)  # the whole state
         self._saved_at = time.monotonic()
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name and renames it, without a second copy in memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if storage_options is not None:
+            raise TypeError(f"{type(self).__name__}: storage_options are not supported")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+        remove_folders(path)  # of a run that had several processes before
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        if is_sharded_checkpoint(Path(path)):
+            return read_whole_run(Path(path))
+        return super().load_checkpoint(path, *args, **options)
+
+
+def _finish_saving(trainer: Trainer) -> None:
+    """Wait until nothing is being written any more."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDP2Strategy):
+        strategy.finish_saving()
+    elif isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        strategy.checkpoint_io.teardown()
+
+
+def _place(trainer: Trainer) -> tuple[int, int]:
+    """Among how many processes batches are shared, and which of them this one is."""
+    if trainer.world_size == 1:
+        return 1, 0
+    shares: dict[str, Any] = dict(trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0})
+    return shares["num_replicas"], shares["rank"]
 
 
 def _any_process(trainer: Trainer, decision: bool) -> bool:

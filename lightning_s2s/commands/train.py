@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,14 +18,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
+from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
-from lightning_s2s.commands.run_checkpoint import RunCheckpoint, last_checkpoint
+from lightning_s2s.commands.run_checkpoint import Received, RunCheckpoint, last_checkpoint
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.registry import REGISTRY
+from lightning_s2s.stages.strategies import is_fsdp2
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""
@@ -64,11 +67,11 @@ class StageCLI(LightningCLI):
     """LightningCLI that takes its whole configuration from YAML and options, also when a checkpoint is given.
 
     Args:
-        run_checkpoint: added to the callbacks of `fit`.
+        received: told of the signal that ends a run.
     """
 
-    def __init__(self, run_checkpoint: RunCheckpoint, *args: Any, **kwargs: Any):
-        self.run_checkpoint = run_checkpoint
+    def __init__(self, received: Received, *args: Any, **kwargs: Any):
+        self.received = received
         super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -84,6 +87,7 @@ class StageCLI(LightningCLI):
                 action="store_true",
                 help="go on from DEFAULT_ROOT_DIR/checkpoints/last.ckpt if it exists, else start afresh",
             )
+            parser.add_class_arguments(RunCheckpoint, "checkpoint")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -91,6 +95,12 @@ class StageCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: LightningCLI would replace it by the checkpoint's."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything; where the strategy shards, with weights on the first process alone, which sends them."""
+        sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(self._get(self.config, "trainer").strategy)
+        with without_weights() if sent else nullcontext():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that logs into DEFAULT_ROOT_DIR/logs unless the YAML says otherwise, and keeps itself resumable.
@@ -105,7 +115,9 @@ class StageCLI(LightningCLI):
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         callbacks = [callback for callback in given if callback is not None]
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
-            callbacks.append(self.run_checkpoint)
+            run_checkpoint = self._get(self.config_init, "checkpoint")
+            run_checkpoint.received = self.received
+            callbacks.append(run_checkpoint)
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.enable_progress_bar is not False and not has_bar and not sys.stdout.isatty():
             callbacks.append(LineProgress())
@@ -114,7 +126,7 @@ class StageCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Tell checkpoints what they belong to, and turn `--resume` into the checkpoint to go on from."""
-        self.run_checkpoint.stage = yaml.safe_load(self._parser("fit").dump(self.config["fit"]))["model"]
+        self.model.configuration = yaml.safe_load(self._parser("fit").dump(self.config["fit"]))["model"]
         config = self.config_init["fit"]
         if not config.get("resume"):
             return
@@ -139,10 +151,10 @@ def run(name: str, arguments: list[str]) -> int:
     REGISTRY.load()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    run_checkpoint = RunCheckpoint()
+    received = Received()
     try:
         StageCLI(
-            run_checkpoint,
+            received,
             LightningModule,
             SpeechDialogueData,
             subclass_mode_model=True,
@@ -155,8 +167,8 @@ def run(name: str, arguments: list[str]) -> int:
             args=[name, *with_stage_for_help(arguments)],
         )
     except SystemExit as end:
-        if run_checkpoint.signal is not None:
-            return 128 + run_checkpoint.signal
+        if received.signal:
+            return 128 + received.signal
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         if threading.current_thread() is threading.main_thread():

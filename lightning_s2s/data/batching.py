@@ -110,7 +110,8 @@ class DurationBatchSampler(Sampler[list[int]]):
 class ResumableLoader:
     """A DataLoader whose place in the epoch goes into checkpoints, through Lightning's stateful-loader protocol.
 
-    It counts the batches that it handed out, not those that workers prepared ahead.
+    It counts the batches that it handed out, not those that workers prepared ahead, and those of all processes, which
+    are in step: on another number of them the epoch goes on at the same place.
 
     Args:
         dataset: map-style.
@@ -150,7 +151,7 @@ class ResumableLoader:
         if place is None:
             epoch = trainer_epoch - self._ahead
         elif place["trainer_epoch"] == trainer_epoch:
-            epoch, done = place["epoch"], place["batches"]
+            epoch, done = place["epoch"], place["batches"] // self.batch_sampler.num_replicas
         else:
             epoch = place["epoch"] + 1
         self._ahead = trainer_epoch - epoch
@@ -159,11 +160,12 @@ class ResumableLoader:
             if notes:
                 self._on_notes(notes)
             done += 1
-            self._place = {"epoch": epoch, "trainer_epoch": trainer_epoch, "batches": done}
+            by_all = done * self.batch_sampler.num_replicas
+            self._place = {"epoch": epoch, "trainer_epoch": trainer_epoch, "batches": by_all}
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, by our count and by the trainer's, and how many of its batches were handed out."""
+        """The epoch, by our count and by the trainer's, and how many of its batches all processes were handed out."""
         return dict(self._place)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

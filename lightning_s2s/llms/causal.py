@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from lightning_s2s.checkpoints.weights import skipping_weights
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
 from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
@@ -61,8 +60,6 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
         dtype: of the weights, such as `float32` or `bfloat16`.
         lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
-        gradient_checkpointing: compute each layer again in the backward pass instead of keeping its activations: less
-            memory, more time, the same gradients. Also where the LLM is frozen and gradients only pass through.
         generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
             leaves that to the session.
     """
@@ -81,7 +78,6 @@ class CausalLanguageModel(LanguageModel):
         dtype: str = "float32",
         lora: dict[str, Any] | None = None,
         generation: dict[str, Any] | None = None,
-        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
@@ -110,8 +106,6 @@ class CausalLanguageModel(LanguageModel):
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         if lora is not None:
             self.model = add_lora(self.model, lora)
-        if gradient_checkpointing:
-            checkpoint_layers(self.model)
         self.width = self.model.config.hidden_size
 
     @property
@@ -168,30 +162,6 @@ def add_lora(model: Any, lora: dict[str, Any]) -> Any:
         raise ValueError(f"llm causal: lora: {error}") from None
 
 
-def checkpoint_layers(model: Any) -> None:
-    """Let every layer be computed again in the backward pass.
-
-    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
-
-    Raises:
-        ValueError: the model has no layers of the kind that can be.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(f"llm causal: gradient_checkpointing: {type(model).__name__} has no layers that allow it")
-    for layer in layers:
-        layer.forward = functools.partial(_checkpointed, layer.forward)
-
-
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
-    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
 def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
     import transformers
@@ -208,9 +178,17 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
 def load_model(auto_class: str, name: str, **options: Any) -> Any:
     """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
 
+    In `lightning_s2s.checkpoints.weights.without_weights` it is built from its configuration alone.
+
     Raises:
         ValueError: it can't be loaded, or isn't the checkpoint of such a model.
     """
+    if skipping_weights():
+        import transformers
+
+        known = getattr(transformers, auto_class)
+        build = known.from_config if auto_class.startswith("Auto") else known._from_config
+        return build(load_pretrained("AutoConfig", name), **options)
     model, loaded = load_pretrained(auto_class, name, output_loading_info=True, **options)
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(

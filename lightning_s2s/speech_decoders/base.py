@@ -106,6 +106,11 @@ class CausalSpeechDecoder(SpeechDecoder):
             )
         return self.text_norm(self.text_embedding(ids))
 
+    def idle_parts(self, condition: str) -> list[nn.Module]:
+        if condition == "text":
+            return [self.llm_projection, self.llm_norm, *([self.fusion_gate] if self.fusion == "gate" else [])]
+        return [self.text_embedding, self.text_norm] if self.text_conditions and self.fusion == "none" else []
+
     def embed_speaker(self, speaker: Tensor) -> Tensor:
         """(M, 512) -> (M, 1, D)."""
         speaker = speaker.to(self.speaker_projection.weight.dtype)

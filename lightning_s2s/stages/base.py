@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_s2s.checkpoints.folder import SLOTS
 from lightning_s2s.checkpoints.handoff import load_handoff
 from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
@@ -24,9 +27,15 @@ from lightning_s2s.interfaces import (
     SpeechDecoder,
     UnitLogits,
     Vocoder,
+    checkpoint_activations,
     lengths_to_mask,
 )
 from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.sharding import gathered, is_sharded, shard
+from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
+
+CONFIGURATION_KEY = "lightning_s2s_stage"
+"""Where a checkpoint holds the `class_path` and `init_args` of its stage."""
 
 
 class Stage(L.LightningModule):
@@ -46,10 +55,19 @@ class Stage(L.LightningModule):
         weight_decay: on matrices; vectors have none.
         warmup_steps: linear warm-up, then a cosine down to `min_lr_ratio` of the peak.
         min_lr_ratio: see `warmup_steps`.
+        activation_checkpointing: components (`encoder`, `llm`, `speech_decoder`) whose layers are computed again in the
+            backward pass instead of keeping their activations: less memory, more time, the same gradients.
 
     Raises:
         ValueError: parts don't fit, a pattern matches nothing, or nothing is left to train.
+
+    Attributes:
+        configuration: class path and arguments, stored in every checkpoint so that it can be opened alone.
+        monitor: the metric of validation that says which weights are best.
     """
+
+    configuration: dict[str, Any] | None = None
+    monitor = "val/text_loss"
 
     def __init__(
         self,
@@ -65,6 +83,7 @@ class Stage(L.LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         min_lr_ratio: float = 0.1,
+        activation_checkpointing: list[str] | None = None,
     ):
         super().__init__()
         self.model = SpeechToSpeechModel(llm, encoder, adapter, speech_decoder, vocoder)
@@ -72,9 +91,19 @@ class Stage(L.LightningModule):
             rank_zero_info(load_handoff(self.model, init_from))
         self.lr, self.lr_scale, self.weight_decay = lr, dict(lr_scale or {}), weight_decay
         self.warmup_steps, self.min_lr_ratio = warmup_steps, min_lr_ratio
+        self._gathered = contextlib.ExitStack()
         if vocoder is not None:
             vocoder.requires_grad_(False)
         self._set_frozen(freeze or [])
+        for name in activation_checkpointing or []:
+            component = getattr(self.model, name, None) if name in SLOTS else None
+            if component is None:
+                present = [slot for slot in SLOTS if getattr(self.model, slot) is not None]
+                raise ValueError(f"activation_checkpointing: got {name!r}; the model's parts are {', '.join(present)}")
+            try:
+                checkpoint_activations(component)
+            except ValueError as error:
+                raise ValueError(f"activation_checkpointing: {name}: {error}") from None
 
     def _matching(self, option: str, pattern: str) -> list[str]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -92,6 +121,23 @@ class Stage(L.LightningModule):
         if not any(parameter.requires_grad for parameter in parameters.values()):
             raise ValueError("freeze: every parameter is frozen, nothing is left to train")
 
+    def configure_model(self) -> None:
+        """Shard the model where the strategy wants it to be; every other strategy takes it as it is."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy):
+            wrap_blocks(strategy, self.model)
+        elif isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.model):
+            data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+            precision = mixed_precision(str(self.trainer.precision))
+            shard(self.model, strategy.root_device, data, tensor if tensor.size() > 1 else None, precision)
+
+    def on_validation_start(self) -> None:
+        """Gather sharded weights for the whole validation, in which each process may answer as many rows as it has."""
+        self._gathered.enter_context(gathered(self.model))
+
+    def on_validation_end(self) -> None:
+        self._gathered.close()
+
     def data_requirements(self) -> DataRequirements:
         """What batches must fit."""
         encoder, vocoder = self.model.encoder, self.model.vocoder
@@ -103,8 +149,17 @@ class Stage(L.LightningModule):
             codebooks_per_frame=vocoder.codebooks_per_frame if vocoder else 1,
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.configuration is not None:
+            checkpoint[CONFIGURATION_KEY] = self.configuration
+
     def on_train_start(self) -> None:
-        """On a CPU in bfloat16, keep attention from torch's flash kernel: its backward pass is several times slower."""
+        """Parts that are wholly frozen run as in inference: no dropout, no augmentation.
+
+        On a CPU in bfloat16, attention is kept from torch's flash kernel: its backward pass is several times slower.
+        """
+        self.train()  # what transformers loads is in eval mode
+        self._calm_frozen_parts()
         if self._flash_is_slow():
             torch.backends.cuda.enable_flash_sdp(False)  # despite its name, for CPUs too
 
@@ -112,13 +167,13 @@ class Stage(L.LightningModule):
         if self._flash_is_slow():
             torch.backends.cuda.enable_flash_sdp(True)
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether other processes train on other batches at the same time."""
+        return self.trainer.world_size > 1
+
     def _flash_is_slow(self) -> bool:
         return self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16")
-
-    def on_train_epoch_start(self) -> None:
-        """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
-        self.train()  # what transformers loads is in eval mode
-        self._calm_frozen_parts()
 
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
@@ -154,12 +209,15 @@ class Stage(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def log_loss(self, split: str, name: str, logits: Tensor, labels: Tensor, accuracy: bool = False) -> Tensor:
-        """Cross-entropy of labelled positions, logged as `{split}/{name}_loss`, by request with its accuracy."""
-        loss = F.cross_entropy(logits.float(), labels)
+        """Cross-entropy of labelled positions, logged as `{split}/{name}_loss`, by request with its accuracy.
+
+        Zero where no position has a label, as another process's batch may have some.
+        """
+        loss = F.cross_entropy(logits.float(), labels) if len(labels) else logits.float().sum()
         size = {"batch_size": len(labels), "on_epoch": split == "val", "on_step": split == "train"}
-        self.log(f"{split}/{name}_loss", loss, prog_bar=True, **size)
+        self.log(f"{split}/{name}_loss", loss, prog_bar=True, sync_dist=True, **size)
         if accuracy:
-            self.log(f"{split}/{name}_accuracy", (logits.argmax(-1) == labels).float().mean(), **size)
+            self.log(f"{split}/{name}_accuracy", (logits.argmax(-1) == labels).float().mean(), sync_dist=True, **size)
         return loss
 
     def log_unit_loss(self, split: str, units: UnitLogits) -> Tensor:
@@ -172,17 +230,18 @@ class Stage(L.LightningModule):
             return self.log_loss(split, "unit", units.logits, units.labels, accuracy=True)
         loss, accuracy = ctc_loss(units), ctc_accuracy(units)
         size = {"batch_size": int(units.label_lengths.sum()), "on_epoch": split == "val", "on_step": split == "train"}
-        self.log(f"{split}/unit_loss", loss, prog_bar=True, **size)
-        self.log(f"{split}/unit_accuracy", accuracy, **size)
+        self.log(f"{split}/unit_loss", loss, prog_bar=True, sync_dist=True, **size)
+        self.log(f"{split}/unit_accuracy", accuracy, sync_dist=True, **size)
         return loss
 
     def on_fit_end(self) -> None:
         """The model as a folder beside the checkpoints, ready to answer or to start the next stage from."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            folder = Path(self.trainer.default_root_dir) / "model"
-            self.model.save_pretrained(folder)
-            self.export(Path(self.trainer.default_root_dir))
-            rank_zero_info(f"model written to {folder}")
+        if self.trainer.fast_dev_run or not (self.trainer.is_global_zero or is_sharded(self.model)):
+            return
+        folder = Path(self.trainer.default_root_dir) / "model"
+        self.model.save_pretrained(folder)
+        self.export(Path(self.trainer.default_root_dir))
+        rank_zero_info(f"model written to {folder}")
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
@@ -191,6 +250,8 @@ class Stage(L.LightningModule):
 def ctc_loss(units: CtcLogits) -> Tensor:
     """CTC, averaged over the units; turns that have more units than frames can hold are left out."""
     logits, lengths = units.logits, units.label_lengths
+    if not len(lengths):
+        return logits.float().sum()
     fitting = units.logit_lengths >= frames_needed(units.labels, lengths)
     total = F.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1),
@@ -207,6 +268,8 @@ def ctc_loss(units: CtcLogits) -> Tensor:
 @torch.no_grad()
 def ctc_accuracy(units: CtcLogits) -> Tensor:
     """1 - the unit error rate of the most likely path; below 0 where too much is said."""
+    if not len(units.label_lengths):
+        return units.logits.new_zeros(())
     blank = units.logits.shape[-1] - 1
     frames = units.logits.argmax(-1)
     # What lies behind a turn's end counts as blank.

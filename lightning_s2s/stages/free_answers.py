@@ -6,12 +6,14 @@ from collections import Counter
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.text import WordErrorRate
 
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.sharding import is_sharded
 
 
 def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -42,8 +44,11 @@ def heard_text(row: dict[str, Any]) -> list[str]:
 class FreeAnswerMetrics(nn.Module):
     """Greedy answers to rows whose `task` is `emotion` or `transcribe`, against the answer in the row.
 
+    Several processes answer different rows, and the measures are of all of them. Where a process holds pieces of the
+    weights alone, none are answered.
+
     Args:
-        num_rows: rows of each task that are answered in one validation.
+        num_rows: rows of each task that a process answers in one validation.
     """
 
     def __init__(self, num_rows: int):
@@ -54,6 +59,9 @@ class FreeAnswerMetrics(nn.Module):
 
     def update(self, model: SpeechToSpeechModel, batch: dict[str, Any]) -> None:
         """Answer the batch's rows that still count."""
+        if is_sharded(model):
+            rank_zero_warn("weights lie in pieces on several processes: emotion and word accuracy are not measured")
+            return
         clip = 0
         for row in batch["rows"]:
             items = audio_items(row)
@@ -76,11 +84,14 @@ class FreeAnswerMetrics(nn.Module):
             clip += len(items)
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """The measures of the tasks that were seen; starts over."""
+        """The measures of the tasks that were seen by any process; starts over."""
         measures = {}
-        if self.seen["emotion"]:
+        seen = torch.tensor([self.seen["emotion"], self.seen["transcribe"]], device=self.emotion.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen)
+        if seen[0]:
             measures["val/emotion_accuracy"] = self.emotion.compute()
-        if self.seen["transcribe"]:
+        if seen[1]:
             measures["val/word_accuracy"] = 1 - self.word_errors.compute()
         self.emotion.reset()
         self.word_errors.reset()

@@ -25,6 +25,8 @@ class SpeechGenerationPretraining(Stage):
         stage_options: see `Stage`. In 2b freeze `llm.*`; encoder and adapter are not used.
     """
 
+    monitor = "val/unit_loss"
+
     def __init__(self, *args: Any, condition: Literal["text", "hidden_states"] = "hidden_states", **stage_options: Any):
         super().__init__(*args, **stage_options)
         if self.model.speech_decoder is None:
@@ -35,6 +37,8 @@ class SpeechGenerationPretraining(Stage):
                 "set text_conditions to true and train from the start, or train on with condition: hidden_states"
             )
         self.condition = condition
+        for part in self.model.speech_decoder.idle_parts(condition):
+            part.requires_grad_(False)
 
     def data_requirements(self) -> DataRequirements:
         """What batches must fit; a row without units has nothing to speak."""

@@ -21,19 +21,23 @@ class EmpatheticInstructionTuning(Stage):
         stage_options: see `Stage`.
     """
 
+    monitor = "val/loss"
+
     def __init__(self, *args: Any, unit_weight: float = 1.0, num_generated: int = 48, **stage_options: Any):
         super().__init__(*args, **stage_options)
         if self.model.encoder is None or self.model.speech_decoder is None:
             raise ValueError("EmpatheticInstructionTuning needs encoder, adapter, speech_decoder and vocoder")
         self.unit_weight = unit_weight
+        for part in self.model.speech_decoder.idle_parts("hidden_states"):
+            part.requires_grad_(False)
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        output = self.model(batch)
+        output = self.model(batch, whole=self.is_distributed)
         loss = self.log_loss(split, "text", output.text_logits, output.text_labels)
         if output.units is not None:
             loss = loss + self.unit_weight * self.log_unit_loss(split, output.units)
-        self.log(f"{split}/loss", loss, batch_size=len(batch["rows"]))
+        self.log(f"{split}/loss", loss, batch_size=len(batch["rows"]), sync_dist=True)
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

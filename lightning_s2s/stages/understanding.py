@@ -58,14 +58,17 @@ class SpeechUnderstandingPretraining(Stage):
         """The losses with a weight, logged."""
         losses = {}
         if self.text_weight:
-            output = self.model(batch, speak=False)
+            output = self.model(batch, speak=False, whole=self.is_distributed)
             losses["text"] = self.log_loss(split, "text", output.text_logits, output.text_labels)
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
             audio_embeds, audio_lengths = self.model.encode_audio(batch["waveform"], batch["waveform_lengths"])
-        if self.ctc_weight and audio_embeds is not None:
-            losses["ctc"] = self._ctc_loss(batch["rows"], audio_embeds, audio_lengths)
-            self.log(f"{split}/ctc_loss", losses["ctc"], prog_bar=True, batch_size=len(batch["rows"]))
+        if self.ctc_weight and (audio_embeds is not None or self.is_distributed):
+            losses["ctc"] = self.ctc_blank[0] * 0
+            if audio_embeds is not None:
+                losses["ctc"] = self._ctc_loss(batch["rows"], audio_embeds, audio_lengths)
+            size = len(batch["rows"])
+            self.log(f"{split}/ctc_loss", losses["ctc"], prog_bar=True, batch_size=size, sync_dist=True)
         return losses
 
     def _ctc_loss(self, rows: list[dict[str, Any]], audio_embeds: Tensor, audio_lengths: Tensor) -> Tensor:

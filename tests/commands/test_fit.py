@@ -144,4 +144,4 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(run, configu
     expected, found = weights(whole), weights(parts)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert sorted(path.name for path in (parts / "checkpoints").iterdir()) == ["last.ckpt"]
+    assert sorted(path.name for path in (parts / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

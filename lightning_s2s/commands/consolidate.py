@@ -1,0 +1,53 @@
+"""`lightning-s2s consolidate`: a run's checkpoint, of one process or of many, as an ordinary model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_s2s.commands.messages import OneLineParser
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `lightning-s2s consolidate`."""
+    parser = OneLineParser(prog="lightning-s2s consolidate", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint of it")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
+    parser.add_argument("--best", action="store_true", help="the weights that validated best, not the last ones")
+    return parser
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Write the model folder.
+
+    Raises:
+        CommandError: a mistake in the options.
+        ValueError: there is no such checkpoint, it can't be read, or OUT is taken.
+    """
+    options = build_parser().parse_args(arguments)
+    from lightning_s2s.checkpoints.opens2s_export import make_folder
+    from lightning_s2s.commands.models import open_model
+
+    checkpoint = find_checkpoint(options.run, "best.ckpt" if options.best else "last.ckpt")
+    model = open_model(checkpoint)
+    make_folder(options.out, model.save_pretrained)
+    print(f"{options.out}: model folder, from {checkpoint}")
+    return 0
+
+
+def find_checkpoint(run: Path, name: str) -> Path:
+    """The checkpoint `name` of a run; `run` itself where it is one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint
+
+    places = [run / "checkpoints" / name, run / name]
+    for place in [run, *places] if run.suffix == ".ckpt" else places:
+        if place.is_file() or is_sharded_checkpoint(place):
+            return place
+    raise ValueError(f"{run}: no checkpoint; expected the folder of a run with checkpoints/{name}, or a .ckpt")

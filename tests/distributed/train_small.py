@@ -1,0 +1,94 @@
+"""Trains a small stage on one or several processes and writes what each batch's loss was; started by the tests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_parts import SMALL_LM
+
+from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.checkpoints.weights import without_weights
+from lightning_s2s.commands.run_checkpoint import RunCheckpoint
+from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.encoders.mel import MelEncoder
+from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.stages import (
+    EmpatheticInstructionTuning,
+    SpeechGenerationPretraining,
+    SpeechUnderstandingPretraining,
+)
+from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.strategies import is_fsdp2
+from lightning_s2s.vocoders.pocket import PocketVocoder
+
+STAGES = {
+    "1": (SpeechUnderstandingPretraining, {"freeze": ["encoder.*", "llm.*"]}),
+    "1 with ctc": (SpeechUnderstandingPretraining, {"freeze": ["llm.*"], "ctc_weight": 1.0}),
+    "2a": (SpeechGenerationPretraining, {"freeze": ["encoder.*", "adapter.*", "llm.*"], "condition": "text"}),
+    "2b": (SpeechGenerationPretraining, {"freeze": ["encoder.*", "adapter.*", "llm.*"]}),
+    "3": (EmpatheticInstructionTuning, {"freeze": ["encoder.*"]}),
+}
+
+
+def build(name: str, tokenizer: str) -> Stage:
+    """A stage with small random components, the same in every process."""
+    torch.manual_seed(0)
+    parts = {
+        "llm": CausalLanguageModel(config=SMALL_LM, tokenizer=tokenizer),
+        "encoder": MelEncoder(width=16, num_layers=1, num_heads=2),
+        "adapter": ConvAdapter(inner_width=8),
+    }
+    if not name.startswith("1"):
+        parts["speech_decoder"] = InterleavedSpeechDecoder("2:3", SMALL_LM)
+        parts["vocoder"] = PocketVocoder(encoder_width=8, decoder_width=8)
+    kind, options = STAGES[name]
+    return kind(**parts, lr=1e-2, warmup_steps=1, **options)
+
+
+class Losses(L.Callback):
+    """The loss of every batch that this process has seen."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("stage", "strategy", "manifest", "tokenizer", "out"):
+        parser.add_argument(f"--{name}")
+    for name, default in (("processes", 1), ("accumulate", 1), ("batch", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clip", type=float)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    L.seed_everything(1)  # dropout and masks
+    sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(given.strategy)
+    with without_weights() if sent else nullcontext():
+        stage = build(given.stage, given.tokenizer)
+    losses = Losses()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=given.processes, strategy=given.strategy, max_steps=4,
+        callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
+        default_root_dir=given.out, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=1, num_sanity_val_steps=1,
+    )  # fmt: skip
+    data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
+    trainer.fit(stage, data)
+    (Path(given.out) / f"losses-{trainer.global_rank}.json").write_text(json.dumps(losses.losses))
+
+
+if __name__ == "__main__":
+    main()
