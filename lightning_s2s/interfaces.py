@@ -7,93 +7,17 @@ Waveforms are float32 in [-1, 1].
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_s2s.extras import MissingPackageError, how_to_install
+from lightning_s2s.component import Component
 from lightning_s2s.sampling import Generation
-
-
-class Component(nn.Module):
-    """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
-
-    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
-    importing it.
-
-    Attributes:
-        init_args: the arguments the component was built with.
-    """
-
-    paper: ClassVar[str] = ""
-    """Where it is described, such as `arXiv:2507.05177`."""
-    rates: ClassVar[str] = ""
-    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
-    size: ClassVar[str] = ""
-    """Parameters of the usual checkpoint, such as `20M (base)`."""
-    licence: ClassVar[str] = ""
-    """Licence of the published weights that it is made for; empty where it is trained from scratch."""
-    extra: ClassVar[str] = ""
-    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
-    entry_points: ClassVar[tuple[str, ...]] = ()
-    """Methods beside `forward` that compute with the weights: where these are sharded, they are gathered first."""
-    init_args: dict[str, Any]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__init__" in cls.__dict__:
-            setattr(cls, "__init__", _remember_arguments(cls.__init__))  # noqa: B010 (mypy forbids plain assignment)
-
-    def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
-
-        A component that needs files beside its weights (a tokenizer, say) writes them into `folder` here and names
-        them relative to it.
-        """
-        return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
-
-    def blocks(self) -> list[nn.Module]:
-        """The Transformer layers, each run by its `forward`: they are sharded, recomputed and compiled one by one."""
-        library = sys.modules.get("transformers.modeling_layers")  # a model of transformers can't be without it
-        kinds = [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer]
-        kinds += [library.GradientCheckpointingLayer] if library else []
-        return [module for module in self.modules() if isinstance(module, tuple(kinds))]
-
-
-def _remember_arguments(init: Any) -> Any:
-    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
-
-    A package that is missing is then said with the command that installs it.
-    """
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        if "init_args" not in self.__dict__:
-            arguments = dict(list(bound.arguments.items())[1:])
-            for parameter in signature.parameters.values():
-                if parameter.kind is parameter.VAR_KEYWORD:
-                    arguments |= arguments.pop(parameter.name, {})
-            self.__dict__["init_args"] = arguments
-        try:
-            init(self, *args, **kwargs)
-        except Exception as error:
-            remedy = how_to_install(error, preferred=type(self).extra)
-            if remedy is None or isinstance(error, MissingPackageError):
-                raise
-            raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
-
-    return wrapped
 
 
 class AudioEncoder(Component, ABC):
@@ -241,7 +165,29 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
-class LanguageModel(Component, ABC):
+class Streamed(Component):
+    """What runs in streams that can share a cache and advance together: the LLM and the speech decoder."""
+
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
+        """Memory for several streams; None where every stream has its own.
+
+        Args:
+            num_slots: streams that may run at the same time.
+            max_positions: of each, at first.
+            compile: let the forward of a single step be compiled.
+
+        Raises:
+            ValueError: the component can't do as asked.
+        """
+        if compile:
+            raise ValueError(f"{type(self).__name__} can't be compiled; set compile to false")
+        return None
+
+    def end_stream(self, state: Any) -> None:
+        """Give the slot of a stream back; its state must not be used again."""
+
+
+class LanguageModel(Streamed, ABC):
     """The instruction-following LLM: tokens and audio positions in, hidden states and text out.
 
     Attributes:
@@ -251,7 +197,7 @@ class LanguageModel(Component, ABC):
         generation: how the model wants its replies drawn and ended; None leaves that to the session.
     """
 
-    entry_points = ("embed", "logits", "stream")
+    entry_points = ("embed", "logits", "stream", "stream_together")
     width: int
     vocabulary: int
     tokenizer: Any
@@ -270,12 +216,16 @@ class LanguageModel(Component, ABC):
         """(..., D) -> (..., V): what follows each position."""
 
     @abstractmethod
-    def start_stream(self) -> Any:
-        """An empty cache."""
+    def start_stream(self, cache: Any = None) -> Any:
+        """The state of a new stream, in memory of its own or in a slot of `open_cache`'s."""
 
     @abstractmethod
     def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
-        """The next positions (B, S, D) -> their hidden states (B, S, D); the cache grows by S."""
+        """The next positions (1, S, D) -> their hidden states (1, S, D); the stream grows by S."""
+
+    def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[Any]) -> list[Tensor]:
+        """`stream` of several streams that share a cache, in as few forwards as the LLM can."""
+        return [self.stream(inputs, state) for inputs, state in zip(inputs_embeds, states, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -306,7 +256,7 @@ class CtcLogits(UnitLogits):
     label_lengths: Tensor
 
 
-class SpeechDecoder(Component, ABC):
+class SpeechDecoder(Streamed, ABC):
     """Hidden states of the LLM -> units, step by step, so that speech begins before the text is complete.
 
     A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
@@ -324,7 +274,7 @@ class SpeechDecoder(Component, ABC):
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
-    entry_points = ("project", "embed_text", "start_stream")
+    entry_points = ("project", "embed_text", "start_stream", "read_waiting")
     width: int
     eos_unit: int | None
     chunk_conditions: int
@@ -382,7 +332,7 @@ class SpeechDecoder(Component, ABC):
         """
 
     @abstractmethod
-    def start_stream(self, speaker: Tensor, sampler: Any) -> Any:
+    def start_stream(self, speaker: Tensor, sampler: Any, cache: Any = None) -> Any:
         """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
 
     @abstractmethod
@@ -392,6 +342,18 @@ class SpeechDecoder(Component, ABC):
         Once `last` was given, all the remaining units follow. However the conditions are cut into calls, the units are
         the same.
         """
+
+    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
+        """`stream` in steps that turns can share: where it yields None it has to be sent its own of `read_waiting`.
+
+        The conditions don't cross a multiple of `chunk_conditions`; units come out as they are drawn, in smaller groups
+        than from `stream`. A decoder that knows no such steps speaks turn by turn.
+        """
+        yield from self.stream(conditions, state, last)
+
+    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
+        """What the turns that have yielded None wait for, in one forward where the decoder can."""
+        raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
 
     def idle_parts(self, condition: str) -> list[nn.Module]:
         """What has no part in training with conditions made by `project` ("hidden_states") or `embed_text` ("text")."""

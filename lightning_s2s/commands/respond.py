@@ -15,7 +15,7 @@ from lightning_s2s.files import replacing, write_text
 if TYPE_CHECKING:
     import argparse
 
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.streaming.engine import StreamingEngine
     from lightning_s2s.streaming.events import Reply
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="sound from this vocoder: a name, with --vocoder.OPTION VALUE, a folder of GLM-4-Voice's decoder, or YAML",
     )
     parser.add_argument("--no-audio", action="store_true", help="make no sound; --out is not written")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the model first, a minute or two, to answer faster"
+    )
     parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
     return parser
 
@@ -58,6 +61,7 @@ def run(name: str, arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     _check(options)
     from lightning_s2s.data.audio import load_audio
+    from lightning_s2s.streaming.engine import StreamingEngine
 
     model = open_model(options.model)
     if options.vocoder is not None and not options.no_audio:
@@ -70,11 +74,13 @@ def run(name: str, arguments: list[str]) -> int:
     sample_rate = model.encoder.sample_rate
     waveform = load_audio(str(options.question), ".", sample_rate)
 
-    warm_up(model, sample_rate, vocode)
+    engine = StreamingEngine(model, compile=options.compile)
+    warm_up(engine, sample_rate, vocode)
     events: list[TimedEvent] = []
     reply = None
     start = time.perf_counter()
-    for event in model.stream(waveform, sample_rate, greedy=options.greedy, vocode=vocode, seed=options.seed):
+    settings = {"greedy": options.greedy, "vocode": vocode, "seed": options.seed, "engine": engine}
+    for event in model.stream(waveform, sample_rate, **settings):
         events.append(TimedEvent(type(event).__name__, event.time_sec - start))
         reply = getattr(event, "reply", reply)
     assert reply is not None, "a stream ends with Done"
@@ -89,9 +95,11 @@ def run(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def warm_up(model: SpeechToSpeechModel, sample_rate: int, vocode: bool) -> None:
-    """Let half a second of silence through up to the first sound: a process's first answer pays for late imports."""
-    for event in model.stream([0.0] * (sample_rate // 2), sample_rate, vocode=vocode, max_text_tokens=2):
+def warm_up(engine: StreamingEngine, sample_rate: int, vocode: bool) -> None:
+    """Compile, and let half a second of silence through up to the first sound: late imports aren't the answer's."""
+    engine.warm_up()
+    silence, settings = [0.0] * (sample_rate // 2), {"vocode": vocode, "max_text_tokens": 2, "engine": engine}
+    for event in engine.model.stream(silence, sample_rate, **settings):
         if type(event).__name__ == ("AudioChunk" if vocode else "Units"):
             break
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from lightning_s2s.streaming.session import Reply
+    from lightning_s2s.streaming.events import Reply
 
 MARKS = ("encoder_done", "first_text_token", "first_hidden_states", "first_units", "first_audio")
 """The marks of a reply's clock in the order in which they happen; each is in seconds since the question's end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_s2s.checkpoints.weights import skipping_weights
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
 from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
+from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
@@ -127,15 +129,23 @@ class CausalLanguageModel(LanguageModel):
     def logits(self, hidden_states: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden_states)
 
-    def start_stream(self) -> Any:
-        from transformers import DynamicCache
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> SlotCache | UnboundedCache:
+        try:
+            return open_cache(self.model, num_slots, max_positions, (1,) if compile else ())
+        except ValueError as error:
+            raise ValueError(f"llm causal: {error}") from None
 
-        return DynamicCache(config=self.model.config)
+    def start_stream(self, cache: SlotCache | UnboundedCache | None = None) -> Slot:
+        return (cache or open_cache(self.model)).acquire()
 
-    def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
-        return self.model.base_model(
-            inputs_embeds=inputs_embeds, past_key_values=state, use_cache=True
-        ).last_hidden_state
+    def stream(self, inputs_embeds: Tensor, state: Slot) -> Tensor:
+        return state.cache.advance([inputs_embeds], [state])[0]
+
+    def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[Slot]) -> list[Tensor]:
+        return states[0].cache.advance(inputs_embeds, states)
+
+    def end_stream(self, state: Slot) -> None:
+        state.release()
 
 
 def add_lora(model: Any, lora: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.interfaces import SpeechDecoder
+from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.sampling import Sampler
 
 SPEAKER_WIDTH = 512
@@ -21,10 +22,10 @@ SPEAKER_WIDTH = 512
 class StreamState:
     """A spoken turn while it is made: the cache, and what waits to be fed."""
 
-    cache: Any
+    slot: Slot
     sampler: Sampler
-    waiting: Tensor
-    """(1, S, D) inputs that no forward has seen yet."""
+    waiting: list[Tensor]
+    """(1, S, D) each: inputs that no forward has seen yet."""
     num_conditions: int = 0
 
 
@@ -128,37 +129,66 @@ class CausalSpeechDecoder(SpeechDecoder):
         """All inputs at once (M, L, D), with their mask (M, L) -> hidden states (M, L, D)."""
         return self.lm.base_model(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
 
-    def read_waiting(self, state: StreamState) -> Tensor:
-        """The inputs that wait -> their hidden states (1, S, D); the cache grows by S."""
-        hidden = self.lm.base_model(
-            inputs_embeds=state.waiting, past_key_values=state.cache, use_cache=True
-        ).last_hidden_state
-        state.waiting = state.waiting[:, :0]
-        return hidden
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> SlotCache | UnboundedCache:
+        try:
+            return open_cache(self.lm, num_slots, max_positions, self.step_sizes if compile else ())
+        except ValueError as error:
+            raise ValueError(f"speech_decoder {type(self).__name__}: {error}") from None
 
-    def start_cache(self) -> Any:
-        """An empty cache of the LM."""
-        from transformers import DynamicCache
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """How many inputs a step reads: the last unit, or N conditions behind it or behind the speaker."""
+        return 1, 1 + self.chunk_conditions
 
-        return DynamicCache(config=self.lm.config)
+    def end_stream(self, state: StreamState) -> None:
+        state.slot.release()
+
+    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
+        """The inputs that wait -> for each turn their hidden states (1, S, D)."""
+        inputs = [state.waiting[0] if len(state.waiting) == 1 else torch.cat(state.waiting, dim=1) for state in states]
+        for state in states:
+            state.waiting = []
+        slots = [state.slot for state in states]
+        return slots[0].cache.advance(inputs, slots)
+
+    def start_slot(self, cache: SlotCache | UnboundedCache | None) -> Slot:
+        """A slot of the cache, or of one for this turn alone."""
+        return (cache or open_cache(self.lm)).acquire()
 
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
-        step = self.chunk_conditions
-        first = step - state.num_conditions % step
-        pieces = [conditions[:, :first], *conditions[:, first:].split(step, dim=1)]
+        size = self.chunk_conditions
+        first = size - state.num_conditions % size
+        pieces = [conditions[:, :first], *conditions[:, first:].split(size, dim=1)]
         pieces = [piece for number, piece in enumerate(pieces) if piece.shape[1] or number == 0]
         for number, piece in enumerate(pieces):
-            state.waiting = torch.cat([state.waiting, self.to_inputs(piece)], dim=1)
-            state.num_conditions += piece.shape[1]
-            yield from self.draw(state, closing=last and number == len(pieces) - 1)
+            steps, answer, group = self.steps(piece, state, last and number == len(pieces) - 1), None, []
+            while True:
+                try:
+                    units = steps.send(answer)
+                except StopIteration:
+                    break
+                answer = self.read_waiting([state])[0] if units is None else None
+                group += units or []
+                if len(group) >= self.chunk_units:
+                    yield group
+                    group = []
+            if group:
+                yield group
+
+    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
+        if conditions.shape[1]:
+            state.waiting.append(self.to_inputs(conditions))
+        state.num_conditions += conditions.shape[1]
+        yield from self.draw(state, closing=last)
 
     def to_inputs(self, conditions: Tensor) -> Tensor:
         """Conditions (M, S, D) -> the LM's inputs (M, F, D): one each, or several."""
         return conditions
 
     @abstractmethod
-    def draw(self, state: Any, closing: bool) -> Iterator[list[int]]:
-        """Yield what is due with the conditions that are there, at most `chunk_units` at a time.
+    def draw(self, state: Any, closing: bool) -> Generator[list[int] | None, Any, None]:
+        """Yield what is due with the conditions that are there, as it is drawn, at most `chunk_units` at a time.
 
+        `yield None` gives what `read_waiting` has made of the inputs that wait.
         Conditions come in pieces that never cross a multiple of `chunk_conditions`; with `closing` these were all.
         """

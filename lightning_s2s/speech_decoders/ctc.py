@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,11 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
         self.build(llm_width, text_vocabulary, {**self.config, **own})
         self.load_checkpoint()
 
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """A chunk's frames, the speaker before the first of them."""
+        return 1 + self.chunk_units, self.chunk_units
+
     def to_inputs(self, conditions: Tensor) -> Tensor:
         return conditions.repeat_interleave(self.upsampling, dim=1)
 
@@ -104,14 +109,14 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
                 stacklevel=2,
             )
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler) -> CtcStreamState:
-        return CtcStreamState(self.start_cache(), sampler, self.embed_speaker(speaker), previous=self.blank)
+    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> CtcStreamState:
+        return CtcStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)], previous=self.blank)
 
-    def draw(self, state: CtcStreamState, closing: bool) -> Iterator[list[int]]:
+    def draw(self, state: CtcStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         fresh = state.num_conditions - state.num_spoken
         if not fresh or not (closing or state.num_conditions % self.chunk_conditions == 0):
             return
-        hidden = self.read_waiting(state)[0, -fresh * self.upsampling :]
+        hidden = (yield None)[0, -fresh * self.upsampling :]
         path = self.lm.get_output_embeddings()(hidden).argmax(-1)
         units = collapse(path, self.blank, state.previous).tolist()
         state.num_spoken, state.previous = state.num_conditions, int(path[-1])

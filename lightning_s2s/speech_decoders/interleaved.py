@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,8 +126,8 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
             embedded = embedded * kept.unsqueeze(-1)
         return self.arrange(speaker, embedded, conditions, source)
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler) -> InterleavedStreamState:
-        return InterleavedStreamState(self.start_cache(), sampler, self.embed_speaker(speaker))
+    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> InterleavedStreamState:
+        return InterleavedStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)])
 
     def is_spent(self, state: InterleavedStreamState) -> bool:
         return state.spent
@@ -144,22 +144,20 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         state.sampler.forget()
         return left if closing else min(self.chunk_units, left)
 
-    def draw(self, state: InterleavedStreamState, closing: bool) -> Iterator[list[int]]:
-        group: list[int] = []
+    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
+        """The inputs that wait -> for each turn the logits (V,) of what follows."""
+        last = [hidden[:, -1] for hidden in super().read_waiting(states)]
+        return list(self.lm.get_output_embeddings()(last[0] if len(last) == 1 else torch.cat(last)))
+
+    def draw(self, state: InterleavedStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         for _ in range(0 if state.finished else self._units_due(state, closing)):
-            token = state.sampler(self.lm.get_output_embeddings()(self.read_waiting(state)[0, -1]))
+            token = state.sampler((yield None))
             eos = token in self.eos_ids
             if not eos or self.eos_ends == "group":
-                group.append(token - self.unit_offset)
                 state.num_units += 1
-                embedded = self.lm.get_input_embeddings()(torch.tensor([[token]], device=state.waiting.device))
-                state.waiting = torch.cat([state.waiting, embedded], dim=1)
+                state.waiting.append(self.lm.get_input_embeddings()(torch.tensor([[token]], device=self.lm.device)))
+                yield [token - self.unit_offset]
             if eos:
                 state.finished = self.eos_ends == "turn"
                 break
-            if len(group) == self.chunk_units:
-                yield group
-                group = []
         state.finished |= closing
-        if group:
-            yield group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -237,29 +237,23 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
             )
         return labels
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler) -> MtpStreamState:
-        return MtpStreamState(self.start_cache(), sampler, self.embed_speaker(speaker), end=self.max_units)
+    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> MtpStreamState:
+        return MtpStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)], end=self.max_units)
 
-    def draw(self, state: MtpStreamState, closing: bool) -> Iterator[list[int]]:
+    def draw(self, state: MtpStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         due = self.schedule.units_due(state.num_conditions, state.num_steps, closing)
-        group: list[int] = []
         while state.num_given < state.end and (due is None or due > 0):
-            self._draw_step(state)
+            self._draw_step(state, (yield None))
             due = None if due is None else due - 1
             frame = range(state.num_given, min(state.num_given + self.pattern.num_slots, state.end))
             if all(place in state.drawn for place in frame):
-                group += [state.drawn.pop(place) for place in frame]
                 state.num_given += len(frame)
-            if len(group) == self.chunk_units:
-                yield group
-                group = []
-        if group:
-            yield group
+                yield [state.drawn.pop(place) for place in frame]
 
-    def _draw_step(self, state: MtpStreamState) -> None:
-        """Draw a unit for each slot that has one, and let the step wait to be fed."""
+    def _draw_step(self, state: MtpStreamState, hidden: Tensor) -> None:
+        """From hidden states (1, S, D) draw a unit for each slot that has one, and let the step wait to be fed."""
         ids, there = [0] * self.pattern.num_slots, [False] * self.pattern.num_slots
-        for slot, states in enumerate(self.slot_states(self.read_waiting(state)[:, -1])):
+        for slot, states in enumerate(self.slot_states(hidden[:, -1])):
             place = self.pattern.unit_at(state.num_steps, slot)
             if not 0 <= place < state.end:
                 continue
@@ -270,9 +264,9 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
             else:
                 state.drawn[place] = token
         state.num_steps += 1
-        device = state.waiting.device
+        device = hidden.device
         step = self.embed_steps(torch.tensor([[ids]], device=device), torch.tensor([[there]], device=device))
-        state.waiting = torch.cat([state.waiting, step], dim=1)
+        state.waiting.append(step)
 
     def _all_logits(self, logits: Tensor, slot: int) -> Tensor:
         """A slot's logits (V,) -> those of all ids, so that a sampler knows units by their own ids."""

@@ -10,12 +10,15 @@ import soundfile
 import torch
 from conftest import last_line
 
+from lightning_s2s import kv_cache
 from lightning_s2s.commands.models import find_model, open_model
 
 KEYS = {"text", "text_ids", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 
 
-def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(run, configuration, tmp_path, tiny_corpus):
+def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(
+    run, configuration, tmp_path, tiny_corpus, monkeypatch
+):
     folder = tmp_path / "run"
     assert run("fit", "--config", configuration, "--trainer.max_steps", "1")[0] == 0
     out, record = tmp_path / "reply.wav", tmp_path / "reply.json"
@@ -36,6 +39,11 @@ def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(run, 
     samples, sample_rate = soundfile.read(out)
     assert (len(samples), sample_rate) == (640 * len(first["unit_ids"]), 16_000)
     assert first["audio_sec"] == pytest.approx(len(samples) / sample_rate)
+
+    compiled = []
+    monkeypatch.setattr(kv_cache, "_compile", lambda forward: compiled.append(forward) or forward)
+    assert run("respond", folder, question, "--json", record, "--greedy", "--compile")[0] == 0
+    assert len(compiled) == 2 and json.loads(record.read_text())["unit_ids"] == first["unit_ids"]
 
     out.unlink()
     code, _, _ = run("respond", folder, question, "--out", out, "--json", record, "--no-audio", "--seed", "3")

@@ -101,11 +101,12 @@ def with_path(decoder: CtcSpeechDecoder, path: list[int], monkeypatch) -> None:
     """Let the decoder's frames be those of a path, whatever it reads."""
     frames = iter(path)
 
-    def read_waiting(state):
-        size = state.waiting.shape[1] - (state.num_spoken == 0)  # the speaker comes first
-        state.waiting = state.waiting[:, :0]
+    def read_waiting(states):
+        (state,) = states
+        size = sum(piece.shape[1] for piece in state.waiting) - (state.num_spoken == 0)  # the speaker comes first
+        state.waiting = []
         ids = torch.tensor([[0] * (state.num_spoken == 0) + [next(frames) for _ in range(size)]])
-        return torch.nn.functional.one_hot(ids, 16).float()
+        return [torch.nn.functional.one_hot(ids, 16).float()]
 
     monkeypatch.setattr(decoder, "read_waiting", read_waiting)
     with torch.no_grad():

@@ -21,7 +21,8 @@ from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.sampling import Sampler
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechGenerationPretraining
 from lightning_s2s.stages.base import ctc_accuracy, ctc_loss
-from lightning_s2s.streaming.events import TextDelta, Units
+from lightning_s2s.streaming.engine import StreamingEngine
+from lightning_s2s.streaming.events import Done, TextDelta, Units
 from lightning_s2s.streaming.speak import speak_text
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -112,6 +113,24 @@ def test_a_folder_gives_the_same_answer(kind, tokenizer_folder, tmp_path):
     replies = [who.respond(sweep(0.6), 16_000, max_text_tokens=9) for who in (model, again)]
     assert replies[0].unit_ids and replies[0].unit_ids == replies[1].unit_ids
     assert replies[0].text_ids == replies[1].text_ids
+
+
+@every_kind
+def test_answers_of_a_batch_equal_those_alone(kind, tokenizer_folder):
+    """Three sessions in two slots, drawn with seeds of their own; the third enters where another leaves."""
+    model = whole_model(tokenizer_folder, kind)
+    settings = [{"greedy": False, "seed": seed, "max_text_tokens": 5 + 3 * seed} for seed in range(3)]
+    expected = [model.respond(sweep(0.6), 16_000, **options) for options in settings]
+    engine = StreamingEngine(model, 2)
+    running, replies = [model.stream(sweep(0.6), 16_000, engine=engine, **options) for options in settings], {}
+    while len(replies) < 3:
+        for number, stream in enumerate(running):
+            if isinstance(event := next(stream, None), Done):
+                replies[number] = event.reply
+    for number, reply in enumerate(expected):
+        assert (replies[number].text_ids, replies[number].unit_ids) == (reply.text_ids, reply.unit_ids)
+        torch.testing.assert_close(replies[number].waveform, reply.waveform, rtol=0, atol=1e-4)
+    assert len({tuple(reply.text_ids) for reply in expected}) == 3
 
 
 @every_kind

@@ -1,0 +1,311 @@
+"""The key-value cache of running sequences: allocated once, one slot for each, so that they advance in one batch.
+
+R sequences of a batch, S new positions, D width; H heads, P positions of a slot.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence's place in a cache.
+
+    Attributes:
+        cache: that it belongs to.
+        index: of the slot.
+        length: positions that the sequence has so far.
+    """
+
+    cache: SlotCache | UnboundedCache
+    index: int
+    length: int = 0
+    own: Any = None
+    """The sequence's cache of transformers, where the slots share no memory."""
+
+    def release(self) -> None:
+        """Give the slot back for another sequence; it must not be used again."""
+        if self in self.cache.taken:
+            self.cache.taken.remove(self)
+
+
+def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()) -> Any:
+    """A `SlotCache`, or an `UnboundedCache` where the LM has layers that need a cache of their own.
+
+    Args:
+        lm: a causal LM of transformers.
+        num_slots: sequences that may run at the same time.
+        max_positions: of a slot. A sequence that needs more doubles it, for all slots.
+        compiled_sizes: numbers of new positions for which the forward is compiled.
+
+    Raises:
+        ValueError: the LM can't run several sequences at a time, or can't be compiled; or an option is out of range.
+    """
+    for name, value in (("num_slots", num_slots), ("max_positions", max_positions)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    reason = _why_unbounded(lm)
+    if reason is None:
+        return SlotCache(lm, num_slots, max_positions, compiled_sizes)
+    if num_slots > 1 or compiled_sizes:
+        asked = f"num_slots {num_slots}" if num_slots > 1 else "compile true"
+        raise ValueError(f"{type(lm).__name__} {reason}: it runs with num_slots 1 and compile false alone; got {asked}")
+    return UnboundedCache(lm)
+
+
+def _why_unbounded(lm: Any) -> str | None:
+    """What keeps an LM from a cache of fixed size and a mask made here; None when nothing does."""
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    if "position_ids" not in inspect.signature(lm.base_model.forward).parameters:
+        return "takes no position_ids"
+    if lm.config._attn_implementation not in ("eager", "sdpa"):
+        return f"has the attention {lm.config._attn_implementation}"
+    if not lm._can_compile_fullgraph:
+        return "needs a cache that grows"
+    if any(type(layer) is not StaticLayer for layer in StaticCache(config=lm.config, max_cache_len=1).layers):
+        return "has layers with a sliding window or a state of their own"
+    return None
+
+
+class SlotCache:
+    """Keys and values of a causal LM of transformers, (num_slots, H, P, head width) for each layer.
+
+    Every slot has its own length, so sequences of any age share a forward: row r of a batch writes at its length, and a
+    mask hides what lies behind. A released slot is used again as it is: what it holds lies behind its next sequence.
+
+    Args:
+        lm: a causal LM of transformers whose layers all attend to the whole past.
+        num_slots: sequences that may run at the same time.
+        max_positions: P. A sequence that needs more doubles it, for all slots.
+        compiled_sizes: numbers of new positions S for which the forward is compiled; it then computes all slots over
+            all P positions, whichever are taken, since its shapes are fixed. Other numbers run as they are. The LM must
+            stay in eval mode, with the same modules.
+    """
+
+    def __init__(self, lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()):
+        self.model, self.num_slots, self.max_positions = lm.base_model, num_slots, max_positions
+        self.taken: list[Slot] = []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.compiled_sizes = tuple(compiled_sizes)
+        if compiled_sizes:
+            self._compiled_forward = _compile(self._forward_all)
+
+    def acquire(self) -> Slot:
+        """A free slot, for a new sequence.
+
+        Raises:
+            RuntimeError: all are taken.
+        """
+        free = sorted(set(range(self.num_slots)) - {slot.index for slot in self.taken})
+        if not free:
+            raise RuntimeError(f"all {self.num_slots} slots of the cache are taken")
+        self.taken.append(Slot(self, free[0]))
+        return self.taken[-1]
+
+    def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
+        """The next positions of some sequences, (1, S, D) each -> their hidden states (1, S, D).
+
+        Sequences with equally many share a forward.
+        """
+        hidden: dict[int, Tensor] = {}
+        sizes = [piece.shape[1] for piece in inputs]
+        for size in dict.fromkeys(sizes):
+            members = sorted((n for n, own in enumerate(sizes) if own == size), key=lambda n: slots[n].index)
+            self._make_room(max(slot.length for slot in self.taken) + size)
+            together = inputs[members[0]] if len(members) == 1 else torch.cat([inputs[n] for n in members])
+            outputs = self._forward(together, [slots[n] for n in members])
+            for row, n in enumerate(members):
+                hidden[n] = outputs[row : row + 1]
+                slots[n].length += size
+        return [hidden[n] for n in range(len(inputs))]
+
+    @torch.inference_mode()
+    def warm_up(self, width: int) -> None:
+        """Allocate, and compile what is to be compiled, so that no sequence has to wait for it.
+
+        Args:
+            width: D of the inputs.
+        """
+        parameter = next(self.model.parameters())
+        for size in (1, *self.compiled_sizes):
+            # CUDA graphs are recorded in the second and third run.
+            for _ in range(3 if self.compiled_sizes else 1):
+                slot = self.acquire()
+                self.advance([torch.zeros(1, size, width, dtype=parameter.dtype, device=parameter.device)], [slot])
+                slot.release()
+
+    def _make_room(self, positions: int) -> None:
+        """Double the slots until they hold so many positions."""
+        old = self.max_positions
+        while self.max_positions < positions:
+            self.max_positions *= 2
+        if self.max_positions == old:
+            return
+        for stored in (self.keys, self.values):
+            for number, tensor in enumerate(stored):
+                stored[number] = self._allocate(tensor)
+                stored[number][:, :, :old] = tensor
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        """Zeros (num_slots, H, P, W) with heads and widths of (..., H, ..., W)."""
+        tensor = like.new_zeros(self.num_slots, like.shape[1], self.max_positions, like.shape[-1])
+        if self.compiled_sizes:
+            torch._dynamo.mark_static_address(tensor)  # else CUDA graphs would copy it at every step
+        return tensor
+
+    def _forward(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
+        """(R, S, D) and their slots, in order -> (R, S, D)."""
+        size, device = inputs.shape[1], inputs.device
+        if size in self.compiled_sizes and self.keys:
+            return self._forward_compiled(inputs, slots)
+        steps = torch.arange(size, device=device)
+        first, last = slots[0], slots[-1]
+        positions = torch.tensor([slot.length for slot in slots], device=device).unsqueeze(1) + steps
+        span = max(slot.length for slot in slots) + size
+        contiguous = last.index - first.index == len(slots) - 1
+        rows = (
+            slice(first.index, last.index + 1)
+            if contiguous
+            else torch.tensor([slot.index for slot in slots], device=device)
+        )
+        mask = causal_mask(positions, span, inputs.dtype)
+        start = first.length if len(slots) == 1 else None
+        return self._run(inputs, positions, mask, _Rows(self, rows, positions, span, start))
+
+    def _forward_compiled(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
+        """`_forward` of all slots; those without inputs write where they will write next, unseen until then."""
+        size, device = inputs.shape[1], inputs.device
+        lengths = [0] * self.num_slots
+        for slot in self.taken:
+            lengths[slot.index] = slot.length
+        indices = torch.tensor([slot.index for slot in slots], device=device)
+        everything = inputs
+        if len(slots) < self.num_slots:
+            everything = inputs.new_zeros(self.num_slots, *inputs.shape[1:]).index_copy_(0, indices, inputs)
+        positions = torch.tensor(lengths, device=device).unsqueeze(1) + torch.arange(size, device=device)
+        torch.compiler.cudagraph_mark_step_begin()
+        hidden = self._compiled_forward(everything, positions)
+        return hidden[indices]  # a copy: the next replay of a CUDA graph overwrites its output
+
+    def _forward_all(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """(num_slots, S, D) at these positions (num_slots, S) -> (num_slots, S, D). This is compiled."""
+        mask = causal_mask(positions, self.max_positions, inputs.dtype)
+        rows = _Rows(self, slice(0, self.num_slots), positions, self.max_positions, None)
+        return self._run(inputs, positions, mask, rows)
+
+    def _run(self, inputs: Tensor, positions: Tensor, mask: Tensor, rows: _Rows) -> Tensor:
+        return self.model(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=rows, use_cache=True
+        ).last_hidden_state
+
+
+def causal_mask(positions: Tensor, span: int, dtype: torch.dtype) -> Tensor:
+    """Positions (R, S) -> (R, 1, S, span), 0 where one may look and else the lowest number: added to the scores."""
+    hidden = torch.arange(span, device=positions.device) > positions.unsqueeze(-1)
+    return (
+        torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        .masked_fill_(hidden, torch.finfo(dtype).min)
+        .unsqueeze(1)
+    )
+
+
+class _Rows:
+    """What transformers sees of a cache in one forward: some slots, where they write, and how far they look."""
+
+    is_compileable = False
+
+    def __init__(self, cache: SlotCache, rows: slice | Tensor, positions: Tensor, span: int, start: int | None):
+        self.cache, self.rows, self.positions, self.span = cache, rows, positions, span
+        self.start = start
+        """First position to be written, where there is one row: a copy is faster than scattering."""
+        of_slice = torch.arange(len(positions), device=positions.device) if isinstance(rows, slice) else rows
+        self.numbers = of_slice.unsqueeze(1)
+        """(R, 1) of the rows in what is written to."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store the new (R, H, S, W) -> all (R, H, span, W) that the rows look at."""
+        cache = self.cache
+        if layer_idx == len(cache.keys):
+            cache.keys.append(cache._allocate(keys))
+            cache.values.append(cache._allocate(values))
+        return self._store(cache.keys[layer_idx], keys), self._store(cache.values[layer_idx], values)
+
+    def _store(self, stored: Tensor, new: Tensor) -> Tensor:
+        if not isinstance(self.rows, slice):
+            stored[self.numbers, :, self.positions] = new.transpose(1, 2)
+            return stored[self.rows, :, : self.span]
+        seen = stored[self.rows, :, : self.span]
+        if self.start is not None:
+            seen[:, :, self.start :] = new
+        else:
+            seen[self.numbers, :, self.positions] = new.transpose(1, 2)
+        return seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before this forward; some models ask though they are told positions and mask."""
+        return self.span - self.positions.shape[1]
+
+
+def _compile(forward: Any) -> Any:
+    if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        raise ValueError(f"compile true needs PyTorch 2.13 or newer; this is {torch.__version__}")
+    settings: dict[str, Any] = {
+        "dynamic": False,
+        # Or the caches of several models and engines together would reach the limit of recompilations.
+        "isolate_recompiles": True,
+        # Checking at every step that no module has changed would take a tenth of the step on a CPU.
+        "options": {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
+    }
+    if torch.cuda.is_available():
+        settings["options"]["triton.cudagraphs"] = True
+    return torch.compile(forward, **settings)
+
+
+class UnboundedCache:
+    """For a single sequence, a cache of transformers that grows as the layers of the LM need it.
+
+    Args:
+        lm: a causal LM of transformers.
+    """
+
+    num_slots = 1
+
+    def __init__(self, lm: Any):
+        self.lm = lm
+        self.taken: list[Slot] = []
+
+    def acquire(self) -> Slot:
+        """The slot, for a new sequence.
+
+        Raises:
+            RuntimeError: it is taken.
+        """
+        from transformers import DynamicCache
+
+        if self.taken:
+            raise RuntimeError("the only slot of the cache is taken")
+        self.taken.append(Slot(self, 0, own=DynamicCache(config=self.lm.config)))
+        return self.taken[0]
+
+    def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
+        """The next positions (1, S, D) -> their hidden states (1, S, D)."""
+        return [
+            self.lm.base_model(inputs_embeds=piece, past_key_values=slot.own, use_cache=True).last_hidden_state
+            for piece, slot in zip(inputs, slots, strict=True)
+        ]
+
+    def warm_up(self, width: int) -> None:
+        """Nothing is to be prepared."""

@@ -1,0 +1,247 @@
+"""A spoken turn as a coroutine: it yields events, and requests for forwards that turns of other sessions may share."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_s2s.splice import AUDIO_PLACEHOLDER
+from lightning_s2s.streaming.detokenizer import Detokenizer
+from lightning_s2s.streaming.events import AudioChunk, Done, Event, Reply, TextDelta, Units
+
+if TYPE_CHECKING:
+    from lightning_s2s.streaming.engine import StreamingEngine
+    from lightning_s2s.streaming.session import StreamingSession
+
+
+@dataclass(frozen=True)
+class LanguageStep:
+    """A forward of the LLM; answered by the last position's hidden state (1, 1, D) and logits (V,).
+
+    Attributes:
+        inputs: the prompt (1, S, D), or the token that was drawn.
+    """
+
+    inputs: Tensor | int
+
+
+@dataclass(frozen=True)
+class SpeechStep:
+    """A forward of the speech decoder; answered by the turn's own of `read_waiting`."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The vocoder's last chunk is still being made; answered by None, once it is there."""
+
+    future: Future[None]
+
+
+Request = LanguageStep | SpeechStep | Sound
+Steps = Generator[Event | Request, Any, None]
+
+
+@dataclass(eq=False)
+class Turn:
+    """One turn of a session while it waits, runs and ends.
+
+    Attributes:
+        session: its options.
+        engine: that runs it.
+        waveform: (T,) the question.
+        start_sec: when the question had ended, of `time.perf_counter`.
+        events: that nobody has taken yet.
+        request: what it waits for; None before it has begun.
+        ended: no more events follow.
+        cancelled: it is to end now.
+        error: what ended it.
+        language: the LLM's state.
+        speech: the speech decoder's.
+        reply: what `Done` will carry.
+    """
+
+    session: StreamingSession
+    engine: StreamingEngine
+    waveform: Tensor
+    start_sec: float
+    events: deque[Event] = field(default_factory=deque)
+    request: Request | None = None
+    ended: bool = False
+    cancelled: bool = False
+    error: Exception | None = None
+    language: Any = None
+    speech: Any = None
+    reply: Reply = field(default_factory=Reply)
+
+    def __post_init__(self) -> None:
+        self._steps = self._run()
+
+    def resume(self, answer: Any = None) -> None:
+        """Go on with the answer to the request, up to the next one."""
+        try:
+            item = self._steps.send(answer)
+            while isinstance(item, Event):
+                self.events.append(item)
+                item = self._steps.send(None)
+            self.request = item
+        except StopIteration:
+            self.ended = True
+
+    def mark(self, name: str) -> float:
+        """Note the time at which something is first reached -> now."""
+        now = time.perf_counter()
+        self.reply.marks.setdefault(name, now - self.start_sec)
+        return now
+
+    def _run(self) -> Steps:
+        session, model, reply = self.session, self.session.model, self.reply
+        speech = _Speech(self) if session.speak else None
+        detokenize = Detokenizer(model.llm.tokenizer.decode)
+        hidden, logits = yield LanguageStep(self._prompt())
+        while True:
+            token = session.text_sampler(logits)
+            now = self.mark("first_text_token")
+            reply.text_ids.append(token)
+            ended = token in session.stop_ids or len(reply.text_ids) >= session.max_text_tokens
+            yield TextDelta(now, detokenize(token), [token])
+            if speech:
+                yield from speech.feed(hidden, token, last=ended)
+            if ended or (speech and speech.spent):
+                break
+            hidden, logits = yield LanguageStep(token)
+        reply.text = model.llm.tokenizer.decode(reply.text_ids).strip()
+        if speech:
+            yield from speech.close()
+        yield Done(time.perf_counter(), reply)
+
+    def _prompt(self) -> Tensor:
+        """The LLM's input (1, S, D): history, instruction, and the question's audio."""
+        session, model, waveform = self.session, self.session.model, self.waveform
+        wanted = model.encoder.sample_rate
+        if wanted != session.sample_rate:
+            import soxr
+
+            waveform = torch.from_numpy(soxr.resample(waveform.numpy(), session.sample_rate, wanted))
+        lengths = torch.tensor([len(waveform)], device=model.device)
+        audio, audio_lengths = model.encode_audio(waveform.unsqueeze(0).to(model.device), lengths)
+        self.mark("encoder_done")
+        question = {"role": "user", "content": [{"text": session.instruction, "audio": "pushed"}]}
+        ids = torch.tensor(model.llm.tokenizer.encode_prompt([*session.history, question], spoken=session.speak))
+        place = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1])
+        embedded = model.llm.embed(ids.clamp(min=0).to(model.device))
+        heard = audio[0, : int(audio_lengths[0])].to(embedded.dtype)
+        return torch.cat([embedded[:place], heard, embedded[place + 1 :]]).unsqueeze(0)
+
+
+class _Speech:
+    """The spoken half of a turn: hidden states in, units and sound out."""
+
+    def __init__(self, turn: Turn):
+        session = turn.session
+        self.turn, self.decoder, self.vocoder = turn, session.model.speech_decoder, session.model.vocoder
+        self.vocode, self.device = session.vocode, session.model.device
+        self.vocoder_state = self.vocoder.start_stream() if self.vocode else None
+        self.hidden: list[Tensor] = []
+        self.tokens: list[int] = []
+        self.chunks: list[Tensor] = []
+        self.times: list[float] = []
+        self.pending: deque[Future[None]] = deque()
+
+    @property
+    def spent(self) -> bool:
+        """Whether the speech decoder ends the reply."""
+        return self.decoder.is_spent(self.turn.speech)
+
+    def feed(self, hidden: Tensor, token: int, last: bool) -> Steps:
+        """One more hidden state (1, 1, D) and the token that was drawn from it; `last` when the text is over.
+
+        The speech decoder gets N of them at a time, as it does nothing with fewer.
+        """
+        self.hidden.append(hidden)
+        self.tokens.append(token)
+        if not last and len(self.tokens) < self.decoder.chunk_conditions:
+            return
+        self.turn.mark("first_hidden_states")
+        tokens = torch.tensor([self.tokens], device=self.device)
+        conditions = self.decoder.project(torch.cat(self.hidden, dim=1), tokens)
+        self.hidden, self.tokens = [], []
+        steps, answer = self.decoder.steps(conditions, self.turn.speech, last), None
+        group: list[int] = []
+        while True:
+            try:
+                units = steps.send(answer)
+            except StopIteration:
+                break
+            answer = None
+            if units is None:
+                answer = yield SpeechStep()
+                continue
+            group += units
+            opening = not self.turn.reply.unit_ids
+            if len(group) >= (self.turn.session.opening_units if opening else self.decoder.chunk_units):
+                yield from self._say(group)
+                group = []
+        if group:
+            yield from self._say(group)
+        if self.decoder.restarts_sampling and not last:
+            self.turn.session.text_sampler.forget()
+        if last or self.spent:
+            yield from self._sound([], last=True)
+
+    def _say(self, units: list[int]) -> Steps:
+        self.turn.reply.unit_ids += units
+        yield Units(self.turn.mark("first_units"), units)
+        yield from self._sound(units, last=False)
+
+    def _sound(self, units: list[int], last: bool) -> Steps:
+        if not self.vocode:
+            return
+        if self.turn.engine.vocoder_thread is None:
+            if (event := self._make_sound(units, last)) is not None:
+                yield event
+            return
+        while self.pending and self.pending[0].done():
+            self.pending.popleft().result()  # raises what went wrong
+        self.pending.append(self.turn.engine.vocoder_thread.submit(self._make_sound_aside, units, last))
+
+    @torch.inference_mode()
+    def _make_sound(self, units: list[int], last: bool) -> AudioChunk | None:
+        known = [unit for unit in units if 0 <= unit < self.vocoder.num_units]  # specials make no sound
+        ids = torch.tensor([known], dtype=torch.long, device=self.device)
+        chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].cpu()
+        if not len(chunk):
+            return None
+        self.times.append(self.turn.mark("first_audio"))
+        self.chunks.append(chunk)
+        return AudioChunk(self.times[-1], chunk, self.vocoder.sample_rate)
+
+    def _make_sound_aside(self, units: list[int], last: bool) -> None:
+        """`_make_sound` in the vocoder's thread, on a CUDA stream of its own where there is a GPU."""
+        if self.turn.ended:
+            return
+        with torch.cuda.stream(self.turn.engine.vocoder_stream):
+            event = self._make_sound(units, last)
+        if event is not None:
+            self.turn.engine.deliver(self.turn, event)
+
+    def close(self) -> Steps:
+        """Wait for the sound, and fill it and its timing into the reply."""
+        if self.pending:
+            yield Sound(self.pending[-1])
+        for future in self.pending:
+            future.result()
+        if not self.chunks:
+            return
+        reply = self.turn.reply
+        reply.waveform, reply.sample_rate = torch.cat(self.chunks), self.vocoder.sample_rate
+        reply.audio_sec = len(reply.waveform) / reply.sample_rate
+        reply.chunk_gaps_sec = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        reply.marks["last_audio"] = reply.marks["first_audio"] + sum(reply.chunk_gaps_sec)
+        reply.real_time_factor = reply.marks["last_audio"] / reply.audio_sec
