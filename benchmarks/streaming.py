@@ -1,12 +1,13 @@
 """How fast a reply is streamed, beside the published manner: `generate` entered again for every N tokens.
 
-    python benchmarks/streaming.py [--size tiny] [--tokens 64] [--repetitions 5] [--no-compile] [--device cpu]
+    python benchmarks/streaming.py [--size tiny] [--tokens 64] [--wait 24] [--repetitions 5] [--no-compile]
 
 The reference answers as published code of such models does: after every N text tokens, and for every M units,
-transformers' `generate` reads all that was written so far again, and the vocoder all units so far. Weights, greedy
-choices, text and units are the same (the script checks it); closing tokens are suppressed, so that all replies have the
-same length. Every manner answers once in each repetition, one after the other; printed are medians, and the ratio of
-the reference's to each one's: 2.0 x is half the time.
+transformers' `generate` reads all that was written so far again, and the vocoder all units so far. OpenS2S
+(arXiv:2507.05177) waits for 24 units before its first sound, and so does the reference; `--wait 0` does not. Weights,
+greedy choices, text and units are the same (the script checks it); closing tokens are suppressed, so that all replies
+have the same length. Every manner answers once in each repetition, one after the other; printed are medians, and the
+ratio of the reference's to each one's: 2.0 x is half the time.
 
 The last lines say what the loop costs beside the components: the share of a reply's time that is spent in no forward
 of encoder, adapter, LLM, speech decoder or vocoder.
@@ -41,7 +42,7 @@ class Measured:
 
 
 @torch.inference_mode()
-def answer_as_published(model: SpeechToSpeechModel, question: Tensor, num_tokens: int) -> Measured:
+def answer_as_published(model: SpeechToSpeechModel, question: Tensor, num_tokens: int, wait_units: int) -> Measured:
     """`generate` entered again for every group, over everything so far, and a vocoder fed all units so far."""
     start = time.perf_counter()
     llm, decoder, device = model.llm, model.speech_decoder, model.device
@@ -70,6 +71,8 @@ def answer_as_published(model: SpeechToSpeechModel, question: Tensor, num_tokens
             units += ids[0].tolist()
             num_units -= ids.shape[1]
             spoken = torch.cat([spoken, decoder.lm.get_input_embeddings()(ids)], dim=1)
+            if len(units) < min(wait_units, decoder.max_units):
+                continue
             waveform = model.vocoder.synthesize(torch.tensor([units], device=device))[0].cpu()
             fresh, sent = waveform[sent:], len(waveform)
             if first_audio is None and len(fresh):
@@ -140,6 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--tokens", type=int, default=64, help="text tokens of a reply")
+    parser.add_argument(
+        "--wait", type=int, default=24, help="units that the reference waits for before its first sound"
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled engine out")
     parser.add_argument("--device", default="cpu")
@@ -150,7 +156,7 @@ def main() -> None:
     max_positions = 64 * (1 + (4 * options.tokens + 127) // 64)
     eager = StreamingEngine(model, max_positions=max_positions)
     manners: dict[str, Callable[[], Measured]] = {
-        "generate entered again": lambda: answer_as_published(model, question, options.tokens),
+        "generate entered again": lambda: answer_as_published(model, question, options.tokens, options.wait),
         "engine": lambda: answer_in_engine(eager, question, options.tokens),
     }
     overlapping = StreamingEngine(model, max_positions=max_positions, overlap=True)
