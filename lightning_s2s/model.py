@@ -24,17 +24,17 @@ from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Logits at labelled positions alone, P of them for text, with their labels.
+    """What the losses read. Of the text only the P positions that have a label.
 
     Attributes:
-        text_logits: (P, V).
-        text_labels: (P,).
+        text_states: (P, D) hidden states of the LLM; their logits are `llm.logits(text_states)`.
+        text_labels: (P,) the token that follows each.
         units: what the speech decoder gives, None without spoken turns.
         audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
         audio_lengths: (N,), None without audio.
     """
 
-    text_logits: Tensor
+    text_states: Tensor
     text_labels: Tensor
     units: UnitLogits | None = None
     audio_embeds: Tensor | None = None
@@ -129,7 +129,7 @@ class SpeechToSpeechModel(nn.Module):
         )
 
     def forward(self, batch: dict[str, Any], speak: bool = True, whole: bool = False) -> ModelOutput:
-        """Teacher-forced logits for a batch of `lightning_s2s.data` (its docstring lists the keys).
+        """Run teacher-forced over a batch of `lightning_s2s.data` (its docstring lists the keys).
 
         Args:
             batch: the batch.
@@ -148,7 +148,6 @@ class SpeechToSpeechModel(nn.Module):
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]
         labelled = following != IGNORE
-        text = (self.llm.logits(hidden[:, :-1][labelled]), following[labelled])
         units = None
         num_turns = len(batch["unit_lengths"])
         if speak and num_turns and self.speech_decoder is not None:
@@ -157,7 +156,7 @@ class SpeechToSpeechModel(nn.Module):
             units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
         elif speak and whole and self.speech_decoder is not None:
             units = self._speak_nothing(hidden[:1, :1])
-        return ModelOutput(*text, units, audio_embeds, audio_lengths)
+        return ModelOutput(hidden[:, :-1][labelled], following[labelled], units, audio_embeds, audio_lengths)
 
     def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
         """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.

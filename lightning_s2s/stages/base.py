@@ -30,7 +30,7 @@ from lightning_s2s.interfaces import (
     checkpoint_activations,
     lengths_to_mask,
 )
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
 from lightning_s2s.sharding import gathered, is_sharded, shard
 from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
 
@@ -208,17 +208,11 @@ class Stage(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def log_loss(self, split: str, name: str, logits: Tensor, labels: Tensor, accuracy: bool = False) -> Tensor:
-        """Cross-entropy of labelled positions, logged as `{split}/{name}_loss`, by request with its accuracy.
-
-        Zero where no position has a label, as another process's batch may have some.
-        """
-        loss = F.cross_entropy(logits.float(), labels) if len(labels) else logits.float().sum()
-        size = {"batch_size": len(labels), "on_epoch": split == "val", "on_step": split == "train"}
-        self.log(f"{split}/{name}_loss", loss, prog_bar=True, sync_dist=True, **size)
-        if accuracy:
-            self.log(f"{split}/{name}_accuracy", (logits.argmax(-1) == labels).float().mean(), sync_dist=True, **size)
-        return loss
+    def log_text_loss(self, split: str, output: ModelOutput) -> Tensor:
+        """Cross-entropy of the text, logged as `{split}/text_loss`, with `{split}/text_accuracy`."""
+        labels = output.text_labels
+        sums = self.model.llm.sum_over_logits(cross_entropy_and_hits, output.text_states, labels)
+        return self._log_mean(split, "text", sums, len(labels))
 
     def log_unit_loss(self, split: str, units: UnitLogits) -> Tensor:
         """The speech decoder's loss, logged as `{split}/unit_loss`, with `{split}/unit_accuracy`.
@@ -227,11 +221,19 @@ class Stage(L.LightningModule):
         of the most likely path.
         """
         if not isinstance(units, CtcLogits):
-            return self.log_loss(split, "unit", units.logits, units.labels, accuracy=True)
-        loss, accuracy = ctc_loss(units), ctc_accuracy(units)
-        size = {"batch_size": int(units.label_lengths.sum()), "on_epoch": split == "val", "on_step": split == "train"}
-        self.log(f"{split}/unit_loss", loss, prog_bar=True, sync_dist=True, **size)
-        self.log(f"{split}/unit_accuracy", accuracy, sync_dist=True, **size)
+            sums = cross_entropy_and_hits(units.logits, units.labels)
+            return self._log_mean(split, "unit", sums, len(units.labels))
+        return self._log(split, "unit", ctc_loss(units), ctc_accuracy(units), int(units.label_lengths.sum()))
+
+    def _log_mean(self, split: str, name: str, sums: Tensor, count: int) -> Tensor:
+        """Zero where no position has a label, as another process's batch may have some."""
+        loss, accuracy = sums / max(1, count)
+        return self._log(split, name, loss, accuracy.detach(), count)
+
+    def _log(self, split: str, name: str, loss: Tensor, accuracy: Tensor, count: int) -> Tensor:
+        size = {"batch_size": count, "on_epoch": split == "val", "on_step": split == "train"}
+        self.log(f"{split}/{name}_loss", loss, prog_bar=True, sync_dist=True, **size)
+        self.log(f"{split}/{name}_accuracy", accuracy, sync_dist=True, **size)
         return loss
 
     def on_fit_end(self) -> None:
@@ -245,6 +247,12 @@ class Stage(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
+
+
+def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(P, V) and (P,) -> (2,): the sum of the cross-entropies, and how many labels are the most likely ones."""
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)])
 
 
 def ctc_loss(units: CtcLogits) -> Tensor:

@@ -59,7 +59,7 @@ class SpeechUnderstandingPretraining(Stage):
         losses = {}
         if self.text_weight:
             output = self.model(batch, speak=False, whole=self.is_distributed)
-            losses["text"] = self.log_loss(split, "text", output.text_logits, output.text_labels)
+            losses["text"] = self.log_text_loss(split, output)
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
             audio_embeds, audio_lengths = self.model.encode_audio(batch["waveform"], batch["waveform_lengths"])
