@@ -113,6 +113,12 @@ class SpeechToSpeechModel(nn.Module):
             raise ValueError("this model has no encoder: it can't hear audio")
         return self.adapter(*self.encoder(waveform, lengths))
 
+    def hear(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`encode_audio` of a batch's clips, from the encoder's hidden states where the batch brings them along."""
+        if "encoder_states" in batch:
+            return self.adapter(batch["encoder_states"], batch["encoder_lengths"])
+        return self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+
     def splice(self, batch: dict[str, Any], audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
         """The LLM's input for a batch of dialogues, see `lightning_s2s.splice.splice_audio`."""
         token_embeds = self.llm.embed(batch["input_ids"].clamp(min=0))
@@ -139,7 +145,7 @@ class SpeechToSpeechModel(nn.Module):
         """
         audio_embeds = audio_lengths = None
         if len(batch["waveform_lengths"]):
-            audio_embeds, audio_lengths = self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+            audio_embeds, audio_lengths = self.hear(batch)
         spliced = self.splice(batch, audio_embeds, audio_lengths)
         if whole and audio_embeds is None and self.encoder is not None:
             silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)

@@ -19,6 +19,7 @@ from lightning_s2s.checkpoints.folder import SLOTS
 from lightning_s2s.checkpoints.handoff import load_handoff
 from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.encoder_cache import EncoderCache
 from lightning_s2s.interfaces import (
     Adapter,
     AudioEncoder,
@@ -57,6 +58,8 @@ class Stage(L.LightningModule):
         min_lr_ratio: see `warmup_steps`.
         activation_checkpointing: components (`encoder`, `llm`, `speech_decoder`) whose layers are computed again in the
             backward pass instead of keeping their activations: less memory, more time, the same gradients.
+        encoder_cache: folder that keeps what a wholly frozen encoder gives for each clip, so that it is computed once;
+            see `lightning_s2s.encoder_cache.EncoderCache`. None encodes in every epoch.
 
     Raises:
         ValueError: parts don't fit, a pattern matches nothing, or nothing is left to train.
@@ -84,6 +87,7 @@ class Stage(L.LightningModule):
         warmup_steps: int = 100,
         min_lr_ratio: float = 0.1,
         activation_checkpointing: list[str] | None = None,
+        encoder_cache: str | None = None,
     ):
         super().__init__()
         self.model = SpeechToSpeechModel(llm, encoder, adapter, speech_decoder, vocoder)
@@ -104,6 +108,29 @@ class Stage(L.LightningModule):
                 checkpoint_activations(component)
             except ValueError as error:
                 raise ValueError(f"activation_checkpointing: {name}: {error}") from None
+
+        self.encoder_cache = None if encoder_cache is None else self._frozen_encoder_cache(encoder_cache)
+
+    def _frozen_encoder_cache(self, folder: str) -> EncoderCache:
+        encoder, adapter = self.model.encoder, self.model.adapter
+        if encoder is None:
+            raise ValueError(f"encoder_cache: got {folder!r}; without an encoder there is nothing to keep")
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; only the outputs of a frozen encoder stay the same: "
+                "freeze encoder.*, or leave encoder_cache out"
+            )
+        if not adapter.init_args.get("silence_padding", True):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; with the adapter's silence_padding false, a clip's last positions "
+                "depend on the encoder's padding, which isn't kept"
+            )
+        if encoder.init_args.get("pad_batches"):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; with the encoder's pad_batches, what it gives for a clip depends on "
+                "the batch: set pad_batches to false, or leave encoder_cache out"
+            )
+        return EncoderCache(folder, encoder)
 
     def _matching(self, option: str, pattern: str) -> list[str]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -130,6 +157,22 @@ class Stage(L.LightningModule):
             data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
             precision = mixed_precision(str(self.trainer.precision))
             shard(self.model, strategy.root_device, data, tensor if tensor.size() > 1 else None, precision)
+        if self.encoder_cache is not None and is_sharded(self.model):
+            raise ValueError(
+                "encoder_cache: processes encode different clips, which sharded weights don't allow; use ddp"
+            )
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._add_encoder_states(batch)
+
+    def on_validation_batch_start(self, batch: dict[str, Any], batch_index: int, loader_index: int = 0) -> None:
+        self._add_encoder_states(batch)
+
+    def _add_encoder_states(self, batch: dict[str, Any]) -> None:
+        if self.encoder_cache is not None and len(batch["waveform_lengths"]):
+            with self.trainer.precision_plugin.forward_context():
+                states = self.encoder_cache(batch["waveform"], batch["waveform_lengths"])
+            batch["encoder_states"], batch["encoder_lengths"] = states
 
     def on_validation_start(self) -> None:
         """Gather sharded weights for the whole validation, in which each process may answer as many rows as it has."""

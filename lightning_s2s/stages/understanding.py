@@ -62,7 +62,7 @@ class SpeechUnderstandingPretraining(Stage):
             losses["text"] = self.log_text_loss(split, output)
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
-            audio_embeds, audio_lengths = self.model.encode_audio(batch["waveform"], batch["waveform_lengths"])
+            audio_embeds, audio_lengths = self.model.hear(batch)
         if self.ctc_weight and (audio_embeds is not None or self.is_distributed):
             losses["ctc"] = self.ctc_blank[0] * 0
             if audio_embeds is not None:
