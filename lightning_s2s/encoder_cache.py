@@ -22,9 +22,9 @@ class EncoderCache:
     """What an encoder gives for a clip, kept in a file of its own and read from there the next time.
 
     A file is named by the clip's samples and lies in a folder that is named by the encoder's class, options, weights
-    and precision: whatever changes the hidden states makes another file. Files appear whole or not at all, so that several
-    processes can share a folder. What is kept are a clip's own frames, as the encoder gave them in the batch in which
-    it was first heard; behind them a batch has zeros.
+    and precision: whatever changes the hidden states makes another file. Files appear whole or not at all, so that
+    several processes can share a folder. What is kept are a clip's own frames, as the encoder gave them in the batch in
+    which it was first heard; behind them a batch has zeros.
 
     Args:
         folder: where the files are; made if it isn't there.
@@ -42,8 +42,8 @@ class EncoderCache:
             ValueError: a file is broken.
         """
         folder = self.folder / self._encoder_name(waveform.device.type)
-        clips = [row[:length].numpy() for row, length in zip(waveform.cpu(), lengths.tolist(), strict=True)]
-        names = [hashlib.sha256(clip.tobytes()).hexdigest()[:40] for clip in clips]
+        clips = zip(waveform.cpu(), lengths.tolist(), strict=True)
+        names = [hashlib.sha256(clip[:length].numpy().tobytes()).hexdigest()[:40] for clip, length in clips]
         paths = [folder / name[:2] / f"{name[2:]}.safetensors" for name in names]
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         if missing:
