@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import math
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,8 @@ class Stage(L.LightningModule):
             backward pass instead of keeping their activations: less memory, more time, the same gradients.
         encoder_cache: folder that keeps what a wholly frozen encoder gives for each clip, so that it is computed once;
             see `lightning_s2s.encoder_cache.EncoderCache`. None encodes in every epoch.
+        compile: while training, run the Transformer layers of encoder, LLM and speech decoder through `torch.compile`,
+            one by one, so that equal layers are compiled once.
 
     Raises:
         ValueError: parts don't fit, a pattern matches nothing, or nothing is left to train.
@@ -88,6 +93,7 @@ class Stage(L.LightningModule):
         min_lr_ratio: float = 0.1,
         activation_checkpointing: list[str] | None = None,
         encoder_cache: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         self.model = SpeechToSpeechModel(llm, encoder, adapter, speech_decoder, vocoder)
@@ -108,7 +114,8 @@ class Stage(L.LightningModule):
                 checkpoint_activations(component)
             except ValueError as error:
                 raise ValueError(f"activation_checkpointing: {name}: {error}") from None
-
+        if compile:
+            compile_blocks(self.model)
         self.encoder_cache = None if encoder_cache is None else self._frozen_encoder_cache(encoder_cache)
 
     def _frozen_encoder_cache(self, folder: str) -> EncoderCache:
@@ -290,6 +297,31 @@ class Stage(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
+
+
+def compile_blocks(model: SpeechToSpeechModel) -> None:
+    """Let every Transformer layer run through `torch.compile` with sizes that may change, the vocoder's left out.
+
+    Raises:
+        ValueError: the CPU's code can't be compiled here.
+    """
+    if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ValueError("compile: got true; on a CPU that needs a C++ compiler (g++ or clang++), and there is none")
+    for name, component in model.named_children():
+        if name != "vocoder":
+            for block in component.blocks():
+                # Not `block.compile()`: hooks and the names of weights stay as they are.
+                block.forward = _compiled_in_training(block.forward)
+
+
+def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers advance by one position over a growing cache: they, and validation, run as they are."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    return run
 
 
 def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
