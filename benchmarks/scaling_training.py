@@ -4,18 +4,19 @@
 
 A step is forward and backward of stage 3 on random weights, with the encoder's states given, so that the side of text
 and speech is what grows. One size changes at a time. The sizes of a table take turns in every repetition; printed are
-medians, the ratio to the first size, and how much the process's peak of memory grew in its steps (each size in a
-process of its own, since a peak is never given back). Seconds should grow no faster than batch and length do. Memory
-should hardly grow with the vocabulary beyond the gradients of its weights: the logits are bounded.
+medians, the ratio to the first size, and the peak of the memory that a step takes (Linux alone tells it). Seconds
+should grow no faster than batch and length do. Memory should hardly grow with the vocabulary beyond the gradients of
+its weights: the logits are bounded.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
+import ctypes
+import gc
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,29 +50,36 @@ def step_sec(model: SpeechToSpeechModel, batch: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_mib(sizes: dict[str, int], threads: int) -> float:
-    """Memory that two steps take beside model and batch."""
-    torch.set_num_threads(threads)
-    model, batch = prepare(**sizes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        step_sec(model, batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def peak_mib(model: SpeechToSpeechModel, batch: dict[str, Any]) -> float:
+    """Memory that a step takes beside model and batch, gradients included; by Linux's own account of the peak."""
+    model.zero_grad()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be used first
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is in use now
+    before = memory_mib("VmRSS")
+    step_sec(model, batch)
+    return memory_mib("VmHWM") - before
 
 
-def table(name: str, repetitions: int, threads: int) -> list[str]:
+def memory_mib(field: str) -> float:
+    """`VmRSS`, what the process uses, or `VmHWM`, the most it has used."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(field))) / 1024
+
+
+def table(name: str, repetitions: int) -> list[str]:
     """The lines of one table: a size, its median seconds and the ratio, its memory in MiB."""
     sizes = [START | {name: value} for value in TABLES[name]]
     prepared = [prepare(**size) for size in sizes]
     times: list[list[float]] = [[] for _ in sizes]
+    memory: list[float] = []
     for repetition in range(repetitions + 1):
         for found, (model, batch) in zip(times, prepared, strict=True):
-            seconds = step_sec(model, batch)
-            if repetition:  # the first warms up
-                found.append(seconds)
+            if repetition:
+                found.append(step_sec(model, batch))
+            else:  # the first warms up
+                memory.append(peak_mib(model, batch))
     medians = [statistics.median(found) for found in times]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = [pool.apply(peak_mib, (size, threads)) for size in sizes]
     return [
         f"{name} {size[name]:7,}: {median:6.3f} s, {median / medians[0]:5.2f} x, {mib:6.0f} MiB"
         for size, median, mib in zip(sizes, medians, memory, strict=True)
@@ -87,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(", ".join(describe_hardware().values()))
     for name in TABLES:
-        print("\n".join(table(name, options.repetitions, options.threads)), flush=True)
+        print("\n".join(table(name, options.repetitions)), flush=True)
 
 
 if __name__ == "__main__":
