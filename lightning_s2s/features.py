@@ -31,11 +31,12 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(B, T) float32 -> (B, num_mels, T // hop_length)."""
+        """(B, T) -> (B, num_mels, T // hop_length), in the precision of the module, computed in float32."""
         pad = (self.win_length - self.hop_length) // 2
-        padded = nn.functional.pad(waveform, (pad, pad))
+        padded = nn.functional.pad(waveform.float(), (pad, pad))
         spectrum = torch.stft(
-            padded, self.win_length, self.hop_length, window=self.window, center=False, return_complex=True
+            padded, self.win_length, self.hop_length, window=self.window.float(), center=False, return_complex=True
         )
         with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
-            return (self.filters @ spectrum.abs()).clamp(min=1e-5).log()
+            features = (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()
+        return features.to(self.filters.dtype)

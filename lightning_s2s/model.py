@@ -141,15 +141,17 @@ class SpeechToSpeechModel(nn.Module):
             batch: the batch.
             speak: also run the speech decoder over the batch's spoken turns.
             whole: run every component, whatever the batch lacks, so that processes with different batches gather the
-                same weights and reduce the same gradients. What it then adds is zero.
+                same weights and reduce the same gradients, and an optimiser sees the same on one process as on many.
+                What this adds is zero.
         """
-        audio_embeds = audio_lengths = None
+        audio_embeds = audio_lengths = unheard = None
         if len(batch["waveform_lengths"]):
             audio_embeds, audio_lengths = self.hear(batch)
-        spliced = self.splice(batch, audio_embeds, audio_lengths)
-        if whole and audio_embeds is None and self.encoder is not None:
+        elif whole and self.encoder is not None:  # here, since processes must gather in the same order
             silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
             unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
+        spliced = self.splice(batch, audio_embeds, audio_lengths)
+        if unheard is not None:
             spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * unheard.sum())
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]

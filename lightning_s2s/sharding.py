@@ -100,6 +100,12 @@ def _from_first(data: Tensor) -> Tensor:
     return data
 
 
+def whole_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of gradients that lie in pieces on the processes of one mesh, on each of them."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights lie in pieces on several processes now, so that computing with them needs all of these."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():

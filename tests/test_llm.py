@@ -105,7 +105,8 @@ def test_a_stage_freezes_a_checkpointed_llm_and_trains_through_it(make_llm):
         make_llm(), MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter((5,), 8),
         freeze=["llm.*", "encoder.*"], activation_checkpointing=["llm"],
     )  # fmt: skip
-    stage.on_train_epoch_start()
+    stage.train()
+    stage._calm_frozen_parts()
     assert not stage.model.llm.training and stage.model.adapter.training
     runs = []
     stage.model.llm.model.base_model.layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))

@@ -49,7 +49,7 @@ def test_yaml_parses(name, monkeypatch, capsys):
         printed["model"]["init_args"]["lr"] == written["model"]["init_args"]["lr"] == (2e-5 if "3_" in name else 1e-4)
     )
     assert printed["trainer"]["default_root_dir"] == written["trainer"]["default_root_dir"]
-    assert ("ModelParallelStrategy" in str(printed["trainer"]["strategy"])) == ("/" not in name)
+    assert (printed["trainer"]["strategy"] == "fsdp2") == ("/" not in name)
     trainer, data = written["trainer"], written["data"]
     devices = 1 if "/" in name else 8
     assert data["max_batch_size"] * trainer["accumulate_grad_batches"] * devices == 512

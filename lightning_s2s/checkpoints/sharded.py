@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 META = "meta.pt"
 """The part of a checkpoint that is no tensor of the model or of an optimiser, as Lightning names it."""
@@ -81,6 +83,40 @@ def read_sharded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         detail = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a readable checkpoint of several processes ({detail})") from None
     return content, tensors
+
+
+def read_whole_run(path: Path) -> dict[str, Any]:
+    """A checkpoint of several processes as a single process would have written it, optimisers included.
+
+    It is unpickled: for the runs of one's own that are resumed.
+    """
+    everything: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _load_state_dict(
+            everything, storage_reader=FileSystemReader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True
+        )
+    content = torch.load(path / META, map_location="cpu", weights_only=False)
+    numbers = sorted(int(name.removeprefix("optimizer_")) for name in everything if name.startswith("optimizer_"))
+    content["state_dict"] = everything["state_dict"]
+    content["optimizer_states"] = [with_numbers(everything[f"optimizer_{number}"]) for number in numbers]
+    return content
+
+
+def with_numbers(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state by parameter names -> the same by numbers, as torch's optimisers have it."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}
+
+
+def with_names(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """An optimiser's state by numbers -> the same by the names that its parameters have in the module."""
+    known = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[number]: value for number, value in state["state"].items()}, "param_groups": groups}
 
 
 class _Reader(FileSystemReader):

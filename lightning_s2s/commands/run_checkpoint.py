@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_s2s.checkpoints.sharded import remove_folders
+from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint, read_whole_run, remove_folders
 from lightning_s2s.files import replacing
 from lightning_s2s.stages.strategies import FSDP2Strategy
 
@@ -83,6 +83,8 @@ class RunCheckpoint(Checkpoint):
         self._seed: int | None = None
         self._replicas = 1
         self._saved_at = time.monotonic()
+        self._last_step = 0
+        self._accumulating = self._stopping = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         strategy = trainer.strategy
@@ -93,10 +95,13 @@ class RunCheckpoint(Checkpoint):
             strategy.checkpoint_io = AsyncCheckpointIO(io) if self.asynchronous else io
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._last_step, self._stopping = time.monotonic(), trainer.global_step, False
         self._replicas, _ = _place(trainer)
         if self._seed is None:  # else it comes from the checkpoint that the run goes on from
             self._seed = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Later than Lightning's own handler, which talks to the other processes in the middle of whatever they do.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._receive)
             signal.signal(signal.SIGTERM, self._receive)
@@ -117,11 +122,13 @@ class RunCheckpoint(Checkpoint):
         """On another number of processes, each has done as large a part of its share of the epoch."""
         before = checkpoint["callbacks"].get(self.state_key, {}).get("replicas", 1)
         now, _ = _place(trainer)
-        for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
-            if isinstance(counts, dict) and before != now:
-                counts.update({name: count * before // now for name, count in counts.items()})
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            shift = counts["ready"] * before // now - counts["ready"]  # what is ready and not completed stays so
+            counts.update({name: count + shift for name, count in counts.items()})
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stop_if_saved(trainer)
         replicas, rank = _place(trainer)
         place = [self._seed or 0, trainer.current_epoch, batch_idx * replicas + rank]
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
@@ -130,12 +137,22 @@ class RunCheckpoint(Checkpoint):
         torch.manual_seed(seed)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._save_and_stop(trainer)
+        # Gradients that are being accumulated aren't saved, so a batch counts with the one that ends in a step.
+        self._accumulating, self._last_step = trainer.global_step == self._last_step, trainer.global_step
+        if not self._accumulating:
+            self._save_where_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_saved(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_saved(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         # Processes may have different numbers of validation batches, so several can't agree on anything here.
-        if not trainer.sanity_checking and trainer.world_size == 1:
-            self._save_and_stop(trainer)
+        if not trainer.sanity_checking and not self._accumulating and trainer.world_size == 1:
+            self._save_where_due(trainer)
+            self._stop_if_saved(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.keep_best or trainer.sanity_checking or getattr(trainer, "fast_dev_run", False):
@@ -155,12 +172,15 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
-    def _save_and_stop(self, trainer: Trainer) -> None:
+    def _save_where_due(self, trainer: Trainer) -> None:
         due = time.monotonic() - self._saved_at > self.every_sec
-        if not _any_process(trainer, due or bool(self.received.signal)):
-            return
-        self._save(trainer)
-        if _any_process(trainer, bool(self.received.signal)):
+        if _any_process(trainer, due or bool(self.received.signal)):
+            self._save(trainer)
+            self._stopping = _any_process(trainer, bool(self.received.signal))
+
+    def _stop_if_saved(self, trainer: Trainer) -> None:
+        """End the run; a little later than it was saved, when the last batch's losses have been logged."""
+        if self._stopping:
             _finish_saving(trainer)
             rank_zero_info(f"stopped; {last_checkpoint(trainer)} is saved, --resume goes on from there")
             raise KeyboardInterrupt
@@ -182,6 +202,11 @@ class WholeFileIO(TorchCheckpointIO):
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
         remove_folders(path)  # of a run that had several processes before
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        if is_sharded_checkpoint(Path(path)):
+            return read_whole_run(Path(path))
+        return super().load_checkpoint(path, *args, **options)
 
 
 def _finish_saving(trainer: Trainer) -> None:

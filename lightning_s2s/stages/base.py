@@ -35,7 +35,7 @@ from lightning_s2s.interfaces import (
     lengths_to_mask,
 )
 from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
-from lightning_s2s.sharding import gathered, is_sharded, shard
+from lightning_s2s.sharding import gathered, is_sharded, shard, whole_norm
 from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
 
 CONFIGURATION_KEY = "lightning_s2s_stage"
@@ -204,7 +204,12 @@ class Stage(L.LightningModule):
             checkpoint[CONFIGURATION_KEY] = self.configuration
 
     def on_train_start(self) -> None:
-        """On a CPU in bfloat16, keep attention from torch's flash kernel: its backward pass is several times slower."""
+        """Parts that are wholly frozen run as in inference: no dropout, no augmentation.
+
+        On a CPU in bfloat16, attention is kept from torch's flash kernel: its backward pass is several times slower.
+        """
+        self.train()  # what transformers loads is in eval mode
+        self._calm_frozen_parts()
         if self._flash_is_slow():
             torch.backends.cuda.enable_flash_sdp(False)  # despite its name, for CPUs too
 
@@ -220,11 +225,6 @@ class Stage(L.LightningModule):
     def _flash_is_slow(self) -> bool:
         return self.device.type == "cpu" and str(self.trainer.precision).startswith("bf16")
 
-    def on_train_epoch_start(self) -> None:
-        """Parts that are wholly frozen run as in inference: no dropout, no augmentation."""
-        self.train()  # what transformers loads is in eval mode
-        self._calm_frozen_parts()
-
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
         self._calm_frozen_parts()
@@ -235,16 +235,18 @@ class Stage(L.LightningModule):
                 part.eval()
 
     def configure_optimizers(self) -> dict[str, Any]:
+        mesh_of = {name: getattr(parameter, "device_mesh", None) for name, parameter in self.model.named_parameters()}
         scales = {
             name: factor for pattern, factor in self.lr_scale.items() for name in self._matching("lr_scale", pattern)
         }
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        groups: dict[tuple[float, float, Any], list[torch.nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 decay = self.weight_decay if parameter.dim() > 1 else 0.0
-                groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+                # A layer of a tensor-parallel LLM has a mesh of its own, and an optimiser can't mix them in a group.
+                groups.setdefault((scales.get(name, 1.0), decay, mesh_of[name]), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            [{"params": p, "lr": self.lr * scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
+            [{"params": p, "lr": self.lr * scale, "weight_decay": decay} for (scale, decay, _), p in groups.items()],
             betas=(0.9, 0.98),
         )
         total = self.trainer.estimated_stepping_batches
@@ -258,11 +260,41 @@ class Stage(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's clipping, but for a tensor-parallel LLM, whose gradients lie on several meshes."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # In the order of the parameters, which all processes share.
+        meshes = list(dict.fromkeys(getattr(parameter.grad, "device_mesh", None) for parameter in parameters))
+        if len(meshes) < 2 or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norms = [whole_norm([p.grad for p in parameters if p.grad.device_mesh == mesh]) for mesh in meshes]
+        total = torch.stack(norms).norm()
+        for parameter in parameters:
+            parameter.grad.mul_((gradient_clip_val / (total + 1e-6)).clamp(max=1.0))
+
+    def log_mean(self, split: str, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
+        """Log `{split}/{name}`, a mean over `count` things of this batch, as the mean over those of all processes."""
+        options: dict[str, Any] = {"on_step": split == "train", "on_epoch": split == "val", "prog_bar": prog_bar}
+        if split == "val":
+            self.log(f"{split}/{name}", value, batch_size=count, sync_dist=True, **options)
+        elif self.is_distributed:
+            share = torch.stack([value.detach() * count, value.new_tensor(float(count))])
+            total, number = self.trainer.strategy.reduce(share, reduce_op="sum")
+            self.log(f"{split}/{name}", total / number.clamp(min=1), batch_size=max(1, count), **options)
+        elif count:
+            self.log(f"{split}/{name}", value, batch_size=count, **options)
+
     def log_text_loss(self, split: str, output: ModelOutput) -> Tensor:
         """Cross-entropy of the text, logged as `{split}/text_loss`, with `{split}/text_accuracy`."""
         labels = output.text_labels
         sums = self.model.llm.sum_over_logits(cross_entropy_and_hits, output.text_states, labels)
-        return self._log_mean(split, "text", sums, len(labels))
+        return self._log_sums(split, "text", sums, len(labels))
 
     def log_unit_loss(self, split: str, units: UnitLogits) -> Tensor:
         """The speech decoder's loss, logged as `{split}/unit_loss`, with `{split}/unit_accuracy`.
@@ -271,19 +303,18 @@ class Stage(L.LightningModule):
         of the most likely path.
         """
         if not isinstance(units, CtcLogits):
-            sums = cross_entropy_and_hits(units.logits, units.labels)
-            return self._log_mean(split, "unit", sums, len(units.labels))
-        return self._log(split, "unit", ctc_loss(units), ctc_accuracy(units), int(units.label_lengths.sum()))
+            sums, count = cross_entropy_and_hits(units.logits, units.labels), len(units.labels)
+            return self._log_sums(split, "unit", sums, count)
+        loss, count = ctc_loss(units), int(units.label_lengths.sum())
+        self.log_mean(split, "unit_loss", loss, count, prog_bar=True)
+        self.log_mean(split, "unit_accuracy", ctc_accuracy(units), count)
+        return loss
 
-    def _log_mean(self, split: str, name: str, sums: Tensor, count: int) -> Tensor:
-        """Zero where no position has a label, as another process's batch may have some."""
+    def _log_sums(self, split: str, name: str, sums: Tensor, count: int) -> Tensor:
+        """The mean loss, logged with the accuracy; zero where no position has a label."""
         loss, accuracy = sums / max(1, count)
-        return self._log(split, name, loss, accuracy.detach(), count)
-
-    def _log(self, split: str, name: str, loss: Tensor, accuracy: Tensor, count: int) -> Tensor:
-        size = {"batch_size": count, "on_epoch": split == "val", "on_step": split == "train"}
-        self.log(f"{split}/{name}_loss", loss, prog_bar=True, sync_dist=True, **size)
-        self.log(f"{split}/{name}_accuracy", accuracy, sync_dist=True, **size)
+        self.log_mean(split, f"{name}_loss", loss, count, prog_bar=True)
+        self.log_mean(split, f"{name}_accuracy", accuracy.detach(), count)
         return loss
 
     def on_fit_end(self) -> None:

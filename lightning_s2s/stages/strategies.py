@@ -13,8 +13,9 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 
-from lightning_s2s.checkpoints.sharded import META, is_sharded_checkpoint, next_folder, publish
+from lightning_s2s.checkpoints.sharded import META, is_sharded_checkpoint, next_folder, publish, with_names
 from lightning_s2s.interfaces import Component
 
 
@@ -86,12 +87,24 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
-        if not is_sharded_checkpoint(path) and not path.is_file():
+        if is_sharded_checkpoint(path):
+            return super().load_checkpoint(path, weights_only)
+        if not path.is_file():
             raise ValueError(f"{path}: no checkpoint; expected a folder with {META}, or a .ckpt file")
-        return super().load_checkpoint(path, weights_only)
+        # Of a single process. Lightning's own way takes the optimiser's parameters to be in the model's order.
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        whole = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model, content.pop("state_dict"), options=whole)
+        for optimizer, state in zip(self.optimizers, content.pop("optimizer_states", []), strict=False):
+            named = with_names(state, optimizer, self.model)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=whole)
+        return content
 
     def teardown(self) -> None:
         self.finish_saving()
+        if self._writers is not None:
+            dist.destroy_process_group(self._writers)
+            self._writers = None
         super().teardown()
 
 

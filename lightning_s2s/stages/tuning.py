@@ -33,11 +33,11 @@ class EmpatheticInstructionTuning(Stage):
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        output = self.model(batch, whole=self.is_distributed)
+        output = self.model(batch, whole=split == "train")
         loss = self.log_text_loss(split, output)
         if output.units is not None:
             loss = loss + self.unit_weight * self.log_unit_loss(split, output.units)
-        self.log(f"{split}/loss", loss, batch_size=len(batch["rows"]), sync_dist=True)
+        self.log_mean(split, "loss", loss, len(batch["rows"]))
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

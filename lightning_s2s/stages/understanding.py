@@ -58,7 +58,7 @@ class SpeechUnderstandingPretraining(Stage):
         """The losses with a weight, logged."""
         losses = {}
         if self.text_weight:
-            output = self.model(batch, speak=False, whole=self.is_distributed)
+            output = self.model(batch, speak=False, whole=split == "train")
             losses["text"] = self.log_text_loss(split, output)
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
@@ -67,8 +67,7 @@ class SpeechUnderstandingPretraining(Stage):
             losses["ctc"] = self.ctc_blank[0] * 0
             if audio_embeds is not None:
                 losses["ctc"] = self._ctc_loss(batch["rows"], audio_embeds, audio_lengths)
-            size = len(batch["rows"])
-            self.log(f"{split}/ctc_loss", losses["ctc"], prog_bar=True, batch_size=size, sync_dist=True)
+            self.log_mean(split, "ctc_loss", losses["ctc"], len(batch["rows"]), prog_bar=True)
         return losses
 
     def _ctc_loss(self, rows: list[dict[str, Any]], audio_embeds: Tensor, audio_lengths: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_parts import SMALL_LM
@@ -25,44 +27,36 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
+from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.strategies import FSDP2Strategy, is_fsdp2
 from lightning_s2s.vocoders.pocket import PocketVocoder
 
 STAGES = {
-    "1": lambda parts: SpeechUnderstandingPretraining(
-        **hearing(parts), lr=1e-2, warmup_steps=1, freeze=["encoder.*", "llm.*"]
-    ),
-    "1-ctc": lambda parts: SpeechUnderstandingPretraining(
-        **hearing(parts), lr=1e-2, warmup_steps=1, freeze=["llm.*"], ctc_weight=1.0
-    ),
-    "2a": lambda parts: SpeechGenerationPretraining(
-        **parts, lr=1e-2, warmup_steps=1, freeze=["encoder.*", "adapter.*", "llm.*"], condition="text"
-    ),
-    "2b": lambda parts: SpeechGenerationPretraining(
-        **parts, lr=1e-2, warmup_steps=1, freeze=["encoder.*", "adapter.*", "llm.*"]
-    ),
-    "3": lambda parts: EmpatheticInstructionTuning(**parts, lr=1e-2, warmup_steps=1, freeze=["encoder.*"]),
+    "1": (SpeechUnderstandingPretraining, {"freeze": ["encoder.*", "llm.*"]}),
+    "1 with ctc": (SpeechUnderstandingPretraining, {"freeze": ["llm.*"], "ctc_weight": 1.0}),
+    "2a": (SpeechGenerationPretraining, {"freeze": ["encoder.*", "adapter.*", "llm.*"], "condition": "text"}),
+    "2b": (SpeechGenerationPretraining, {"freeze": ["encoder.*", "adapter.*", "llm.*"]}),
+    "3": (EmpatheticInstructionTuning, {"freeze": ["encoder.*"]}),
 }
 
 
-def hearing(parts: dict) -> dict:
-    return {name: part for name, part in parts.items() if name not in ("speech_decoder", "vocoder")}
-
-
-def build(stage: str, tokenizer: str, options: dict) -> L.LightningModule:
+def build(name: str, tokenizer: str) -> Stage:
+    """A stage with small random components, the same in every process."""
     torch.manual_seed(0)
     parts = {
         "llm": CausalLanguageModel(config=SMALL_LM, tokenizer=tokenizer),
         "encoder": MelEncoder(width=16, num_layers=1, num_heads=2),
         "adapter": ConvAdapter(inner_width=8),
-        "speech_decoder": InterleavedSpeechDecoder("2:3", SMALL_LM),
-        "vocoder": PocketVocoder(encoder_width=8, decoder_width=8),
     }
-    module = STAGES[stage](parts | options)
-    return module
+    if not name.startswith("1"):
+        parts["speech_decoder"] = InterleavedSpeechDecoder("2:3", SMALL_LM)
+        parts["vocoder"] = PocketVocoder(encoder_width=8, decoder_width=8)
+    kind, options = STAGES[name]
+    return kind(**parts, lr=1e-2, warmup_steps=1, **options)
 
 
 class Losses(L.Callback):
-    """The loss of every batch, of this process."""
+    """The loss of every batch that this process has seen."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -73,37 +67,29 @@ class Losses(L.Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("stage", "strategy", "corpus", "tokenizer", "out"):
+    for name in ("stage", "strategy", "manifest", "tokenizer", "out"):
         parser.add_argument(f"--{name}")
-    for name, default in (("processes", 1), ("accumulate", 1), ("steps", 4), ("epochs", -1)):
+    for name, default in (("processes", 1), ("accumulate", 1), ("batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--clip", type=float)
+    parser.add_argument("--precision", default="32-true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     L.seed_everything(1)  # dropout and masks
-    from contextlib import nullcontext
-
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from lightning_s2s.stages.strategies import is_fsdp2
-
-    sent = rank_zero_only.rank and is_fsdp2(given.strategy)
+    sent = getattr(rank_zero_only, "rank", 0) != 0 and (is_fsdp2(given.strategy) or given.strategy == "tensor parallel")
     with without_weights() if sent else nullcontext():
-        module = build(given.stage, given.tokenizer, {})
+        stage = build(given.stage, given.tokenizer)
     losses = Losses()
+    strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
     trainer = L.Trainer(
-        accelerator="cpu", devices=given.processes, strategy=given.strategy, max_steps=given.steps,
-        accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip, callbacks=[losses, RunCheckpoint()],
+        accelerator="cpu", devices=given.processes, strategy=strategy, max_steps=4,
+        callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
         default_root_dir=given.out, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=1, num_sanity_val_steps=1, max_epochs=given.epochs,
+        limit_val_batches=1, num_sanity_val_steps=1, precision=given.precision,
     )  # fmt: skip
-    corpus = Path(given.corpus)
-    data = SpeechDialogueData(
-        train=str(corpus / "train.jsonl"), validation=str(corpus / "validation.jsonl"), max_batch_size=2
-    )
-    trainer.fit(module, data)
-    out = Path(given.out) / f"losses-{trainer.global_rank}.json"
-    out.write_text(json.dumps(losses.losses))
+    data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
+    trainer.fit(stage, data)
+    (Path(given.out) / f"losses-{trainer.global_rank}.json").write_text(json.dumps(losses.losses))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""Every stage on two processes, by DDP and by FSDP2, has the losses of one process that accumulates two batches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, write_tiny_corpus
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("train_small.py")
+STAGES = ("1", "1 with ctc", "2a", "2b", "3")
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[float], dict[str, torch.Tensor]]]:
+    """Train in processes of their own -> the losses of all batches, in the order of the epoch, and the weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    byte_tokenizer().save_pretrained(folder / "tokenizer")
+
+    def train(manifest: Path, stage: str, strategy: str, **options: object):
+        out = folder / str(len(list(folder.iterdir())))
+        alone = strategy == "auto"
+        given = {
+            "manifest": manifest, "stage": stage, "strategy": strategy, "tokenizer": folder / "tokenizer", "out": out,
+            "processes": 1 if alone else 2, "accumulate": 2 if alone else 1, **options,
+        }  # fmt: skip
+        arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+        run = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr[-3000:]
+        losses = [json.loads(path.read_text()) for path in sorted(out.glob("losses-*.json"))]
+        return [loss for step in zip(*losses, strict=True) for loss in step], load_file(out / "model/model.safetensors")
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_tiny_corpus(tmp_path_factory.mktemp("corpus")).train)
+
+
+def assert_equal_runs(run, other) -> None:
+    (losses, weights), (other_losses, other_weights) = run, other
+    assert len(losses) == 8 and len(set(losses)) >= 4
+    assert losses == pytest.approx(other_losses, abs=1e-5)
+    assert weights.keys() == other_weights.keys()
+    # The mean: a single weight with next to no gradient goes where Adam takes the rounding of it to.
+    differences = torch.cat([(weights[name].float() - other_weights[name].float()).flatten() for name in weights])
+    assert float(differences.abs().mean()) < 1e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_have_the_losses_of_one(stage, train, manifest):
+    alone = train(manifest, stage, "auto", clip=1.0)
+    for strategy in ("ddp", "fsdp2"):
+        assert_equal_runs(train(manifest, stage, strategy, clip=1.0), alone)
+
+
+def test_a_process_whose_batch_has_neither_audio_nor_units(train, manifest, tmp_path):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows[::2]:
+        row["messages"] = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello to you."}]
+    for row in rows:
+        for message in row["messages"]:
+            for item in message["content"] if isinstance(message["content"], list) else []:
+                if item.get("audio"):
+                    name, *place = item["audio"].split(":")
+                    item["audio"] = ":".join([str(manifest.parent / name), *place])
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone = train(mixed, "3", "auto", batch=1)
+    for strategy in ("ddp", "fsdp2"):
+        assert_equal_runs(train(mixed, "3", strategy, batch=1), alone)
+
+
+def test_two_processes_compute_each_layer_of_the_llm_together(train, manifest):
+    """Both see the same batches: each loss comes twice."""
+    alone, weights = train(manifest, "3", "auto", clip=1.0, accumulate=1)
+    losses, split_weights = train(manifest, "3", "tensor parallel", clip=1.0)
+    assert losses[::2] == losses[1::2]
+    assert_equal_runs((losses, split_weights), ([loss for loss in alone for _ in range(2)], weights))
