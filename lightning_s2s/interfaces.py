@@ -187,6 +187,10 @@ class Streamed(Component):
         """Give the slot of a stream back; its state must not be used again."""
 
 
+LOGITS_AT_ONCE = 2**26
+"""Logits that `LanguageModel.sum_over_logits` holds at a time: 256 MiB in float32, 441 positions of 152k tokens."""
+
+
 class LanguageModel(Streamed, ABC):
     """The instruction-following LLM: tokens and audio positions in, hidden states and text out.
 
@@ -197,7 +201,7 @@ class LanguageModel(Streamed, ABC):
         generation: how the model wants its replies drawn and ended; None leaves that to the session.
     """
 
-    entry_points = ("embed", "logits", "stream", "stream_together")
+    entry_points = ("embed", "logits", "sum_over_logits", "stream", "stream_together")
     width: int
     vocabulary: int
     tokenizer: Any
@@ -214,6 +218,30 @@ class LanguageModel(Streamed, ABC):
     @abstractmethod
     def logits(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., V): what follows each position."""
+
+    def sum_over_logits(
+        self, function: Callable[[Tensor, Tensor], Tensor], hidden_states: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Sum of what `function` makes of the logits of P positions, which never exist all at once.
+
+        Where they would be more than `LOGITS_AT_ONCE`, it goes chunk by chunk, and the backward pass computes a chunk's
+        logits again. All chunks are one call, so that sharded weights are gathered once, however many there are.
+
+        Args:
+            function: (p, V) logits and (p,) labels of some positions -> a sum over them, of any shape.
+            hidden_states: (P, D).
+            labels: (P,) int64.
+        """
+
+        def apply(hidden_states: Tensor, labels: Tensor) -> Tensor:
+            # Not `self.logits`, which sharding replaces by one that gathers the weights and gives them back.
+            return function(type(self).logits(self, hidden_states), labels)
+
+        size = max(1, LOGITS_AT_ONCE // self.vocabulary)
+        if len(labels) <= size:
+            return apply(hidden_states, labels)
+        chunks = zip(hidden_states.split(size), labels.split(size), strict=True)
+        return torch.stack([checkpoint(apply, *chunk, use_reentrant=False) for chunk in chunks]).sum(0)
 
     @abstractmethod
     def start_stream(self, cache: Any = None) -> Any:

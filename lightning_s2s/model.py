@@ -24,17 +24,17 @@ from lightning_s2s.splice import IGNORE, Spliced, gather_segments, splice_audio
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Logits at labelled positions alone, P of them for text, with their labels.
+    """What the losses read. Of the text only the P positions that have a label.
 
     Attributes:
-        text_logits: (P, V).
-        text_labels: (P,).
+        text_states: (P, D) hidden states of the LLM; their logits are `llm.logits(text_states)`.
+        text_labels: (P,) the token that follows each.
         units: what the speech decoder gives, None without spoken turns.
         audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
         audio_lengths: (N,), None without audio.
     """
 
-    text_logits: Tensor
+    text_states: Tensor
     text_labels: Tensor
     units: UnitLogits | None = None
     audio_embeds: Tensor | None = None
@@ -113,6 +113,12 @@ class SpeechToSpeechModel(nn.Module):
             raise ValueError("this model has no encoder: it can't hear audio")
         return self.adapter(*self.encoder(waveform, lengths))
 
+    def hear(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`encode_audio` of a batch's clips, from the encoder's hidden states where the batch brings them along."""
+        if "encoder_states" in batch:
+            return self.adapter(batch["encoder_states"], batch["encoder_lengths"])
+        return self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+
     def splice(self, batch: dict[str, Any], audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
         """The LLM's input for a batch of dialogues, see `lightning_s2s.splice.splice_audio`."""
         token_embeds = self.llm.embed(batch["input_ids"].clamp(min=0))
@@ -129,7 +135,7 @@ class SpeechToSpeechModel(nn.Module):
         )
 
     def forward(self, batch: dict[str, Any], speak: bool = True, whole: bool = False) -> ModelOutput:
-        """Teacher-forced logits for a batch of `lightning_s2s.data` (its docstring lists the keys).
+        """Run teacher-forced over a batch of `lightning_s2s.data` (its docstring lists the keys).
 
         Args:
             batch: the batch.
@@ -140,7 +146,7 @@ class SpeechToSpeechModel(nn.Module):
         """
         audio_embeds = audio_lengths = unheard = None
         if len(batch["waveform_lengths"]):
-            audio_embeds, audio_lengths = self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+            audio_embeds, audio_lengths = self.hear(batch)
         elif whole and self.encoder is not None:  # here, since processes must gather in the same order
             silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
             unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
@@ -150,7 +156,6 @@ class SpeechToSpeechModel(nn.Module):
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]
         labelled = following != IGNORE
-        text = (self.llm.logits(hidden[:, :-1][labelled]), following[labelled])
         units = None
         num_turns = len(batch["unit_lengths"])
         if speak and num_turns and self.speech_decoder is not None:
@@ -159,7 +164,7 @@ class SpeechToSpeechModel(nn.Module):
             units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
         elif speak and whole and self.speech_decoder is not None:
             units = self._speak_nothing(hidden[:1, :1])
-        return ModelOutput(*text, units, audio_embeds, audio_lengths)
+        return ModelOutput(hidden[:, :-1][labelled], following[labelled], units, audio_embeds, audio_lengths)
 
     def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
         """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.

@@ -21,7 +21,7 @@ LEVELS = {
     "checkpoints.weights": 0, "data.chat": 0, "data.chat_template": 0, "data.audio": 0, "data.manifest": 0,
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
-    "compatibility": 1,
+    "compatibility": 1, "encoder_cache": 1,
     "model": 2,
     "streaming": 3, "data": 3, "checkpoints": 3,
     "stages": 4, "construction": 4, "evaluation": 4, "serving": 4, "callbacks": 4,

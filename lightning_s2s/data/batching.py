@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ class ResumableLoader:
 
     Attributes:
         batch_sampler: of the order.
+        waited_sec: for how long batches were waited for so far, the start of workers included.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class ResumableLoader:
     ):
         self.batch_sampler = batch_sampler
         self.dataset = dataset
+        self.waited_sec = 0.0
         self._on_notes = on_notes
         self._options = {"collate_fn": collate, **loader_options}
         self._place = {"epoch": 0, "trainer_epoch": 0, "batches": 0}
@@ -156,13 +159,20 @@ class ResumableLoader:
             epoch = place["epoch"] + 1
         self._ahead = trainer_epoch - epoch
         batches = self.batch_sampler.batches(epoch)[done:]
-        for batch, notes in DataLoader(self.dataset, batch_sampler=batches, **self._options):
+        for batch, notes in self._timed(DataLoader(self.dataset, batch_sampler=batches, **self._options)):
             if notes:
                 self._on_notes(notes)
             done += 1
             by_all = done * self.batch_sampler.num_replicas
             self._place = {"epoch": epoch, "trainer_epoch": trainer_epoch, "batches": by_all}
             yield batch
+
+    def _timed(self, loader: DataLoader) -> Iterator[Any]:
+        start = time.perf_counter()
+        for item in loader:
+            self.waited_sec += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, by our count and by the trainer's, and how many of its batches all processes were handed out."""

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 import lightning as L
+import torch
 
 from lightning_s2s.data.batching import DurationBatchSampler, Note, ResumableLoader
 from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, collate_vocoder
@@ -148,7 +149,9 @@ class SpeechDialogueData(L.LightningDataModule):
             # Fast tokenizers warn of their threads after a fork; workers are parallel already.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         collate = SkippingCollate(dataset, self._collate)
-        return ResumableLoader(dataset, sampler, collate, partial(self._note, split), num_workers=self.num_workers)
+        # From pinned memory a batch is copied to a GPU while the GPU computes.
+        options = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+        return ResumableLoader(dataset, sampler, collate, partial(self._note, split), **options)
 
     def teardown(self, stage: str) -> None:
         """Sum up what decoding showed."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import math
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from lightning_s2s.checkpoints.folder import SLOTS
 from lightning_s2s.checkpoints.handoff import load_handoff
 from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.encoder_cache import EncoderCache
 from lightning_s2s.interfaces import (
     Adapter,
     AudioEncoder,
@@ -30,7 +34,7 @@ from lightning_s2s.interfaces import (
     checkpoint_activations,
     lengths_to_mask,
 )
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
 from lightning_s2s.sharding import gathered, is_sharded, shard, whole_norm
 from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
 
@@ -57,6 +61,10 @@ class Stage(L.LightningModule):
         min_lr_ratio: see `warmup_steps`.
         activation_checkpointing: components (`encoder`, `llm`, `speech_decoder`) whose layers are computed again in the
             backward pass instead of keeping their activations: less memory, more time, the same gradients.
+        encoder_cache: folder that keeps what a wholly frozen encoder gives for each clip, so that it is computed once;
+            see `lightning_s2s.encoder_cache.EncoderCache`. None encodes in every epoch.
+        compile: while training, run the Transformer layers of encoder, LLM and speech decoder through `torch.compile`,
+            one by one, so that equal layers are compiled once.
 
     Raises:
         ValueError: parts don't fit, a pattern matches nothing, or nothing is left to train.
@@ -84,6 +92,8 @@ class Stage(L.LightningModule):
         warmup_steps: int = 100,
         min_lr_ratio: float = 0.1,
         activation_checkpointing: list[str] | None = None,
+        encoder_cache: str | None = None,
+        compile: bool = False,
     ):
         super().__init__()
         self.model = SpeechToSpeechModel(llm, encoder, adapter, speech_decoder, vocoder)
@@ -104,6 +114,30 @@ class Stage(L.LightningModule):
                 checkpoint_activations(component)
             except ValueError as error:
                 raise ValueError(f"activation_checkpointing: {name}: {error}") from None
+        if compile:
+            compile_blocks(self.model)
+        self.encoder_cache = None if encoder_cache is None else self._frozen_encoder_cache(encoder_cache)
+
+    def _frozen_encoder_cache(self, folder: str) -> EncoderCache:
+        encoder, adapter = self.model.encoder, self.model.adapter
+        if encoder is None:
+            raise ValueError(f"encoder_cache: got {folder!r}; without an encoder there is nothing to keep")
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; only the outputs of a frozen encoder stay the same: "
+                "freeze encoder.*, or leave encoder_cache out"
+            )
+        if not adapter.init_args.get("silence_padding", True):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; with the adapter's silence_padding false, a clip's last positions "
+                "depend on the encoder's padding, which isn't kept"
+            )
+        if encoder.init_args.get("pad_batches"):
+            raise ValueError(
+                f"encoder_cache: got {folder!r}; with the encoder's pad_batches, what it gives for a clip depends on "
+                "the batch: set pad_batches to false, or leave encoder_cache out"
+            )
+        return EncoderCache(folder, encoder)
 
     def _matching(self, option: str, pattern: str) -> list[str]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -130,6 +164,22 @@ class Stage(L.LightningModule):
             data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
             precision = mixed_precision(str(self.trainer.precision))
             shard(self.model, strategy.root_device, data, tensor if tensor.size() > 1 else None, precision)
+        if self.encoder_cache is not None and is_sharded(self.model):
+            raise ValueError(
+                "encoder_cache: processes encode different clips, which sharded weights don't allow; use ddp"
+            )
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._add_encoder_states(batch)
+
+    def on_validation_batch_start(self, batch: dict[str, Any], batch_index: int, loader_index: int = 0) -> None:
+        self._add_encoder_states(batch)
+
+    def _add_encoder_states(self, batch: dict[str, Any]) -> None:
+        if self.encoder_cache is not None and len(batch["waveform_lengths"]):
+            with self.trainer.precision_plugin.forward_context():
+                states = self.encoder_cache(batch["waveform"], batch["waveform_lengths"])
+            batch["encoder_states"], batch["encoder_lengths"] = states
 
     def on_validation_start(self) -> None:
         """Gather sharded weights for the whole validation, in which each process may answer as many rows as it has."""
@@ -240,18 +290,11 @@ class Stage(L.LightningModule):
         elif count:
             self.log(f"{split}/{name}", value, batch_size=count, **options)
 
-    def log_loss(self, split: str, name: str, logits: Tensor, labels: Tensor, accuracy: bool = False) -> Tensor:
-        """Cross-entropy of labelled positions, logged as `{split}/{name}_loss`, by request with its accuracy.
-
-        Zero where no position has a label.
-        """
-        count = len(labels)
-        loss = F.cross_entropy(logits.float(), labels) if count else logits.float().sum()
-        self.log_mean(split, f"{name}_loss", loss, count, prog_bar=True)
-        if accuracy:
-            correct = (logits.argmax(-1) == labels).float().sum() / max(1, count)
-            self.log_mean(split, f"{name}_accuracy", correct, count)
-        return loss
+    def log_text_loss(self, split: str, output: ModelOutput) -> Tensor:
+        """Cross-entropy of the text, logged as `{split}/text_loss`, with `{split}/text_accuracy`."""
+        labels = output.text_labels
+        sums = self.model.llm.sum_over_logits(cross_entropy_and_hits, output.text_states, labels)
+        return self._log_sums(split, "text", sums, len(labels))
 
     def log_unit_loss(self, split: str, units: UnitLogits) -> Tensor:
         """The speech decoder's loss, logged as `{split}/unit_loss`, with `{split}/unit_accuracy`.
@@ -260,10 +303,18 @@ class Stage(L.LightningModule):
         of the most likely path.
         """
         if not isinstance(units, CtcLogits):
-            return self.log_loss(split, "unit", units.logits, units.labels, accuracy=True)
+            sums, count = cross_entropy_and_hits(units.logits, units.labels), len(units.labels)
+            return self._log_sums(split, "unit", sums, count)
         loss, count = ctc_loss(units), int(units.label_lengths.sum())
         self.log_mean(split, "unit_loss", loss, count, prog_bar=True)
         self.log_mean(split, "unit_accuracy", ctc_accuracy(units), count)
+        return loss
+
+    def _log_sums(self, split: str, name: str, sums: Tensor, count: int) -> Tensor:
+        """The mean loss, logged with the accuracy; zero where no position has a label."""
+        loss, accuracy = sums / max(1, count)
+        self.log_mean(split, f"{name}_loss", loss, count, prog_bar=True)
+        self.log_mean(split, f"{name}_accuracy", accuracy.detach(), count)
         return loss
 
     def on_fit_end(self) -> None:
@@ -277,6 +328,37 @@ class Stage(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
+
+
+def compile_blocks(model: SpeechToSpeechModel) -> None:
+    """Let every Transformer layer run through `torch.compile` with sizes that may change, the vocoder's left out.
+
+    Raises:
+        ValueError: the CPU's code can't be compiled here.
+    """
+    if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ValueError("compile: got true; on a CPU that needs a C++ compiler (g++ or clang++), and there is none")
+    for name, component in model.named_children():
+        if name != "vocoder":
+            for block in component.blocks():
+                # Not `block.compile()`: hooks and the names of weights stay as they are.
+                block.forward = _compiled_in_training(block.forward)
+
+
+def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers advance by one position over a growing cache: they, and validation, run as they are."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    return run
+
+
+def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(P, V) and (P,) -> (2,): the sum of the cross-entropies, and how many labels are the most likely ones."""
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)])
 
 
 def ctc_loss(units: CtcLogits) -> Tensor:

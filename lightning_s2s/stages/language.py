@@ -22,11 +22,11 @@ class LanguageModelPretraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         output = self.model(batch, speak=False)
-        return self.log_loss("train", "text", output.text_logits, output.text_labels, accuracy=True)
+        return self.log_text_loss("train", output)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         output = self.model(batch, speak=False)
-        self.log_loss("val", "text", output.text_logits, output.text_labels, accuracy=True)
+        self.log_text_loss("val", output)
 
     def export(self, folder: Path) -> None:
         """The LLM as an ordinary transformers folder, `language_model`, in float16."""

@@ -34,7 +34,7 @@ class EmpatheticInstructionTuning(Stage):
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
         output = self.model(batch, whole=split == "train")
-        loss = self.log_loss(split, "text", output.text_logits, output.text_labels)
+        loss = self.log_text_loss(split, output)
         if output.units is not None:
             loss = loss + self.unit_weight * self.log_unit_loss(split, output.units)
         self.log_mean(split, "loss", loss, len(batch["rows"]))

@@ -59,10 +59,10 @@ class SpeechUnderstandingPretraining(Stage):
         losses = {}
         if self.text_weight:
             output = self.model(batch, speak=False, whole=split == "train")
-            losses["text"] = self.log_loss(split, "text", output.text_logits, output.text_labels)
+            losses["text"] = self.log_text_loss(split, output)
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
-            audio_embeds, audio_lengths = self.model.encode_audio(batch["waveform"], batch["waveform_lengths"])
+            audio_embeds, audio_lengths = self.model.hear(batch)
         if self.ctc_weight and (audio_embeds is not None or self.is_distributed):
             losses["ctc"] = self.ctc_blank[0] * 0
             if audio_embeds is not None:

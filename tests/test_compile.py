@@ -1,0 +1,62 @@
+"""Compiled layers: the same loss and gradients, equal layers compiled once, and a clear word where it can't be done."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_model import QWEN, build
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.encoders.mel import MelEncoder
+from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.stages import base as stages_base
+
+NUM_LAYERS = 10
+
+
+@pytest.fixture
+def compiler(monkeypatch) -> CompileCounterWithBackend:
+    """torch.compile up to the captured graphs, which run as they are: C++ would take half a minute."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=counter, **options))
+    return counter
+
+
+def test_equal_layers_are_compiled_once_and_compute_the_same(tokenizer_folder, compiler):
+    model = build(tokenizer_folder, speaks=False, num_hidden_layers=NUM_LAYERS)
+    names = [name for name, _ in model.named_parameters()]
+    inputs = [(torch.randn(2, length, 16), torch.tensor([[True] * length, [True] * 4 + [False] * (length - 4)]))
+              for length in (5, 7, 9, 11)]  # fmt: skip
+
+    def run() -> list[torch.Tensor]:
+        found = []
+        for embeds, mask in inputs:
+            model.zero_grad()
+            hidden = model.llm(embeds, mask)
+            hidden[mask].square().sum().backward()
+            found += [hidden.detach(), model.llm.model.model.layers[0].mlp.up_proj.weight.grad.clone()]
+        return found
+
+    expected = run()
+    stages_base.compile_blocks(model)
+    for value, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # an answer, over a cache
+        count = compiler.frame_count
+        whole = model.llm.stream(inputs[0][0], model.llm.start_stream())
+        assert whole.shape == (2, 5, 16) and compiler.frame_count == count
+    assert 1 <= compiler.frame_count <= 2 < NUM_LAYERS
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_without_a_compiler(tokenizer_folder, monkeypatch):
+    monkeypatch.setattr(stages_base.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parts = MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter(inner_width=8)
+    llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))
+    with pytest.raises(ValueError, match=r"compile: got true; on a CPU that needs a C\+\+ compiler"):
+        SpeechUnderstandingPretraining(llm, *parts, compile=True)
