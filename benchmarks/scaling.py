@@ -7,6 +7,11 @@ reply_length: time per audio chunk, in the first and the last quarter of short a
 sessions: sessions that start at once in one engine. Throughput is seconds of sound made in a second, beside that of one
     session at a time; first audio counts from the session's question, and all questions are asked at once.
 
+training_step: forward and backward of stage 3 against rows, length and vocabulary, one of them growing at a time, with
+    random weights and the encoder's states given, so that the side of text and speech is what grows. Seconds should
+    grow no faster than rows and length do; memory (the peak beside model and batch, as Linux tells it) hardly with
+    the vocabulary beyond the gradients of its weights, since the logits are bounded.
+
 Settings of a section are measured one after the other in every repetition; printed are medians.
 """
 
@@ -16,6 +21,7 @@ import argparse
 import statistics
 import time
 
+import scaling_training
 from models import SIZES, answer, build_model, make_question, start
 
 from lightning_s2s.evaluation.hardware import describe_hardware
@@ -71,7 +77,13 @@ def sessions(options: argparse.Namespace) -> None:
         print(f"{count:8} {made:10.1f} x {made / alone:10.2f} x {1000 * median:15.0f} ms {1000 * p95:9.0f} ms")
 
 
-SECTIONS = {"reply_length": reply_length, "sessions": sessions}
+def training_step(options: argparse.Namespace) -> None:
+    """Cost and memory of a step against rows, text tokens and vocabulary."""
+    for name in scaling_training.TABLES:
+        print("\n".join(scaling_training.table(name, options.repetitions)), flush=True)
+
+
+SECTIONS = {"reply_length": reply_length, "sessions": sessions, "training_step": training_step}
 
 
 def main() -> None:

@@ -1,17 +1,7 @@
-"""What a training step costs as it grows: seconds and memory against sequence length, batch and vocabulary.
-
-    python benchmarks/scaling_training.py [--repetitions 3] [--threads 2]
-
-A step is forward and backward of stage 3 on random weights, with the encoder's states given, so that the side of text
-and speech is what grows. One size changes at a time. The sizes of a table take turns in every repetition; printed are
-medians, the ratio to the first size, and the peak of the memory that a step takes (Linux alone tells it). Seconds
-should grow no faster than batch and length do. Memory should hardly grow with the vocabulary beyond the gradients of
-its weights: the logits are bounded.
-"""
+"""What a training step costs as it grows: seconds and memory; the tables of `scaling.py`'s section `training_step`."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import statistics
@@ -22,7 +12,6 @@ from typing import Any
 import torch
 from train_step import build_model, make_batch, our_loss
 
-from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.model import SpeechToSpeechModel
 
 START = {"rows": 4, "text_tokens": 64, "vocabulary": 8_000}
@@ -84,19 +73,3 @@ def table(name: str, repetitions: int) -> list[str]:
         f"{name} {size[name]:7,}: {median:6.3f} s, {median / medians[0]:5.2f} x, {mib:6.0f} MiB"
         for size, median, mib in zip(sizes, medians, memory, strict=True)
     ]
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(", ".join(describe_hardware().values()))
-    for name in TABLES:
-        print("\n".join(table(name, options.repetitions)), flush=True)
-
-
-if __name__ == "__main__":
-    main()

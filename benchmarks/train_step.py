@@ -108,7 +108,8 @@ def make_batch(rows: int, question_sec: float, text_tokens: int, units: int, voc
 def reference_loss(model: SpeechToSpeechModel, batch: dict[str, Any]) -> Tensor:
     """Text loss plus unit loss, with loops over rows and logits everywhere."""
     encoder, lengths = model.encoder, batch["waveform_lengths"]
-    hidden = encoder.encode_padded(encoder.log_mel(batch["waveform"], lengths))
+    hidden = encoder.encoder(encoder.log_mel(batch["waveform"], lengths)).last_hidden_state
+    hidden = hidden.unflatten(1, (-1, 2)).mean(2)
     frames = encoder.count_frames((-(-lengths // 160) + 1) // 2)
     audio, audio_lengths = model.adapter(hidden[:, : int(frames.max())], frames)
     inputs, mask, labels, segments = splice_in_a_loop(model, batch, audio, audio_lengths)

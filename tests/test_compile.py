@@ -47,8 +47,8 @@ def test_equal_layers_are_compiled_once_and_compute_the_same(tokenizer_folder, c
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-5)
     with torch.no_grad():  # an answer, over a cache
         count = compiler.frame_count
-        whole = model.llm.stream(inputs[0][0], model.llm.start_stream())
-        assert whole.shape == (2, 5, 16) and compiler.frame_count == count
+        whole = model.llm.stream(inputs[0][0][:1], model.llm.start_stream())
+        assert whole.shape == (1, 5, 16) and compiler.frame_count == count
     assert 1 <= compiler.frame_count <= 2 < NUM_LAYERS
     assert [name for name, _ in model.named_parameters()] == names
 

@@ -64,9 +64,6 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
             raise ValueError("encoder qwen2_audio: give either checkpoint or config")
         self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
 
-    def encode_padded(self, features: Tensor) -> Tensor:
-        return self.encoder(features).last_hidden_state
-
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         return norm(self.encoder.avg_pooler(hidden_states.transpose(1, 2)).transpose(1, 2))
 

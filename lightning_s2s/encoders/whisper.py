@@ -37,6 +37,7 @@ class WhisperEncoder(WindowedAudioEncoder):
     rates = "16 kHz -> 25 Hz (50 Hz)"
     size = "21M (base), 637M (large-v3)"
     licence = "MIT"
+    separate_queries = True
 
     def __init__(
         self,
@@ -65,9 +66,6 @@ class WhisperEncoder(WindowedAudioEncoder):
             self.encoder = load_model("WhisperForConditionalGeneration", checkpoint).model.encoder
         self.pooling, self.frame_rate_hz = pooling, 50.0 / pooling
         self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
-
-    def encode_padded(self, features: Tensor) -> Tensor:
-        return self._pool(self.encoder(features).last_hidden_state)
 
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         return self._pool(norm(hidden_states))

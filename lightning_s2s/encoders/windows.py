@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ HOP_SAMPLES = 160
 """Samples between mel frames, which come at 100 Hz."""
 WINDOW_FRAMES = 3_000
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
+WINDOWS_AT_ONCE = 2
+"""Whole windows that a CPU encodes in one go: what more of them compute falls out of its caches."""
 
 
 def normalise(hidden_states: Tensor) -> Tensor:
@@ -31,7 +34,8 @@ class WindowedAudioEncoder(AudioEncoder):
 
     As published with OpenS2S: the log-mel of a whole clip, zero-padded to a multiple of 30 s, is cut into windows, each
     is encoded alone, without an attention mask (so the padding takes part), and the frames with audio are joined. What
-    stands behind a clip's frames in a batch is what the encoder made of its padding.
+    stands behind a clip's frames in a batch is what the encoder made of its padding. The last layer computes only the
+    positions that are heard of any window; they attend to all.
 
     A subclass builds `encoder`, then calls `set_up`.
     """
@@ -43,6 +47,8 @@ class WindowedAudioEncoder(AudioEncoder):
     beside: list[int]
     """Layers that are heard beside the topmost one."""
     last_layer_alone: bool
+    separate_queries = False
+    """Whether attention takes queries apart from keys and values."""
 
     def set_up(
         self,
@@ -83,6 +89,9 @@ class WindowedAudioEncoder(AudioEncoder):
             self.encoder.layers = self.encoder.layers[:top]
             self.encoder.layer_norm = nn.LayerNorm(width, elementwise_affine=False) if self.beside else nn.Identity()
         self.real_frames_only = real_frames_only
+        if self.separate_queries and len(self.encoder.layers):
+            last = self.encoder.layers[-1]
+            last.forward = functools.partial(_first_positions, last)
         self.width = width * len(heard)
         self.features = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
         self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
@@ -93,10 +102,6 @@ class WindowedAudioEncoder(AudioEncoder):
     @abstractmethod
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         """What follows the layers: norm and pooling, (P, S, D) at 50 Hz -> (P, F, D)."""
-
-    @abstractmethod
-    def encode_padded(self, features: Tensor) -> Tensor:
-        """Whole windows (P, mels, 3000) -> (P, F, D)."""
 
     @abstractmethod
     def count_frames(self, positions: Tensor) -> Tensor:
@@ -118,8 +123,14 @@ class WindowedAudioEncoder(AudioEncoder):
         valid = (mel_frames.unsqueeze(1) - starts).clamp(0, WINDOW_FRAMES)  # (B, W) mel frames with audio
         used = valid > 0
         used[:, 0] = True
-        encode = self._encode_real_frames if self.real_frames_only else self._encode_windows
-        hidden = encode(windows[used], valid[used])
+        windows, valid_of_used = windows[used], valid[used]
+        if self.real_frames_only:
+            hidden = self._encode(windows, valid_of_used)
+        else:
+            num_positions = max(1, (int(valid_of_used.max()) + 1) // 2)
+            at_once = WINDOWS_AT_ONCE if windows.device.type == "cpu" else len(windows)
+            pieces = (self._encode(piece, None, num_positions) for piece in windows.split(at_once))
+            hidden = torch.cat(list(pieces))
         counts = self.count_frames((valid + 1) // 2)
         lengths = counts.sum(1)
         # All but a clip's last window are full, so joining whole windows leaves no gap between frames with audio.
@@ -127,14 +138,18 @@ class WindowedAudioEncoder(AudioEncoder):
         frames = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
         return frames[:, : int(lengths.max())], lengths
 
-    def _encode_windows(self, features: Tensor, valid: Tensor) -> Tensor:
-        if self.beside:
-            return self._encode_real_frames(features, torch.full_like(valid, WINDOW_FRAMES))
-        return self.encode_padded(features)
+    def _encode(self, features: Tensor, valid: Tensor | None, num_positions: int | None = None) -> Tensor:
+        """Windows (P, mels, 3000) -> (P, F, D).
 
-    def _encode_real_frames(self, features: Tensor, valid: Tensor) -> Tensor:
-        """Windows of different lengths at once, each as if it were encoded alone; zeros behind its frames."""
+        Args:
+            features: log-mel.
+            valid: (P,) mel frames with audio: each window is encoded as if it were cut to them, with zeros behind its
+                frames. None encodes whole windows.
+            num_positions: at 50 Hz, the first ones, which are wanted; None for all.
+        """
         encoder = self.encoder
+        if valid is None:
+            valid = torch.full((len(features),), WINDOW_FRAMES, device=features.device)
         x = features[..., : max(1, int(valid.max()))]
         x = F.gelu(encoder.conv1(x * lengths_to_mask(valid, x.shape[-1]).unsqueeze(1)))
         x = F.gelu(encoder.conv2(x * lengths_to_mask(valid, x.shape[-1]).unsqueeze(1))).transpose(1, 2)
@@ -149,7 +164,20 @@ class WindowedAudioEncoder(AudioEncoder):
         heard = []
         for number, layer in enumerate(encoder.layers):
             if number in self.beside:
-                heard.append(self.finish(x, normalise))
-            x = layer(x, mask)
-        x = torch.cat([*heard, self.finish(x, encoder.layer_norm)], dim=-1)
+                heard.append(self.finish(x[:, :num_positions], normalise))
+            is_last = self.separate_queries and number == len(encoder.layers) - 1
+            x = layer(x, mask, num_positions=num_positions) if is_last else layer(x, mask)
+        x = torch.cat([*heard, self.finish(x[:, :num_positions], encoder.layer_norm)], dim=-1)
         return x * lengths_to_mask(self.count_frames(positions), x.shape[1]).unsqueeze(-1)
+
+
+def _first_positions(
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, num_positions: int | None = None, **options: Any
+) -> Tensor:
+    """A layer of Whisper whose first positions alone are wanted: (P, S, D) -> (P, num_positions, D), or all."""
+    if num_positions is None or layer.training:  # with dropout, the whole layer as it is
+        return type(layer).forward(layer, hidden_states, attention_mask, **options)[:, :num_positions]
+    normed = layer.self_attn_layer_norm(hidden_states)
+    attended, _ = layer.self_attn(normed[:, :num_positions], key_value_states=normed, attention_mask=attention_mask)
+    x = hidden_states[:, :num_positions] + attended
+    return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
