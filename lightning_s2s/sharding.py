@@ -8,7 +8,7 @@ The vocoder, which no stage trains, stays whole on every process.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ def shard(
     data_mesh: DeviceMesh,
     tensor_mesh: DeviceMesh | None = None,
     precision: MixedPrecisionPolicy | None = None,
+    whole: Sequence[nn.Module] = (),
 ) -> None:
     """Shard the components of a model in place, one unit after the other, with the weights that process 0 has.
 
@@ -39,6 +40,7 @@ def shard(
         data_mesh: one-dimensional, over the processes that see different batches.
         tensor_mesh: one-dimensional, over the processes that compute each layer of the LLM together.
         precision: of gathered weights and of reduced gradients; None leaves them as they are.
+        whole: components beside the vocoder that every process keeps whole; frozen ones.
 
     Raises:
         ValueError: the LLM can't be computed by so many processes together.
@@ -53,7 +55,7 @@ def shard(
                 from lightning_s2s.tensor_parallel import parallelize_layer
 
                 parallelize_layer(component, unit, tensor_mesh)
-            if not isinstance(component, Vocoder):
+            if not isinstance(component, Vocoder) and component not in whole:
                 fully_shard(unit, reshard_after_forward=reshards, **options)
         if isinstance(component, Component):
             for method in component.entry_points:

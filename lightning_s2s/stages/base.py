@@ -163,11 +163,9 @@ class Stage(L.LightningModule):
         elif isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.model):
             data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
             precision = mixed_precision(str(self.trainer.precision))
-            shard(self.model, strategy.root_device, data, tensor if tensor.size() > 1 else None, precision)
-        if self.encoder_cache is not None and is_sharded(self.model):
-            raise ValueError(
-                "encoder_cache: processes encode different clips, which sharded weights don't allow; use ddp"
-            )
+            # A cached encoder is run for different clips on each process, so each needs the whole of it.
+            whole = [self.model.encoder] if self.encoder_cache is not None else []
+            shard(self.model, strategy.root_device, data, tensor if tensor.size() > 1 else None, precision, whole)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_index: int) -> None:
         self._add_encoder_states(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,31 +17,47 @@ SCRIPT = Path(__file__).with_name("train_small.py")
 STAGES = ("1", "1 with ctc", "2a", "2b", "3")
 
 
+Run = tuple[list[float], dict[str, torch.Tensor]]
+
+
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[float], dict[str, torch.Tensor]]]:
-    """Train in processes of their own -> the losses of all batches, in the order of the epoch, and the weights."""
+def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Run]]:
+    """Train in processes of their own -> for each stage the losses in the order of the epoch, and the weights."""
     folder = tmp_path_factory.mktemp("runs")
     byte_tokenizer().save_pretrained(folder / "tokenizer")
 
-    def train(manifest: Path, stage: str, strategy: str, **options: object):
+    def train(manifest: Path, stages: Sequence[str], strategy: str, **options: object) -> dict[str, Run]:
         out = folder / str(len(list(folder.iterdir())))
         alone = strategy == "auto"
         given = {
-            "manifest": manifest, "stage": stage, "strategy": strategy, "tokenizer": folder / "tokenizer", "out": out,
+            "manifest": manifest, "strategy": strategy, "tokenizer": folder / "tokenizer", "out": out,
             "processes": 1 if alone else 2, "accumulate": 2 if alone else 1, **options,
         }  # fmt: skip
         arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
-        run = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+        run = subprocess.run(
+            [sys.executable, SCRIPT, "--stages", *stages, *arguments], capture_output=True, text=True, timeout=240
+        )
         assert run.returncode == 0, run.stderr[-3000:]
-        losses = [json.loads(path.read_text()) for path in sorted(out.glob("losses-*.json"))]
-        return [loss for step in zip(*losses, strict=True) for loss in step], load_file(out / "model/model.safetensors")
+        return {stage: read_run(out / stage) for stage in stages}
 
     return train
+
+
+def read_run(folder: Path) -> Run:
+    losses = [json.loads(path.read_text()) for path in sorted(folder.glob("losses-*.json"))]
+    joined = [loss for step in zip(*losses, strict=True) for loss in step]
+    return joined, load_file(folder / "model" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(write_tiny_corpus(tmp_path_factory.mktemp("corpus")).train)
+
+
+@pytest.fixture(scope="module")
+def all_stages(train, manifest) -> dict[str, dict[str, Run]]:
+    """Strategy -> the runs of all stages."""
+    return {strategy: train(manifest, STAGES, strategy, clip=1.0) for strategy in ("auto", "ddp", "fsdp2")}
 
 
 def assert_equal_runs(run, other) -> None:
@@ -54,11 +70,10 @@ def assert_equal_runs(run, other) -> None:
     assert float(differences.abs().mean()) < 1e-6
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_have_the_losses_of_one(stage, train, manifest):
-    alone = train(manifest, stage, "auto", clip=1.0)
-    for strategy in ("ddp", "fsdp2"):
-        assert_equal_runs(train(manifest, stage, strategy, clip=1.0), alone)
+def test_two_processes_have_the_losses_of_one(stage, strategy, all_stages):
+    assert_equal_runs(all_stages[strategy][stage], all_stages["auto"][stage])
 
 
 def test_a_process_whose_batch_has_neither_audio_nor_units(train, manifest, tmp_path):
@@ -73,14 +88,14 @@ def test_a_process_whose_batch_has_neither_audio_nor_units(train, manifest, tmp_
                     item["audio"] = ":".join([str(manifest.parent / name), *place])
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    alone = train(mixed, "3", "auto", batch=1)
+    alone = train(mixed, "3", "auto", batch=1)["3"]
     for strategy in ("ddp", "fsdp2"):
-        assert_equal_runs(train(mixed, "3", strategy, batch=1), alone)
+        assert_equal_runs(train(mixed, "3", strategy, batch=1)["3"], alone)
 
 
 def test_two_processes_compute_each_layer_of_the_llm_together(train, manifest):
     """Both see the same batches: each loss comes twice."""
-    alone, weights = train(manifest, "3", "auto", clip=1.0, accumulate=1)
-    losses, split_weights = train(manifest, "3", "tensor parallel", clip=1.0)
+    alone, weights = train(manifest, "3", "auto", clip=1.0, accumulate=1)["3"]
+    losses, split_weights = train(manifest, "3", "tensor parallel", clip=1.0)["3"]
     assert losses[::2] == losses[1::2]
     assert_equal_runs((losses, split_weights), ([loss for loss in alone for _ in range(2)], weights))

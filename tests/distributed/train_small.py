@@ -1,4 +1,4 @@
-"""Trains a small stage on one or several processes and writes what each batch's loss was; started by the tests."""
+"""Trains small stages on one or several processes and writes what each batch's loss was; started by the tests."""
 
 from __future__ import annotations
 
@@ -67,29 +67,35 @@ class Losses(L.Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("stage", "strategy", "manifest", "tokenizer", "out"):
+    parser.add_argument("--stages", nargs="+")
+    for name in ("strategy", "manifest", "tokenizer", "out"):
         parser.add_argument(f"--{name}")
     for name, default in (("processes", 1), ("accumulate", 1), ("batch", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--clip", type=float)
-    parser.add_argument("--precision", default="32-true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    L.seed_everything(1)  # dropout and masks
-    sent = getattr(rank_zero_only, "rank", 0) != 0 and (is_fsdp2(given.strategy) or given.strategy == "tensor parallel")
-    with without_weights() if sent else nullcontext():
-        stage = build(given.stage, given.tokenizer)
-    losses = Losses()
+    for name in given.stages:  # one after the other, since to start processes takes longer than to train
+        L.seed_everything(1)  # dropout and masks
+        train(name, given)
+
+
+def train(name: str, given: argparse.Namespace) -> None:
+    """Write the losses to `OUT/STAGE/losses-RANK.json`, the model beside them."""
+    shards = given.strategy == "tensor parallel" or is_fsdp2(given.strategy)
+    with without_weights() if shards and getattr(rank_zero_only, "rank", 0) else nullcontext():
+        stage = build(name, given.tokenizer)
+    losses, folder = Losses(), Path(given.out) / name
     strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
     trainer = L.Trainer(
         accelerator="cpu", devices=given.processes, strategy=strategy, max_steps=4,
         callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
-        default_root_dir=given.out, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=1, num_sanity_val_steps=1, precision=given.precision,
+        default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=1, num_sanity_val_steps=1,
     )  # fmt: skip
     data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
     trainer.fit(stage, data)
-    (Path(given.out) / f"losses-{trainer.global_rank}.json").write_text(json.dumps(losses.losses))
+    (folder / f"losses-{trainer.global_rank}.json").write_text(json.dumps(losses.losses))
 
 
 if __name__ == "__main__":
