@@ -50,7 +50,9 @@ class PlanCLI(StageCLI):
 def build_parser() -> argparse.ArgumentParser:
     """The command's own options; all others are those of `fit`."""
     parser = OneLineParser("lightning-s2s plan", description=__doc__, epilog="All other options are those of fit.")
-    parser.add_argument("--gpus", type=int, help="how many share the training; default: the configuration's, or 1 to 16")
+    parser.add_argument(
+        "--gpus", type=int, help="how many share the training; default: the configuration's, or 1 to 16"
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, help="one of them; default: all")
     parser.add_argument("--memory", type=float, default=80.0, help="of a GPU, in GB (10^9 bytes); default 80")
     parser.add_argument("--json", type=Path, help="write the figures, in bytes, to this file")

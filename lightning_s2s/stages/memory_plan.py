@@ -16,19 +16,20 @@ largest trained unit's gradients in float32.
 Activations are kept by every component that is trained or through which gradients reach one that is. Per position, for
 a block of width D, attention width Q (heads x head size), intermediate width I, and e bytes of computing:
 
-    norms       D (4 + 2 e) each, two RMSNorms (input in float32, normalised, output); 2 e D each for LayerNorm
-    attention   4 e Q: query, key and value as SDPA keeps them (key-value heads repeated), and its output; no scores
-                are stored. A norm of queries and keys adds (4 + e) (Q + K), K the width of the keys
-    feed-forward  e I (gate, its activation, up, and the product, which only a trained layer keeps); without a gate 2 e I
-    residual    2 e D
+    norms         4 D for each of two RMSNorms (its input in float32), e D for LayerNorm; a trained one keeps
+                  what it normalised and its output too, 2 e D (LayerNorm: e D)
+    attention     4 e Q: query, key and value as SDPA keeps them (key-value heads repeated), and its output; no scores.
+                  Norms of queries and keys add 4 (Q + K), K the width of the keys; trained ones (4 + e) (Q + K)
+    feed-forward  3 e I (gate, its activation, up), without a gate e I; e I more where it is trained
 
 Recomputed blocks keep e D each, and one block is whole at a time. The losses keep their logits as computed, in float32,
 and, while they go back, the gradient in float32: V (e + 8) for each labelled position.
 
 The number of positions follows from `batch_duration_sec`. A second of it is spent on audio, on text (10 tokens), or on
 units; the estimate takes the kind of second that costs the most, so it bounds every batch. Left out: what is beside the
-blocks of encoder, adapter and vocoder, rows padded to an encoder's window, LoRA's own activations, mixtures of experts,
-tensor parallelism. CUDA's context and the allocator's fragments are the constant `OVERHEAD_BYTES`.
+blocks, rows padded to an encoder's window, LoRA's own activations, masks of dropout, mixtures of experts, tensor
+parallelism, and attention that stores its scores (as that of bfloat16 on CPUs does). CUDA's context and the
+allocator's fragments are the constant `OVERHEAD_BYTES`.
 
 Sources: Korthikanti et al., arXiv:2205.05198 (activations); Rajbhandari et al., arXiv:1910.02054 (states).
 """
@@ -209,13 +210,14 @@ def block_activation_bytes(block: nn.Module, computing: int) -> int:
     attention, intermediate = min(back), max(back)
     gated = sum(matrix == (intermediate, width) for matrix in matrices) == 2
     names = dict(block.named_parameters())
-    norms = 2 * width * (4 + 2 * computing if gated else 2 * computing)
-    kept = computing * (2 * width + 4 * attention)
+    trained = any(parameter.requires_grad for parameter in block.parameters())
+    once = computing * trained  # what a layer keeps for its own gradient
+    norms = 2 * width * (4 + 2 * once if gated else computing + once)
+    kept = 4 * computing * attention
     if any(name.endswith("q_norm.weight") for name in names):
         keys = next(p.shape[0] for name, p in names.items() if "k_proj" in name and p.dim() == 2)
-        kept += (4 + computing) * (attention + keys)
-    trained = any(parameter.requires_grad for parameter in block.parameters())
-    return norms + kept + computing * intermediate * (3 + trained if gated else 2)
+        kept += (4 + once) * (attention + keys)
+    return norms + kept + computing * intermediate * (3 + trained if gated else 1 + trained)
 
 
 def batch_bytes(stage: Any, components: list[ComponentSize], duration_sec: float, precision: str) -> float:
