@@ -7,7 +7,7 @@ frozen, in processes of their own. `states` is what stays after a step: weights,
 `peak` is the highest resident memory of the first process in a step after the first. What code and data take beside the
 model is measured by the same run with an LLM of one small layer: the figures are differences between the two runs, of
 what was measured and of what was estimated. A ratio is measured / estimated; 1 is exact. The estimated activations are
-those of the largest batch that `--duration` allows, a bound, so that the ratio of `peak` should lie below 1.
+those of the largest batch that `--duration` allows; `peak` also holds what a backward pass computes in passing.
 """
 
 from __future__ import annotations
