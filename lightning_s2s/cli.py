@@ -20,6 +20,10 @@ INTERRUPTED = 130
 COMMANDS = {
     "fit": ("train", "train a stage: --config YAML [--config YAML ...] [overrides] [--resume]"),
     "validate": ("train", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
+    "plan": (
+        "plan",
+        "parameters and memory per GPU before training: --config YAML [--gpus N] [--strategy ddp|fsdp2|one]",
+    ),
     "respond": ("respond", "answer a spoken question: MODEL question.wav --out reply.wav --json reply.json"),
     "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
     "ablate": ("ablate", "run and compare the variants of a study: STUDY.yaml [--dry-run]; goes on where it stopped"),

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -141,31 +141,18 @@ class StageCLI(LightningCLI):
             rank_zero_info(f"{last} does not exist: starting afresh")
 
 
+CLI = TypeVar("CLI", bound=StageCLI)
+
+
 def run(name: str, arguments: list[str]) -> int:
     """Parse, build and run a stage.
 
     Raises:
         CommandError: a mistake in the options or the configuration.
     """
-    check_configs(arguments)
-    REGISTRY.load()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     received = Received()
     try:
-        StageCLI(
-            received,
-            LightningModule,
-            SpeechDialogueData,
-            subclass_mode_model=True,
-            parser_class=StageParser,
-            parser_kwargs={"prog": "lightning-s2s", **PARSER_MODE, "fit": {**PARSER_MODE}, "validate": {**PARSER_MODE}},
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=1,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=[name, *with_stage_for_help(arguments)],
-        )
+        parse_stage(StageCLI, name, arguments, received)
     except SystemExit as end:
         if received.signal:
             return 128 + received.signal
@@ -174,6 +161,31 @@ def run(name: str, arguments: list[str]) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
     return 0
+
+
+def parse_stage(kind: type[CLI], name: str, arguments: list[str], received: Received | None = None) -> CLI:
+    """Parse the command line of `fit` or `validate`; `kind` builds what it says, and runs it or not.
+
+    Raises:
+        CommandError: a mistake in the options or the configuration.
+    """
+    check_configs(arguments)
+    REGISTRY.load()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    return kind(
+        received or Received(),
+        LightningModule,
+        SpeechDialogueData,
+        subclass_mode_model=True,
+        parser_class=StageParser,
+        parser_kwargs={"prog": "lightning-s2s", **PARSER_MODE, "fit": {**PARSER_MODE}, "validate": {**PARSER_MODE}},
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=1,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=[name, *with_stage_for_help(arguments)],
+    )
 
 
 def with_stage_for_help(arguments: list[str]) -> list[str]:
