@@ -27,10 +27,10 @@ and, while they go back, the gradient in float32: V (e + 8) for each labelled po
 `LOGITS_AT_ONCE` at a time.
 
 The number of positions follows from `batch_duration_sec`. A second of it is spent on audio, on text (10 tokens), or on
-units; the estimate takes the kind of second that costs the most. Left out: what the backward pass computes in passing (a
-tenth of the peak to a third, where it was measured), what is beside the blocks, rows padded to an encoder's window, LoRA's own activations, masks of dropout, mixtures of experts, tensor
-parallelism, and attention that stores its scores (as that of bfloat16 on CPUs does). CUDA's context and the
-allocator's fragments are the constant `OVERHEAD_BYTES`.
+units; the estimate takes the kind of second that costs the most. Left out: what the backward pass computes in passing
+(a tenth of the peak to a third, where it was measured), what is beside the blocks, rows padded to an encoder's window,
+LoRA's own activations, masks of dropout, mixtures of experts, tensor parallelism, and attention that stores its scores
+(as that of bfloat16 on CPUs does). CUDA's context and the allocator's fragments are the constant `OVERHEAD_BYTES`.
 
 Sources: Korthikanti et al., arXiv:2205.05198 (activations); Rajbhandari et al., arXiv:1910.02054 (states).
 """
