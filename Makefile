@@ -50,7 +50,7 @@ demo: setup
 # --- checks -------------------------------------------------------------------------------------------------------
 
 # A process for each core, four at most; the tests of one file stay together, since some build on each other.
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         if tensor_parallel_size < 1:
             raise ValueError(f"tensor_parallel_size: got {tensor_parallel_size}; at least 1 is needed")
         super().__init__("auto", tensor_parallel_size, timeout=timedelta(seconds=timeout_sec))
-        self._writing: Future[Any] | None = None
+        self._writing: Future[None] | None = None
+        self._waiter = ThreadPoolExecutor(1, "checkpoint")
         self._writers: dist.ProcessGroup | None = None
 
     def setup_environment(self) -> None:
@@ -73,11 +74,16 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _save_behind(self, tensors: dict[str, Any], folder: Path, path: Path) -> None:
         if self._writers is None:  # of its own, so that nothing comes between the training's messages
             self._writers = dist.new_group(backend="gloo")
-        writing = dist.checkpoint.async_save(tensors, checkpoint_id=folder, process_group=self._writers)
-        assert isinstance(writing, Future)
-        if self.is_global_zero:
-            writing.add_done_callback(lambda done: None if done.exception() else publish(folder, path))
-        self._writing = writing
+        written = dist.checkpoint.async_save(tensors, checkpoint_id=folder, process_group=self._writers)
+        assert isinstance(written, Future)
+
+        def finish() -> None:
+            written.result()
+            if self.is_global_zero:
+                publish(folder, path)
+
+        # Not as a callback of `written`, whose result is there before its callbacks have run.
+        self._writing = self._waiter.submit(finish)
 
     def finish_saving(self) -> None:
         """Wait for a checkpoint that is still being written; raises what went wrong with it."""
