@@ -53,6 +53,20 @@ def test_equal_layers_are_compiled_once_and_compute_the_same(tokenizer_folder, c
     assert [name for name, _ in model.named_parameters()] == names
 
 
+def test_a_frozen_layer_that_torch_has_a_kernel_for_is_left_alone(tokenizer_folder, compiler):
+    llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))
+    encoder = MelEncoder(width=16, num_layers=1, num_heads=2)
+    stage = SpeechUnderstandingPretraining(
+        llm, encoder, ConvAdapter(inner_width=8), freeze=["encoder.*", "llm.*"], compile=True
+    )
+    compiled = {name for name, part in stage.model.named_children() for b in part.blocks() if "forward" in b.__dict__}
+    assert compiled == {"llm"}
+    trained = SpeechUnderstandingPretraining(
+        llm, MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter(inner_width=8), freeze=["llm.*"], compile=True
+    )
+    assert "forward" in trained.model.encoder.blocks()[0].__dict__
+
+
 def test_without_a_compiler(tokenizer_folder, monkeypatch):
     monkeypatch.setattr(stages_base.shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -339,6 +339,9 @@ def compile_blocks(model: SpeechToSpeechModel) -> None:
     for name, component in model.named_children():
         if name != "vocoder":
             for block in component.blocks():
+                frozen = not any(parameter.requires_grad for parameter in block.parameters())
+                if frozen and isinstance(block, torch.nn.TransformerEncoderLayer):
+                    continue  # torch has a kernel of its own for it, which its compiler gets wrong
                 # Not `block.compile()`: hooks and the names of weights stay as they are.
                 block.forward = _compiled_in_training(block.forward)
 
