@@ -103,6 +103,8 @@ def _build_parts(config: dict[str, Any], path: Path) -> dict[str, Any]:
             if not isinstance(part.get("class_path"), str) or not isinstance(part.get("init_args"), dict):
                 raise ValueError(f"{path}: key {slot!r} must hold class_path (a name) and init_args (a mapping)")
             init_args = dict(part["init_args"])
+            if slot == "llm":
+                init_args.pop("gradient_checkpointing", None)  # of older folders; it is the stages' affair now
             if init_args.get("tokenizer") == ".":
                 init_args["tokenizer"] = str(path.parent)
             try:
