@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -148,6 +149,9 @@ class AnsweringCallback(L.Callback, ABC):
         model: Any = getattr(pl_module, "model", None)
         if not getattr(model, "can_answer", False):
             self._warn_once(f"{type(pl_module).__name__} has no model that answers speech; this callback does nothing")
+            return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            self._warn_once("weights that FSDPStrategy shards can't answer; use fsdp2 for that")
             return
         if trainer.is_global_zero or is_sharded(model):
             self.answer(trainer, pl_module, model)

@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -269,6 +270,14 @@ def test_training_is_not_disturbed(tmp_path, questions):
         fit(tmp_path / str(len(callbacks)), module, callbacks)
         drawn.append((module.drawn, module.layer.weight.item()))
     assert drawn[0] == drawn[1]
+
+
+def test_weights_that_the_first_fsdp_shards_do_not_answer(questions):
+    trainer = SimpleNamespace(sanity_checking=False, strategy=FSDPStrategy(), is_global_zero=True)
+    model = BookModel()
+    callback = StreamingLatency(questions, 3)
+    with pytest.warns(UserWarning, match="weights that FSDPStrategy shards can't answer; use fsdp2 for that"):
+        callback.on_validation_epoch_end(trainer, BookStage(model))
 
 
 @pytest.mark.parametrize("model", [None, SimpleNamespace(can_answer=False)])
