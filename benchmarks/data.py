@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from models import DECODER
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.data import SpeechDialogueData
@@ -33,10 +34,6 @@ from lightning_s2s.stages import EmpatheticInstructionTuning
 from lightning_s2s.vocoders.pocket import PocketVocoder
 
 TINY = Path(__file__).parents[1] / "experiments/tiny"
-DECODER = {
-    "model_type": "qwen3", "hidden_size": 256, "num_hidden_layers": 5, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 704, "tie_word_embeddings": True,
-}  # fmt: skip
 
 
 class WaitShare(L.Callback):

@@ -18,12 +18,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.checkpoints.weights import without_weights
@@ -33,6 +31,7 @@ from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.llms.causal import CausalLanguageModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 from lightning_s2s.stages.memory_plan import batch_bytes, describe, estimate
+from lightning_s2s.stages.strategies import built_for
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny"
 LLM = {
@@ -84,8 +83,7 @@ def train(options: argparse.Namespace) -> None:
     """One run, in this process and those that its strategy starts."""
     torch.set_num_threads(1)
     strategy, _, processes = options.train.partition(":")
-    sent = getattr(rank_zero_only, "rank", 0) != 0 and strategy == "fsdp2"
-    with without_weights() if sent else nullcontext():
+    with built_for(strategy):
         stage = build(options.kind, options.small)
     memory = Memory()
     trainer = L.Trainer(

@@ -24,6 +24,7 @@ import time
 import scaling_training
 from models import SIZES, answer, build_model, make_question, start
 
+from lightning_s2s.evaluation.answer import percentile
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.streaming.engine import StreamingEngine
 
@@ -71,9 +72,7 @@ def sessions(options: argparse.Namespace) -> None:
     print("sessions   throughput   beside one   first audio, median   p95")
     for count in SESSION_COUNTS:
         made = statistics.median(throughput[count])
-        sorted_times = sorted(first_audio[count])
-        p95 = sorted_times[min(len(sorted_times) - 1, round(0.95 * (len(sorted_times) - 1)))]
-        median = statistics.median(sorted_times)
+        median, p95 = (percentile(first_audio[count], percent) for percent in (50, 95))
         print(f"{count:8} {made:10.1f} x {made / alone:10.2f} x {1000 * median:15.0f} ms {1000 * p95:9.0f} ms")
 
 

@@ -6,7 +6,9 @@ The standard library alone, and nothing is imported to find out whether it is th
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "lightning-s2s"
@@ -100,3 +102,8 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(_import_name(package)) is not None
     except (ImportError, ValueError):
         return False
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch can compile for a CPU here."""
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))

@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all, and YAML whose mistakes are one line."""
+"""Files and folders that are written whole or not at all, and YAML whose mistakes are one line."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode())
+
+
+def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `folder` and rename it.
+
+    Raises:
+        ValueError: `folder` exists and isn't empty, or lies in no folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: exists already; give a folder that is new or empty")
+    if not folder.resolve().parent.is_dir():
+        raise ValueError(f"{folder}: the folder {folder.resolve().parent} does not exist")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)  # mkdtemp leaves it to its owner alone
+        if folder.exists():
+            folder.rmdir()
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_yaml(path: Path) -> Any:

@@ -6,7 +6,6 @@ Waveforms are float32 in [-1, 1].
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,13 @@ class AudioEncoder(Component, ABC):
         sample_rate: Hz that `forward` expects.
         frame_rate_hz: hidden states per second.
         width: D of the hidden states.
+        depends_on_batch: whether what it gives for a clip depends on the clips beside it.
     """
 
     sample_rate: int
     frame_rate_hz: float
     width: int
+    depends_on_batch: bool = False
 
     @abstractmethod
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,9 +44,11 @@ class Adapter(Component, ABC):
 
     Attributes:
         downsampling: frames in for one position out; known once the adapter is connected.
+        reads_padding: whether a clip's positions depend on what stands behind its frames.
     """
 
     downsampling: float
+    reads_padding: bool = False
 
     @abstractmethod
     def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
@@ -135,29 +138,6 @@ class Vocoder(Component, ABC):
         """Raise ValueError when a unit lies outside the codebook."""
         if units.numel() and (int(units.min()) < 0 or int(units.max()) >= self.num_units):
             raise ValueError(f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}")
-
-
-def checkpoint_activations(component: Component) -> None:
-    """Let every block be computed again in the backward pass, instead of keeping its activations.
-
-    Less memory, more time, the same gradients; also where the component is frozen and gradients only pass through.
-    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
-
-    Raises:
-        ValueError: it has no blocks.
-    """
-    blocks = component.blocks()
-    if not blocks:
-        raise ValueError(f"{type(component).__name__} has no Transformer layers of the kinds that can be recomputed")
-    for block in blocks:
-        block.forward = functools.partial(_checkpointed, block.forward)
-
-
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
-    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:

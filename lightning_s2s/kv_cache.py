@@ -6,13 +6,14 @@ R sequences of a batch, S new positions, D width; H heads, P positions of a slot
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_s2s.extras import has_cpp_compiler
 
 
 @dataclass(eq=False)
@@ -258,7 +259,7 @@ class _Rows:
 
 
 def _compile(forward: Any) -> Any:
-    if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+    if not torch.cuda.is_available() and not has_cpp_compiler():
         raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise ValueError(f"compile true needs PyTorch 2.13 or newer; this is {torch.__version__}")

@@ -14,6 +14,7 @@ import soundfile as sf
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from small_parts import SMALL_LM
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -353,21 +354,11 @@ def test_on_a_real_stage(tmp_path, tokenizer_folder, tiny_corpus):
     from lightning_s2s.vocoders.pocket import PocketVocoder
 
     torch.manual_seed(0)
-    config = {
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "head_dim": 16,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 2048,
-    }
     stage = EmpatheticInstructionTuning(
-        llm=CausalLanguageModel(config=config, tokenizer=str(tokenizer_folder)),
+        llm=CausalLanguageModel(config=SMALL_LM, tokenizer=str(tokenizer_folder)),
         encoder=MelEncoder(width=32, num_layers=1, num_heads=2),
         adapter=ConvAdapter((5,), 32),
-        speech_decoder=InterleavedSpeechDecoder("2:4", config, max_units=20),
+        speech_decoder=InterleavedSpeechDecoder("2:4", SMALL_LM, max_units=20),
         vocoder=PocketVocoder(encoder_width=16, decoder_width=16),
     )
     data = SpeechDialogueData(tiny_corpus.train, tiny_corpus.validation, batch_duration_sec=20, max_batch_size=4)

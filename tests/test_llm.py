@@ -12,9 +12,9 @@ import torch
 from test_model import QWEN, build
 
 from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.component import checkpoint_activations
 from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.interfaces import checkpoint_activations
 from lightning_s2s.llms.causal import CausalLanguageModel
 from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining

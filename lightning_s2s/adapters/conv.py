@@ -31,7 +31,7 @@ class ConvAdapter(Adapter):
         if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
             raise ValueError(f"adapter conv: kernel_sizes must be odd and at least one; got {list(kernel_sizes)}")
         self.kernel_sizes, self.inner_width = tuple(kernel_sizes), inner_width
-        self.silence_padding = silence_padding
+        self.silence_padding, self.reads_padding = silence_padding, not silence_padding
         self.downsampling = 2 ** len(kernel_sizes)
 
     def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_s2s.checkpoints.opens2s import DEFAULTS, attachments_of, is_opens2s_folder, published_name
 from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, tied_names, write_tensors
-from lightning_s2s.files import write_bytes, write_text
+from lightning_s2s.files import make_folder, write_bytes, write_text
 from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
 
 if TYPE_CHECKING:
@@ -72,28 +69,6 @@ def export_opens2s(
 
     make_folder(folder, write)
     return left_out
-
-
-def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `folder` and rename it.
-
-    Raises:
-        ValueError: `folder` exists and isn't empty, or lies in no folder.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: exists already; give a folder that is new or empty")
-    if not folder.resolve().parent.is_dir():
-        raise ValueError(f"{folder}: the folder {folder.resolve().parent} does not exist")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)  # mkdtemp leaves it to its owner alone
-        if folder.exists():
-            folder.rmdir()
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_parts(model: SpeechToSpeechModel) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.files import make_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,6 @@ def run(name: str, arguments: list[str]) -> int:
         ValueError: there is no such checkpoint, it can't be read, or OUT is taken.
     """
     options = build_parser().parse_args(arguments)
-    from lightning_s2s.checkpoints.opens2s_export import make_folder
     from lightning_s2s.commands.models import open_model
 
     checkpoint = find_checkpoint(options.run, "best.ckpt" if options.best else "last.ckpt")

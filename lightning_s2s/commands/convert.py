@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.files import make_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -63,7 +64,6 @@ def import_folder(source: str, out: Path) -> None:
         ValueError: it is no published folder, it can't be read, or `out` is taken.
     """
     from lightning_s2s.checkpoints.opens2s import is_opens2s_folder, load_opens2s
-    from lightning_s2s.checkpoints.opens2s_export import make_folder
 
     if not is_opens2s_folder(source):
         raise ValueError(

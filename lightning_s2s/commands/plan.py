@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.commands.messages import CommandError, OneLineParser
 from lightning_s2s.commands.train import StageCLI, parse_stage
 from lightning_s2s.stages.memory_plan import (
@@ -29,8 +30,6 @@ class PlanCLI(StageCLI):
     """Parses what `fit` parses and builds the stage without weights; nothing is trained, no trainer is made."""
 
     def instantiate_classes(self) -> None:
-        from lightning_s2s.checkpoints.weights import without_weights
-
         arguments = self.config["fit"]["model"]["init_args"]
         arguments["init_from"] = None  # it changes no shape, and need not exist yet
         self.recomputed = arguments.get("activation_checkpointing") or []

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,16 +17,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
-from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
 from lightning_s2s.commands.run_checkpoint import Received, RunCheckpoint, last_checkpoint
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.registry import REGISTRY
-from lightning_s2s.stages.strategies import is_fsdp2
+from lightning_s2s.stages.strategies import built_for
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""
@@ -98,8 +96,7 @@ class StageCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; where the strategy shards, with weights on the first process alone, which sends them."""
-        sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(self._get(self.config, "trainer").strategy)
-        with without_weights() if sent else nullcontext():
+        with built_for(self._get(self.config, "trainer").strategy):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

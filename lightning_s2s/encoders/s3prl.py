@@ -87,7 +87,7 @@ class S3prlEncoder(AudioEncoder):
         self.place = place or 0
         self.width, self.stride = widths[self.place], strides[self.place]
         self.frame_rate_hz = self.sample_rate / self.stride
-        self.pad_batches = pad_batches
+        self.pad_batches = self.depends_on_batch = pad_batches
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         """With the outline of its checkpoint where there is one; else the upstream finds its own files again."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import math
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.folder import SLOTS
 from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.component import checkpoint_activations, compile_blocks
 from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.encoder_cache import EncoderCache
@@ -31,7 +29,6 @@ from lightning_s2s.interfaces import (
     SpeechDecoder,
     UnitLogits,
     Vocoder,
-    checkpoint_activations,
     lengths_to_mask,
 )
 from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
@@ -115,8 +112,15 @@ class Stage(L.LightningModule):
             except ValueError as error:
                 raise ValueError(f"activation_checkpointing: {name}: {error}") from None
         if compile:
-            compile_blocks(self.model)
+            for component in self.model.children():
+                if component is not vocoder:
+                    compile_blocks(component)
         self.encoder_cache = None if encoder_cache is None else self._frozen_encoder_cache(encoder_cache)
+
+    def _leave_idle(self, condition: str) -> None:
+        """Freeze what the speech decoder has no use for here: DDP waits for the gradient of everything else."""
+        for part in self.model.speech_decoder.idle_parts(condition):
+            part.requires_grad_(False)
 
     def _frozen_encoder_cache(self, folder: str) -> EncoderCache:
         encoder, adapter = self.model.encoder, self.model.adapter
@@ -127,12 +131,12 @@ class Stage(L.LightningModule):
                 f"encoder_cache: got {folder!r}; only the outputs of a frozen encoder stay the same: "
                 "freeze encoder.*, or leave encoder_cache out"
             )
-        if not adapter.init_args.get("silence_padding", True):
+        if adapter.reads_padding:
             raise ValueError(
                 f"encoder_cache: got {folder!r}; with the adapter's silence_padding false, a clip's last positions "
                 "depend on the encoder's padding, which isn't kept"
             )
-        if encoder.init_args.get("pad_batches"):
+        if encoder.depends_on_batch:
             raise ValueError(
                 f"encoder_cache: got {folder!r}; with the encoder's pad_batches, what it gives for a clip depends on "
                 "the batch: set pad_batches to false, or leave encoder_cache out"
@@ -233,7 +237,6 @@ class Stage(L.LightningModule):
                 part.eval()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        mesh_of = {name: getattr(parameter, "device_mesh", None) for name, parameter in self.model.named_parameters()}
         scales = {
             name: factor for pattern, factor in self.lr_scale.items() for name in self._matching("lr_scale", pattern)
         }
@@ -242,7 +245,8 @@ class Stage(L.LightningModule):
             if parameter.requires_grad:
                 decay = self.weight_decay if parameter.dim() > 1 else 0.0
                 # A layer of a tensor-parallel LLM has a mesh of its own, and an optimiser can't mix them in a group.
-                groups.setdefault((scales.get(name, 1.0), decay, mesh_of[name]), []).append(parameter)
+                mesh = getattr(parameter, "device_mesh", None)
+                groups.setdefault((scales.get(name, 1.0), decay, mesh), []).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": p, "lr": self.lr * scale, "weight_decay": decay} for (scale, decay, _), p in groups.items()],
             betas=(0.9, 0.98),
@@ -326,34 +330,6 @@ class Stage(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """A stage that makes a component for others to build on writes it here, in half precision."""
-
-
-def compile_blocks(model: SpeechToSpeechModel) -> None:
-    """Let every Transformer layer run through `torch.compile` with sizes that may change, the vocoder's left out.
-
-    Raises:
-        ValueError: the CPU's code can't be compiled here.
-    """
-    if not torch.cuda.is_available() and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise ValueError("compile: got true; on a CPU that needs a C++ compiler (g++ or clang++), and there is none")
-    for name, component in model.named_children():
-        if name != "vocoder":
-            for block in component.blocks():
-                frozen = not any(parameter.requires_grad for parameter in block.parameters())
-                if frozen and isinstance(block, torch.nn.TransformerEncoderLayer):
-                    continue  # torch has a kernel of its own for it, which its compiler gets wrong
-                # Not `block.compile()`: hooks and the names of weights stay as they are.
-                block.forward = _compiled_in_training(block.forward)
-
-
-def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Answers advance by one position over a growing cache: they, and validation, run as they are."""
-    compiled = torch.compile(forward, dynamic=True)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
-
-    return run
 
 
 def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:

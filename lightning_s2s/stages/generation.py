@@ -37,8 +37,7 @@ class SpeechGenerationPretraining(Stage):
                 "set text_conditions to true and train from the start, or train on with condition: hidden_states"
             )
         self.condition = condition
-        for part in self.model.speech_decoder.idle_parts(condition):
-            part.requires_grad_(False)
+        self._leave_idle(condition)
 
     def data_requirements(self) -> DataRequirements:
         """What batches must fit; a row without units has nothing to speak."""

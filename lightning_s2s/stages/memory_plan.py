@@ -44,12 +44,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_s2s.data.dataset import SEC_PER_TEXT_TOKEN
 from lightning_s2s.interfaces import LOGITS_AT_ONCE, Vocoder
 from lightning_s2s.sharding import units
 
 OVERHEAD_BYTES = 1.5e9
-TEXT_TOKENS_HZ = 10.0
-"""What `batch_duration_sec` counts a token of text as, see `SpeechDialogueData`."""
+TEXT_TOKENS_HZ = 1 / SEC_PER_TEXT_TOKEN
 Strategy = Literal["one", "ddp", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = ("one", "ddp", "fsdp2")
 

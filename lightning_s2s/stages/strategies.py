@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 
 from lightning_s2s.checkpoints.sharded import META, is_sharded_checkpoint, next_folder, publish, with_names
+from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.interfaces import Component
 
 
@@ -118,9 +120,21 @@ StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all pr
 
 
 def is_fsdp2(strategy: Any) -> bool:
-    """Whether a strategy of a configuration (a name, or a mapping with `class_path`) shards by FSDP2."""
+    """Whether a strategy, or a configuration's word for one (a name, a mapping with `class_path`), shards by FSDP2."""
+    if isinstance(strategy, Strategy):
+        return isinstance(strategy, ModelParallelStrategy)
     name = strategy["class_path"] if isinstance(strategy, Mapping) else getattr(strategy, "class_path", strategy)
     return str(name).rpartition(".")[2] in ("fsdp2", "FSDP2Strategy", "ModelParallelStrategy")
+
+
+def built_for(strategy: Any) -> AbstractContextManager[None]:
+    """Build a stage in it: without weights where another process is to send them.
+
+    Args:
+        strategy: as for `is_fsdp2`.
+    """
+    sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(strategy)
+    return without_weights() if sent else nullcontext()
 
 
 def mixed_precision(precision: str) -> Any:

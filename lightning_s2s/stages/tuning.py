@@ -28,8 +28,7 @@ class EmpatheticInstructionTuning(Stage):
         if self.model.encoder is None or self.model.speech_decoder is None:
             raise ValueError("EmpatheticInstructionTuning needs encoder, adapter, speech_decoder and vocoder")
         self.unit_weight = unit_weight
-        for part in self.model.speech_decoder.idle_parts("hidden_states"):
-            part.requires_grad_(False)
+        self._leave_idle("hidden_states")
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_parts import SMALL_LM
 
 from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.encoders.mel import MelEncoder
@@ -28,7 +25,7 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.base import Stage
-from lightning_s2s.stages.strategies import FSDP2Strategy, is_fsdp2
+from lightning_s2s.stages.strategies import FSDP2Strategy, built_for
 from lightning_s2s.vocoders.pocket import PocketVocoder
 
 STAGES = {
@@ -82,11 +79,10 @@ def main() -> None:
 
 def train(name: str, given: argparse.Namespace) -> None:
     """Write the losses to `OUT/STAGE/losses-RANK.json`, the model beside them."""
-    shards = given.strategy == "tensor parallel" or is_fsdp2(given.strategy)
-    with without_weights() if shards and getattr(rank_zero_only, "rank", 0) else nullcontext():
+    strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
+    with built_for(strategy):
         stage = build(name, given.tokenizer)
     losses, folder = Losses(), Path(given.out) / name
-    strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
     trainer = L.Trainer(
         accelerator="cpu", devices=given.processes, strategy=strategy, max_steps=4,
         callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
