@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +22,7 @@ from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
 from lightning_s2s.commands.run_checkpoint import Received, RunCheckpoint, last_checkpoint
+from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.registry import REGISTRY
 from lightning_s2s.stages.strategies import built_for
@@ -168,7 +168,7 @@ def parse_stage(kind: type[CLI], name: str, arguments: list[str], received: Rece
     """
     check_configs(arguments)
     REGISTRY.load()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    values_stay_values()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     return kind(
         received or Received(),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
@@ -41,17 +42,18 @@ class CausalLanguageModel(LanguageModel):
     rates = "text tokens, one a step"
     size = "any: 135M (SmolLM2), 8B (Qwen3)"
     licence = "the checkpoint's own"
+    sources = ("checkpoint", "tokenizer", "tokenizer_corpus")
 
     def __init__(
         self,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         tokenizer: str | None = None,
         tokenizer_corpus: str | None = None,
         tokenizer_size: int = 768,
         dtype: str = "float32",
-        lora: dict[str, Any] | None = None,
-        generation: dict[str, Any] | None = None,
+        lora: PlainValues | None = None,
+        generation: PlainValues | None = None,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")

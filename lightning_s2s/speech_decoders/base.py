@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s2s.checkpoints.weights import load_weights
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import SpeechDecoder
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.sampling import Sampler
@@ -50,7 +51,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def __init__(
         self,
-        config: dict[str, Any] | None,
+        config: PlainValues | None,
         checkpoint: str | None,
         dropout: float,
         num_units: int | None,
