@@ -45,7 +45,10 @@ def test_a_second_owner_is_refused_and_a_dead_one_is_none(tmp_path, holder, caps
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     with holding(tmp_path, "another run"):  # though its child, such as a loader's worker, lives
         assert (tmp_path / LOCK).read_text().split()[0] == str(os.getpid())
-        with pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\)"), holding(tmp_path, "another run"):
+        with (
+            pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\)"),
+            holding(tmp_path, "another run"),
+        ):
             pass
     assert (tmp_path / LOCK).read_text() == ""
     assert capsys.readouterr().err == ""
