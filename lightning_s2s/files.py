@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and YAML whose mistakes are one line."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 NO_SPACE = {
     errno.ENOSPC: "no space left on device",
@@ -128,7 +127,7 @@ def saying_no_space(path: Path, written: Path) -> Iterator[None]:
         number = _reason(error) or _refusal(written)
         if number is None:
             raise
-        raise OSError(number, NO_SPACE[number], str(path)) from error
+        raise OSError(number, NO_SPACE[number], str(path)) from None  # a command tells the cause where there is one
 
 
 def _reason(error: BaseException) -> int | None:
@@ -207,20 +206,3 @@ def _remove(place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
     else:
         place.unlink(missing_ok=True)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it is no YAML; the message names the file, and the line where it is known.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise ValueError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from lightning_s2s.checkpoints.weights import write_tensors
-from lightning_s2s.files import make_folder, read_yaml, remove_leftovers, replacing, write_text
+from lightning_s2s.files import make_folder, remove_leftovers, replacing, write_text
+from lightning_s2s.reading import read_yaml
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):

@@ -14,6 +14,8 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from lightning_s2s.reading import InputError, one_line
+
 EXPECTED = "a .ckpt file or folder that `lightning-s2s fit` wrote"
 
 
@@ -43,24 +45,24 @@ def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
         ValueError: it is missing, empty, damaged, no such file at all, or holds code.
     """
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder without a checkpoint in it; expected {EXPECTED}")
+        raise InputError(f"{path}: is a folder without a checkpoint in it; expected {EXPECTED}", str(path))
     if not path.exists():
-        raise ValueError(f"{path}: no such file; expected {EXPECTED}")
+        raise InputError(f"{path}: no such file; expected {EXPECTED}", str(path))
     if not path.is_file():
-        raise ValueError(f"{path}: is no ordinary file; expected {EXPECTED}")
+        raise InputError(f"{path}: is no ordinary file; expected {EXPECTED}", str(path))
     size = path.stat().st_size
     if not size:
-        raise ValueError(f"{path}: is empty; expected {EXPECTED}")
+        raise InputError(f"{path}: is empty; expected {EXPECTED}", str(path))
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's older kind of file, too, which nothing here has ever written
-            raise ValueError(f"{path}: is no checkpoint; expected {EXPECTED}")
+            raise InputError(f"{path}: is no checkpoint; expected {EXPECTED}", str(path))
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: is cut off after {size} bytes; expected {EXPECTED}")
+        raise InputError(f"{path}: is cut off after {size} bytes; expected {EXPECTED}", str(path))
     with naming(path):
         check_sizes(path, size)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}; expected {EXPECTED}")
+        raise InputError(f"{path}: holds {type(content).__name__}; expected {EXPECTED}", str(path))
     return content
 
 
@@ -90,12 +92,14 @@ def naming(path: Path) -> Iterator[None]:
         cause = first_cause(error)
         if isinstance(cause, OSError) and cause.filename is not None:
             raise cause from None
-        detail = (str(cause) or type(cause).__name__).strip()
+        if isinstance(cause, InputError):
+            raise cause from None
+        detail = one_line(cause) or type(cause).__name__
         if isinstance(cause, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", detail)):
             detail = f"holds pickled code ({found[1]}), none of which was run"
         else:
-            detail = f"can't be read ({detail.splitlines()[0]})"
-        raise ValueError(f"{path}: {detail}; expected {EXPECTED}") from None
+            detail = f"can't be read ({detail})"
+        raise InputError(f"{path}: {detail}; expected {EXPECTED}", str(path)) from error
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -50,24 +50,26 @@ class BytesPlanner(PlainPlanner):
 
 
 class PlainReader(FileSystemReader):
-    """Reads a folder, index included, without running anything.
+    """Reads a folder without running anything; the index at once.
 
     Raises:
         pickle.UnpicklingError: the index holds code.
         ValueError: it names files elsewhere, or is larger than its files.
     """
 
+    def __init__(self, path: Path):
+        super().__init__(path)
+        with open(path / INDEX, "rb") as file:
+            self.index = _IndexUnpickler(file).load()
+        if not isinstance(self.index, Metadata):
+            raise ValueError(f"{INDEX} holds {type(self.index).__name__}")
+        self._check(self.index, path)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        folder = Path(self.path)
-        with open(folder / INDEX, "rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{INDEX} holds {type(metadata).__name__}")
-        self._check(metadata, folder)
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        if getattr(self.index, "storage_meta", None) is None:
+            self.index.storage_meta = StorageMeta()
+        self.index.storage_meta.load_id = self.load_id
+        return self.index
 
     def _check(self, metadata: Metadata, folder: Path) -> None:
         sizes: dict[str, int] = {}
@@ -91,10 +93,32 @@ class PlainReader(FileSystemReader):
                 raise ValueError(f"{INDEX} holds the list index {max(part for part in path if isinstance(part, int))}")
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
-        piece = super()._slice_file(file, sinfo)
-        check_sizes(piece, sinfo.length)
-        piece.seek(0)
-        return piece
+        check_sizes(io.BufferedReader(_Part(file, sinfo.offset, sinfo.length)), sinfo.length)
+        return super()._slice_file(file, sinfo)
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file; torch's own can't seek from its end."""
+
+    def __init__(self, file: IO[bytes], offset: int, length: int):
+        self._file, self._offset, self._length, self._place = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = max(0, offset + (0, self._place, self._length)[whence])
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._offset + self._place)
+        found = self._file.read(max(0, min(len(buffer), self._length - self._place)))
+        buffer[: len(found)] = found
+        self._place += len(found)
+        return len(found)
 
 
 class _IndexUnpickler(pickle.Unpickler):

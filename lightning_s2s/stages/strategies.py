@@ -176,7 +176,7 @@ def _by_its_cause() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        raise first_cause(error) from error
+        raise first_cause(error) from None
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all processes")
