@@ -18,6 +18,7 @@ from lightning_s2s.cli import main
 from lightning_s2s.evaluation.ablation import running
 from lightning_s2s.evaluation.ablation.reading import read_study
 from lightning_s2s.evaluation.ablation.study import Command, plan
+from lightning_s2s.locks import holding
 
 ROOT = Path(__file__).parents[2]
 TINY_LM = {
@@ -265,7 +266,7 @@ def test_a_changed_study_does_not_take_old_results(folder: Path, fake_run, capsy
 def test_a_real_failure_leaves_its_log(folder: Path):
     command = plan(read_study("study.yaml"))[0].commands["speak"]
     wrong = Command("speak", "x", ("fit", "--config", "missing.yaml"), (), folder / "wrong", ())
-    with running.lock(folder / "study") as held:
+    with holding(folder / "study", "another call") as held:
         assert running.run_command(wrong, held) == 2
     assert not running.is_finished(command)
     assert running._log_end(wrong) == f" (error: --config missing.yaml: no such file); see {folder}/wrong/output.log"
@@ -292,11 +293,3 @@ time.sleep(60)
         process.wait(timeout=30)
     assert process.returncode == 3
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-
-
-def test_a_lock_is_held_until_the_last_command_ends(tmp_path: Path, capsys):
-    with running.lock(tmp_path) as held:
-        left_behind = subprocess.Popen(["sleep", "1"], pass_fds=[held])
-    with running.lock(tmp_path):
-        left_behind.wait(timeout=0.5)
-    assert "another call, or a step that it left behind, is at work; waiting" in capsys.readouterr().err
