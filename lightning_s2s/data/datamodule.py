@@ -118,8 +118,8 @@ class SpeechDialogueData(L.LightningDataModule):
             message = f"data.{split}: none of {len(dataset)} rows of {names} has speech_units"
             if split == "train":
                 raise ValueError(
-                    f"{message}, so nothing would be learnt about speech; make them with `lightning-s2s units`, or freeze "
-                    "the speech decoder to train on text alone"
+                    f"{message}, so nothing would be learnt about speech; make them with `lightning-s2s units`, or "
+                    "freeze the speech decoder to train on text alone"
                 )
             log.warning("%s; speech is not validated", message)
         if requirements.task == "dialogue":

@@ -16,6 +16,7 @@ from lightning_s2s.data.audio import AudioError, AudioReference, Remark, Wavefor
 from lightning_s2s.data.chat import content_items, has_units
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row, message_units, parse_speaker
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.data.row_checks import RowProblem, check_stated_sec
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,11 @@ class SpeechDialogueDataset:
 
     def _scan(self) -> None:
         for number, manifest in enumerate(self.manifests):
-            for result in manifest.scan(partial(self._measure, number)):
-                self._add(result)
+            for found in manifest.scan(partial(self._measure, number), self._leave_out):
+                for entry, duration in found:
+                    self._entries.append(entry)
+                    self.durations.append(duration)
+                    self.num_spoken += entry.spoken
         names = ", ".join(str(manifest.path) for manifest in self.manifests)
         num_rows = sum(len(manifest.line_numbers) for manifest in self.manifests)
         left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(self.problems.items()))
@@ -134,17 +138,11 @@ class SpeechDialogueDataset:
         if not self._entries:
             raise ValueError(f"{names}: nothing is left to use of {num_rows} rows ({left_out or 'it is empty'})")
 
-    def _add(self, result: list[tuple[_Entry, float]] | ManifestError) -> None:
-        if isinstance(result, ManifestError):
-            if self.on_error == "raise" and result.reason not in DROPPED:
-                raise result
-            self.problems[result.reason] += 1
-            log.info("left out: %s", result)
-            return
-        for entry, duration in result:
-            self._entries.append(entry)
-            self.durations.append(duration)
-            self.num_spoken += entry.spoken
+    def _leave_out(self, error: ManifestError) -> None:
+        if self.on_error == "raise" and error.reason not in DROPPED:
+            raise error
+        self.problems[error.reason] += 1
+        log.info("left out: %s", error)
 
     def _measure(self, number: int, row: Row) -> list[tuple[_Entry, float]]:
         """Entries of a row and what they cost in seconds; raises ManifestError when it can't be used."""
@@ -274,21 +272,14 @@ class SpeechDialogueDataset:
         if cached is None:
             try:
                 audio = decode_audio(parsed)
-            except AudioError as error:
+                check_stated_sec(item, audio.duration_sec)
+            except (AudioError, RowProblem) as error:
                 raise self._broken(example.row, error.reason, str(error)) from None
-            self._check_stated(example.row, item, audio.duration_sec)
             cached = audio.resampled(self.requirements.sample_rate), audio.remarks
             if self._cache is not None:
                 self._cache[key] = cached
         example.waveforms.append(cached[0])
         example.remarks += [(key, remark) for remark in cached[1]]
-
-    def _check_stated(self, row: Row, item: Mapping[str, Any], found_sec: float) -> None:
-        """The batch was made for the stated duration."""
-        stated = item.get("audio_sec")
-        if stated and abs(found_sec - stated) > max(0.25 * stated, 0.5):
-            message = f"audio_sec: got {stated:g}, but {item['audio']!r} lasts {found_sec:.3f} s"
-            raise self._broken(row, "wrong audio_sec", f"{message}; correct it or leave it out")
 
     def _messages(self, row: Row) -> Messages:
         """The messages to encode, without audio where the stage has no encoder."""

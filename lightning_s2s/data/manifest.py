@@ -88,11 +88,13 @@ class Manifest:
         """
         return self._parse(line)[0]
 
-    def scan(self, look: Callable[[Row], T]) -> Iterator[T | ManifestError]:
-        """What `look` says of each row, in order, or what is wrong with the line.
+    def scan(self, look: Callable[[Row], T], fail: Callable[[ManifestError], None]) -> Iterator[T]:
+        """What `look` says of each row, in order; keys that nothing reads are warned of at the end, once each.
 
-        Keys that nothing reads are warned of at the end, once each. `look` runs in several threads, since it usually
-        opens files and waits for the disk.
+        Args:
+            look: raises ManifestError where a row can't be used. It runs in several threads, since it usually opens
+                files and waits for the disk.
+            fail: is told the error of a line that is broken or can't be used, which it may raise.
 
         Raises:
             ValueError: the file was changed since it was opened.
@@ -115,7 +117,10 @@ class Manifest:
                     for line, (result, unknown) in zip(chunk, pool.map(examine, chunk), strict=True):
                         for key in unknown:
                             seen.setdefault(key, [line, 0])[1] += 1
-                        yield result
+                        if isinstance(result, ManifestError):
+                            fail(result)
+                        else:
+                            yield result
         finally:
             for key, (line, count) in seen.items():
                 times = "once" if count == 1 else f"{count} times"
@@ -138,12 +143,11 @@ def read_manifest(path: str | Path) -> list[Row]:
     Raises:
         ValueError: there is no such file, or a line is broken (`FILE:LINE: what is wrong`).
     """
-    rows = []
-    for row in Manifest(path).scan(lambda row: row):
-        if isinstance(row, ManifestError):
-            raise row
-        rows.append(row)
-    return rows
+
+    def fail(error: ManifestError) -> None:
+        raise error
+
+    return list(Manifest(path).scan(lambda row: row, fail))
 
 
 def parse_line(text: str, manifest: str | Path, line: int) -> tuple[Row, list[UnknownKey]]:
@@ -207,6 +211,7 @@ def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np
     """
     if not value:
         return None
+    numbers: Any
     if isinstance(value, str):
         numbers = _read_speaker(Path(folder) / value, value)
     else:

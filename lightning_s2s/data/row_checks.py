@@ -138,6 +138,20 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Key of a content item -> whether a value fits, and what does. null counts as absent."""
 
 
+def check_stated_sec(item: Mapping[str, Any], found_sec: float) -> None:
+    """Compare an item's `audio_sec`, by which batches are made, with how long its audio was found to be.
+
+    Raises:
+        RowProblem: they differ by over a quarter and half a second.
+    """
+    stated = item.get("audio_sec")
+    if stated and abs(found_sec - stated) > max(stated / 4, 0.5):
+        message = (
+            f"audio_sec: got {stated:g}, but {item['audio']!r} lasts {found_sec:.3f} s; correct it or leave it out"
+        )
+        raise RowProblem("wrong audio_sec", message)
+
+
 def unknown_keys(row: Mapping[str, Any]) -> Iterator[UnknownKey]:
     """The keys that nothing reads, with what they may stand for; in rows of any shape.
 
