@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and YAML whose mistakes are one line."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 @contextmanager
@@ -58,20 +57,3 @@ def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it is no YAML; the message names the file, and the line where it is known.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise ValueError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None

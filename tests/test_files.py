@@ -7,7 +7,8 @@ from threading import Barrier
 
 import pytest
 
-from lightning_s2s.files import read_yaml, replacing, write_text
+from lightning_s2s.files import replacing, write_text
+from lightning_s2s.reading import read_yaml
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):

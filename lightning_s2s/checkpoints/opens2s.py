@@ -272,7 +272,7 @@ def read_unit_tokenizer(folder: Path) -> tuple[int, int, int | None]:
     Raises:
         ValueError: no tokenizer, or its units don't have ids in a row.
     """
-    from lightning_s2s.llms.causal import load_pretrained
+    from lightning_s2s.pretrained import load_pretrained
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected the tokenizer of the speech units")

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.commands.messages import CommandError, one_line
+from lightning_s2s.commands.messages import CommandError
+from lightning_s2s.reading import one_line
 
 if TYPE_CHECKING:
     from lightning_s2s.interfaces import Vocoder

@@ -56,7 +56,7 @@ class Transcriber:
     """
 
     def __init__(self, name: str, device: str = "cpu"):
-        from lightning_s2s.llms.causal import load_pretrained
+        from lightning_s2s.pretrained import load_pretrained
 
         self.processor = load_pretrained("WhisperProcessor", name)
         self.model = load_pretrained("WhisperForConditionalGeneration", name).eval().to(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,40 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.checkpoints.weights import skipping_weights
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
-from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
+from lightning_s2s.pretrained import build_causal_lm, load_model, load_pretrained, without_code
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def build_causal_lm(config: dict[str, Any]):
-    """A transformers causal LM with random weights.
-
-    Raises:
-        ValueError: `config` has no `model_type`, a misspelt key, or transformers has no causal LM of it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    try:
-        default = AutoConfig.for_model(model_type)
-        for key in settings:  # transformers keeps unknown keys, and takes its defaults (of billions of parameters)
-            meant = [] if hasattr(default, key) else difflib.get_close_matches(key, vars(default), 1, cutoff=0.85)
-            if meant:
-                raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    except ImportError:
-        raise
-    except Exception as error:  # configurations check themselves in many ways, or not before they divide by zero
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config: no causal LM of transformers fits model_type {model_type!r} ({reason})") from None
 
 
 @LLMS.register("causal")
@@ -115,7 +89,7 @@ class CausalLanguageModel(LanguageModel):
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
-        config = self.model.config.to_diff_dict()
+        config = without_code(self.model.config)
         return {**self.init_args, "checkpoint": None, "config": config, "tokenizer": ".", "tokenizer_corpus": None}
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -160,42 +134,6 @@ def add_lora(model: Any, lora: dict[str, Any]) -> Any:
         return inject_adapter_in_model(LoraConfig(**lora), model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"llm causal: lora: {error}") from None
-
-
-def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
-    """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
-    import transformers
-
-    try:
-        return getattr(transformers, auto_class).from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if how_to_install(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None
-
-
-def load_model(auto_class: str, name: str, **options: Any) -> Any:
-    """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
-
-    In `lightning_s2s.checkpoints.weights.without_weights` it is built from its configuration alone.
-
-    Raises:
-        ValueError: it can't be loaded, or isn't the checkpoint of such a model.
-    """
-    if skipping_weights():
-        import transformers
-
-        known = getattr(transformers, auto_class)
-        build = known.from_config if auto_class.startswith("Auto") else known._from_config
-        return build(load_pretrained("AutoConfig", name), **options)
-    model, loaded = load_pretrained(auto_class, name, output_loading_info=True, **options)
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(
-            f"{name}: is no checkpoint of {type(model).__name__}: it lacks {len(missing)} of its tensors, such as "
-            f"{missing[0]}"
-        )
-    return model
 
 
 def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: int) -> None:

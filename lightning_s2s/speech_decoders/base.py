@@ -72,7 +72,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def build(self, llm_width: int, text_vocabulary: int, config: dict[str, Any]) -> None:
         """The LM of this configuration, `vocab_size` included, and the projections to its width."""
-        from lightning_s2s.llms.causal import build_causal_lm
+        from lightning_s2s.pretrained import build_causal_lm
 
         self.lm = build_causal_lm(config)
         self.width = self.lm.config.hidden_size

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import Shards, assign_tensors, parameters_on_meta, read_json, read_state_dict
 from lightning_s2s.interfaces import Vocoder
+from lightning_s2s.pretrained import build_model, load_pretrained, without_code
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms
-from lightning_s2s.vocoders.hf_codec import build_model
 
 PREFIX = "vocoder."
 """Where a whole SeamlessM4T keeps its vocoder."""
@@ -128,9 +128,9 @@ class UnitHifiganVocoder(Vocoder):
         self.register_buffer("centroids", centroids)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        config: dict[str, Any] = {"vocoder": self.vocoder.config.to_diff_dict()}
+        config: dict[str, Any] = {"vocoder": without_code(self.vocoder.config)}
         if self.hubert is not None:
-            config |= {"hubert": self.hubert.config.to_diff_dict(), "normalize": self.normalize}
+            config |= {"hubert": without_code(self.hubert.config), "normalize": self.normalize}
         return self.init_args | {"checkpoint": None, "hubert": None, "kmeans": None, "config": config}
 
     def train(self, mode: bool = True) -> UnitHifiganVocoder:
@@ -296,14 +296,10 @@ def _load_vocoder(folder: Path) -> Any:
 
 
 def _load_hubert(name: str) -> Any:
-    from lightning_s2s.llms.causal import load_pretrained
-
     return load_pretrained("AutoModel", name, dtype="float32")
 
 
 def _normalizes(name: str) -> bool:
-    from lightning_s2s.llms.causal import load_pretrained
-
     return bool(load_pretrained("Wav2Vec2FeatureExtractor", name).do_normalize)
 
 
