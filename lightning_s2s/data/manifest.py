@@ -35,6 +35,8 @@ SPEAKER_EMBEDDING_SIZE = 512
 LARGEST_SPEAKER_FILE = 2**20
 """Bytes; 512 numbers take 4 KiB."""
 LARGEST_UNIT = 2**31 - 1
+MOST_WARNINGS = 20
+"""Keys that nothing reads and that are named one by one."""
 _UNIT = re.compile(r"<\|audio_([0-9]+)\|>")
 
 
@@ -109,7 +111,7 @@ class Manifest:
                 return error, unknown or error.unknown
 
         lines = self.line_numbers.tolist()
-        seen: dict[UnknownKey, list[int]] = {}  # the first line, and how often
+        seen: dict[UnknownKey, list[int]] = {}  # the first line, and in how many rows
         try:
             with ThreadPoolExecutor(8) as pool:
                 for start in range(0, len(lines), 1024):
@@ -122,12 +124,13 @@ class Manifest:
                         else:
                             yield result
         finally:
-            for key, (line, count) in seen.items():
-                times = "once" if count == 1 else f"{count} times"
+            for key, (line, count) in list(seen.items())[:MOST_WARNINGS]:
                 log.warning(
-                    "%s:%d: the %s key %s is not read; it %s. The manifest has it %s.",
-                    self.path, line, key.level, short(key.key), key.meant, times,
+                    "%s:%d: the %s key %s is not read: %s (%d row%s)",
+                    self.path, line, key.level, short(key.key), key.meant, count, "s" * (count > 1),
                 )  # fmt: skip
+            if len(seen) > MOST_WARNINGS:
+                log.warning("%s: has %d more keys that are not read", self.path, len(seen) - MOST_WARNINGS)
 
     def _parse(self, line: int) -> tuple[Row, list[UnknownKey]]:
         try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lightning_s2s.data.audio import LONGEST_SEC
 from lightning_s2s.data.chat import ROLES, content_items
-
-DEEPEST = 32
-"""Levels of lists and objects that a line may nest; a row of a manifest has six."""
+from lightning_s2s.reading import InputError, parse_json
 
 # The last ones are what `construct` notes and nothing here reads.
 ROW_KEYS = ("messages", "id", "speaker", "pair", "ambiguous", "task", "seed", "figures")
@@ -41,7 +38,7 @@ class UnknownKey(NamedTuple):
     Attributes:
         level: "row", "message" or "content item".
         key: as it stands there.
-        meant: what it may stand for.
+        meant: what it may stand for, a sentence.
     """
 
     level: str
@@ -56,16 +53,13 @@ def parse_object(text: str) -> dict[str, Any]:
         RowProblem: it is none, nests too deep, repeats a key, or has half a character (a lone surrogate).
     """
     try:
-        row = json.loads(text, object_pairs_hook=_without_repeats)
-        if not isinstance(row, dict):
-            raise RowProblem("not JSON", f"is not a JSON object but {short(row)}")
-        _check_depth(row, DEEPEST)
-    except RecursionError:
-        raise _too_deep() from None
-    except RowProblem:
-        raise
-    except ValueError as error:
-        raise RowProblem("not JSON", f"is not JSON ({error}); one JSON object a line is needed") from None
+        row = parse_json(text, "", allow_nan=True)
+    except InputError as error:
+        problem = str(error).removeprefix(": not valid JSON").lstrip(": ")
+        problem = problem[1:-1] if problem.startswith("(") else problem
+        raise RowProblem("not JSON", f"is not JSON ({problem}); one JSON object a line is needed") from None
+    if not isinstance(row, dict):
+        raise RowProblem("not JSON", f"is not a JSON object but {short(row)}")
     if "\\ud" in text.lower():  # the only way to write one: as UTF-8 it was refused before
         for where, value in _strings(row, ""):
             try:
@@ -160,11 +154,11 @@ def unknown_keys(row: Mapping[str, Any]) -> Iterator[UnknownKey]:
     messages = row.get("messages")
     for key in row:
         if key in ADDED_KEYS:
-            yield UnknownKey("row", key, "is replaced by what reading adds")
+            yield UnknownKey("row", key, "reading adds one of its own")
         elif key in ITEM_KEYS and key not in ROW_KEYS:
-            yield UnknownKey("row", key, "is a key of a content item")
+            yield UnknownKey("row", key, "it is a key of a content item")
         elif key in MESSAGE_KEYS:
-            yield UnknownKey("row", key, "is a key of a message")
+            yield UnknownKey("row", key, "it is a key of a message")
         elif key not in ROW_KEYS and (near := difflib.get_close_matches(key.lower(), (*ROW_KEYS, *ITEM_KEYS), 1, 0.75)):
             yield UnknownKey("row", key, f"the nearest known key is {near[0]!r}")
     for message in messages if isinstance(messages, list) else ():
@@ -172,7 +166,7 @@ def unknown_keys(row: Mapping[str, Any]) -> Iterator[UnknownKey]:
             continue
         for key in message:
             if key in ITEM_KEYS:
-                yield UnknownKey("message", key, "is a key of a content item")
+                yield UnknownKey("message", key, "it is a key of a content item")
             elif key not in MESSAGE_KEYS:
                 yield _unknown("message", key, MESSAGE_KEYS)
         content = message.get("content")
@@ -184,7 +178,7 @@ def unknown_keys(row: Mapping[str, Any]) -> Iterator[UnknownKey]:
 
 def _unknown(level: str, key: str, known: tuple[str, ...]) -> UnknownKey:
     (nearest,) = difflib.get_close_matches(key.strip().lower(), known, 1, 0.0)
-    return UnknownKey(level, key, f"the nearest known key is {nearest!r} (known: {', '.join(known)})")
+    return UnknownKey(level, key, f"the nearest known key is {nearest!r}")
 
 
 def short(value: Any) -> str:
@@ -195,30 +189,6 @@ def short(value: Any) -> str:
         text = "a very large number"
     text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise RowProblem("repeated key", f"has the key {short(key)} twice in one object")
-            seen.add(key)
-    return found
-
-
-def _check_depth(value: Any, levels: int) -> None:
-    if not isinstance(value, dict | list):
-        return
-    if not levels:
-        raise _too_deep()
-    for inner in value.values() if isinstance(value, dict) else value:
-        _check_depth(inner, levels - 1)
-
-
-def _too_deep() -> RowProblem:
-    return RowProblem("not JSON", f"nests lists and objects more than {DEEPEST} deep")
 
 
 def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
