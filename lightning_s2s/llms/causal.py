@@ -105,9 +105,11 @@ class CausalLanguageModel(LanguageModel):
     def logits(self, hidden_states: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden_states)
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> SlotCache | UnboundedCache:
+    def open_cache(
+        self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None
+    ) -> SlotCache | UnboundedCache:
         try:
-            return open_cache(self.model, num_slots, max_positions, (1,) if compile else ())
+            return open_cache(self.model, num_slots, max_positions, (1,) if compile else (), position_limit)
         except ValueError as error:
             raise ValueError(f"llm causal: {error}") from None
 
