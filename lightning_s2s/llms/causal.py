@@ -71,7 +71,8 @@ class CausalLanguageModel(LanguageModel):
         if checkpoint is not None:
             self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
             if tokenizer is not None:
-                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, self.vocabulary)
+                size = self.model.get_input_embeddings().num_embeddings
+                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
             size = max(len(self.tokenizer), config.get("vocab_size", 0))
