@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_s2s.building import bounded_building
 from lightning_s2s.extras import MissingPackageError, has_cpp_compiler, how_to_install
 from lightning_s2s.reading import MAX_DEPTH
 
@@ -123,7 +124,8 @@ def _remember_arguments(init: Any) -> Any:
                     check_plain(value, f"{type(self).__name__}: {name}")
             self.__dict__["init_args"] = arguments
         try:
-            init(self, *args, **kwargs)
+            with bounded_building(type(self).__name__):
+                init(self, *args, **kwargs)
         except Exception as error:
             remedy = how_to_install(error, preferred=type(self).extra)
             if remedy is None or isinstance(error, MissingPackageError):
