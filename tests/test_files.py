@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+from waiting import SAFETY_LIMIT_SEC
 
 from lightning_s2s.files import read_yaml, replacing, write_text
 
@@ -30,7 +31,7 @@ def test_nothing_half_written_is_left(tmp_path):
 
 
 def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
-    path, both = tmp_path / "clip.flac", Barrier(2, timeout=10)
+    path, both = tmp_path / "clip.flac", Barrier(2, timeout=SAFETY_LIMIT_SEC)
 
     def write(content):
         with replacing(path) as temporary:
