@@ -14,6 +14,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from waiting import SAFETY_LIMIT_SEC
 
 from lightning_s2s.checkpoints.weights import write_tensors
 from lightning_s2s.files import make_folder, remove_leftovers, replacing, write_text
@@ -40,7 +41,7 @@ def test_nothing_half_written_is_left(tmp_path):
 
 
 def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
-    path, both = tmp_path / "clip.flac", Barrier(2, timeout=10)
+    path, both = tmp_path / "clip.flac", Barrier(2, timeout=SAFETY_LIMIT_SEC)
 
     def write(content):
         with replacing(path) as temporary:

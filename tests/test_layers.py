@@ -14,11 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightning_s2s"
 LONGEST_FILE = 430
 
+FOUNDATIONS = [
+    "building", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio", "data.chat",
+    "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths", "data.row_checks",
+    "data.sound_files", "extras", "features", "files", "interfaces", "interleave", "journal", "kv_cache", "locks",
+    "pretrained", "reading", "registry", "sampling", "sharding", "specaugment", "splice", "tensor_parallel",
+]  # fmt: skip
 LEVELS = {
     # Contracts, names, and pure functions over tensors and text.
-    **dict.fromkeys(
-        ["building", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio", "data.chat", "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths", "data.row_checks", "data.sound_files", "extras", "features", "files", "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "reading", "registry", "sampling", "sharding", "specaugment", "splice", "tensor_parallel"], 0
-    ),
+    **dict.fromkeys(FOUNDATIONS, 0),
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
     "compatibility": 1, "encoder_cache": 1,
