@@ -70,7 +70,10 @@ def changed_config(seeds: Seeds, random: Random) -> Case:
 def code_in_config(seeds: Seeds, random: Random) -> Case:
     """Keys and places by which transformers, peft or this package could be brought to run or fetch something."""
     tree = seeds.json("run/model/config.json")
-    homes = [(), *(place for place in places(tree) if isinstance(place[-1], str) and place[-1] in ("init_args", "config"))]
+    homes = [
+        (),
+        *(place for place in places(tree) if isinstance(place[-1], str) and place[-1] in ("init_args", "config")),
+    ]
     home = random.choice(homes)
     key, value = random.choice([
         ("auto_map", {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}),
@@ -133,7 +136,10 @@ def changed_weights(seeds: Seeds, random: Random) -> Case:
 
 def other_files(seeds: Seeds, random: Random) -> Case:
     """Files that a loader might prefer, and those of a published folder."""
-    index = {"metadata": {}, "weight_map": {"llm.x": random.choice(["../secret", "/etc/passwd", "http://x/y", "", "."])}}
+    index = {
+        "metadata": {},
+        "weight_map": {"llm.x": random.choice(["../secret", "/etc/passwd", "http://x/y", "", "."])},
+    }
     name, content = random.choice([
         ("model.safetensors.index.json", _dump(index)), ("model.safetensors.index.json", deep_json(random)),
         ("pytorch_model.bin", _pickled(random)), ("model.safetensors", _pickled(random)),
@@ -214,13 +220,17 @@ def code_in_tokenizer(seeds: Seeds, random: Random) -> Case:
 
 def odd_template(seeds: Seeds, random: Random) -> Case:
     template = random.choice(TEMPLATES)
-    return _tokenizer(seeds, random, {"chat_template.jinja": template.encode()}, f"template {template[:60]!r}", ("template",))
+    return _tokenizer(
+        seeds, random, {"chat_template.jinja": template.encode()}, f"template {template[:60]!r}", ("template",)
+    )
 
 
 def odd_vocabulary(seeds: Seeds, random: Random) -> Case:
     tree = seeds.json("tokenizer/tokenizer.json")
     vocabulary = tree["model"]["vocab"]
-    way = random.choice(["huge ids", "negative ids", "equal ids", "missing bytes", "a million tokens", "merges", "types"])
+    way = random.choice(
+        ["huge ids", "negative ids", "equal ids", "missing bytes", "a million tokens", "merges", "types"]
+    )
     if way == "huge ids":
         vocabulary["x" * 9] = random.choice([2**31, 2**32 - 1, 2**32, 2**63, 10**12])
     elif way == "negative ids":

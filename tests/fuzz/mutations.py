@@ -289,7 +289,17 @@ def twice(content: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def other_content(content: bytes, random: Random) -> tuple[bytes, str]:
-    others = (b"", b"\n", b"\x00" * 100, b"null", b"[]", b"{}", b'"x"', b"PK\x05\x06" + bytes(18), random.randbytes(500))
+    others = (
+        b"",
+        b"\n",
+        b"\x00" * 100,
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"PK\x05\x06" + bytes(18),
+        random.randbytes(500),
+    )
     other = random.choice(others)
     return other, f"replaced by {other[:20]!r}"
 

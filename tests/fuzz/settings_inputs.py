@@ -113,7 +113,9 @@ def odd_yaml(seeds: Seeds, random: Random) -> Case:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
     )
-    merges = "b0: &b0 {x: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 9)}]}}\n" for i in range(1, 9))
+    merges = "b0: &b0 {x: 1}\n" + "".join(
+        f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 9)}]}}\n" for i in range(1, 9)
+    )
     texts: dict[str, bytes] = {
         "a bomb of anchors": (bomb + f"{key}: *a9\n").encode(),
         "a bomb beside the rest": (bomb + good).encode(),
@@ -218,8 +220,12 @@ PROCESSES = {"--trainer.devices", "--trainer.num_nodes", "--data.num_workers", "
 
 
 def _command_line(words: list[str], what: str, names: tuple[str, ...], expect: Expect = "either") -> Case:
-    names = tuple(dict.fromkeys(name for word in names for name in (word, word.lstrip("-"), word.split("=")[0]) if name))
-    return Case(("cli", *words), f"{' '.join(words[:2])}: {what}"[:200], names=(*names, words[0]), expect=expect, online=True)
+    names = tuple(
+        dict.fromkeys(name for word in names for name in (word, word.lstrip("-"), word.split("=")[0]) if name)
+    )
+    return Case(
+        ("cli", *words), f"{' '.join(words[:2])}: {what}"[:200], names=(*names, words[0]), expect=expect, online=True
+    )
 
 
 def _values(words: list[str]) -> list[int]:
@@ -272,7 +278,9 @@ def code_in_option(seeds: Seeds, random: Random) -> Case:
                          "trainer.logger", "trainer.strategy", "trainer.plugins", "trainer.profiler", "model", "data",
                          "model.llm", "model.encoder", "model.lora", "model.lr_scale", "checkpoint", "config"])  # fmt: skip
     class_path = random.choice(CODE)[0]
-    value = random.choice([json.dumps(code(random)), json.dumps([code(random)]), class_path, json.dumps({"x": code(random)})])
+    value = random.choice(
+        [json.dumps(code(random)), json.dumps([code(random)]), class_path, json.dumps({"x": code(random)})]
+    )
     words += [f"--{key}", value]
     return _command_line(words, f"--{key} {value[:80]}", (key, *key.split("."), class_path))
 
