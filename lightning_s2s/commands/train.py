@@ -220,7 +220,7 @@ def run(name: str, arguments: list[str]) -> int:
     Raises:
         CommandError: a mistake in the options or the configuration, or a signal ended the run at once.
     """
-    received = Received()
+    received = Received() if name == "fit" else Received("")
     with received.handling(), ExitStack() as held:
         try:
             parse_stage(StageCLI, name, arguments, received, held.enter_context)
