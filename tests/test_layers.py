@@ -20,7 +20,7 @@ LEVELS = {
     "interleave": 0, "journal": 0, "kv_cache": 0, "pretrained": 0, "reading": 0, "sampling": 0, "sharding": 0,
     "specaugment": 0, "splice": 0, "tensor_parallel": 0,
     "checkpoints.lora": 0, "checkpoints.weights": 0, "data.chat": 0, "data.chat_template": 0, "data.audio": 0,
-    "data.manifest": 0,
+    "data.manifest": 0, "data.template_renderer": 0,
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
     "compatibility": 1, "encoder_cache": 1,
