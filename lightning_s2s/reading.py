@@ -135,10 +135,17 @@ def read_json(path: Path, hint: str = "") -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str | bytes, source: str | Path) -> Any:
-    """The content of a JSON text; raises as `read_json`, in the name of `source`."""
+def parse_json(text: str | bytes, source: str | Path, allow_nan: bool = False) -> Any:
+    """The content of a JSON text; raises as `read_json`, in the name of `source`.
+
+    Args:
+        text: the JSON.
+        source: what it comes from, for messages.
+        allow_nan: take NaN for a number: measurements may hold it, settings may not.
+    """
+    constant = float if allow_nan else _constant
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_constant)
+        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=constant)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: not valid JSON ({error})", str(source)) from None
     except RecursionError:

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_s2s.checkpoints import opens2s
-from lightning_s2s.checkpoints.folder import SLOTS, read_attachments
+from lightning_s2s.checkpoints.folder import read_attachments
 from lightning_s2s.checkpoints.lora import below_lora
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
+from lightning_s2s.checkpoints.stored import SLOTS
 from lightning_s2s.checkpoints.weights import fitting_tensors, read_json, skipping_weights
 from lightning_s2s.model import SpeechToSpeechModel
 from lightning_s2s.reading import reading

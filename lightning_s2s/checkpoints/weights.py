@@ -58,7 +58,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         tensor = tensor.detach().cpu().contiguous()
         ready[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    with replacing(path) as temporary:
+    with replacing(path, own_folder=True) as temporary:
         save_file(ready, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, Shards, assign_tensors, parameters_on_meta, read_json
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
 from lightning_s2s.pretrained import model_config
 from lightning_s2s.registry import ENCODERS
@@ -48,7 +49,7 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "Qwen/Qwen2-Audio-7B",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,
         time_masks: int = 0,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
 from lightning_s2s.pretrained import build_from, load_pretrained, model_config, without_code
@@ -51,7 +52,7 @@ class SslEncoder(AudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "facebook/hubert-large-ll60k",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         layers: int | Literal["weighted"] = -1,
         normalize: bool | None = None,
         mask_time_prob: float = 0.0,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
 from lightning_s2s.registry import ENCODERS
 
@@ -42,7 +42,7 @@ class WhisperEncoder(WindowedAudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "openai/whisper-base",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         pooling: int = 2,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checkpoints.lora import refresh_rows, rows_of
+from lightning_s2s.component import PlainValues
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
@@ -43,17 +44,18 @@ class CausalLanguageModel(LanguageModel):
     rates = "text tokens, one a step"
     size = "any: 135M (SmolLM2), 8B (Qwen3)"
     licence = "the checkpoint's own"
+    sources = ("checkpoint", "tokenizer", "tokenizer_corpus")
 
     def __init__(
         self,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         tokenizer: str | None = None,
         tokenizer_corpus: str | None = None,
         tokenizer_size: int = 768,
         dtype: str = "float32",
-        lora: dict[str, Any] | None = None,
-        generation: dict[str, Any] | None = None,
+        lora: PlainValues | None = None,
+        generation: PlainValues | None = None,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
@@ -111,9 +113,11 @@ class CausalLanguageModel(LanguageModel):
     def logits(self, hidden_states: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden_states)
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> SlotCache | UnboundedCache:
+    def open_cache(
+        self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None
+    ) -> SlotCache | UnboundedCache:
         try:
-            return open_cache(self.model, num_slots, max_positions, (1,) if compile else ())
+            return open_cache(self.model, num_slots, max_positions, (1,) if compile else (), position_limit)
         except ValueError as error:
             raise ValueError(f"llm causal: {error}") from None
 

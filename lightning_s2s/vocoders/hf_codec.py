@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.pretrained import build_model, load_pretrained, without_code
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
@@ -234,7 +235,7 @@ class HfCodecVocoder(FlattenedCodecVocoder):
     def __init__(
         self,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         num_codebooks: int | None = None,
         chunk_units: int | None = None,
         left_context_units: int | None = None,

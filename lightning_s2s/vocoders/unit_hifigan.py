@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import Shards, assign_tensors, parameters_on_meta, read_json, read_state_dict
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.pretrained import build_model, load_pretrained, without_code
 from lightning_s2s.registry import VOCODERS
@@ -63,6 +64,7 @@ class UnitHifiganVocoder(Vocoder):
     rates = "at most 50 Hz, 10,000 units, 16,000 Hz"
     size = "42M, and the SSL model for `tokenize`"
     licence = "CC-BY-NC-4.0"
+    sources = ("checkpoint", "hubert", "kmeans")
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class UnitHifiganVocoder(Vocoder):
         deduplicate: bool = True,
         speaker_id: int = 0,
         language_id: int = 0,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
     ):
         super().__init__()
         given = dict(config or {})
