@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from lightning_s2s.interfaces import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
@@ -111,6 +112,36 @@ def check_same_units(present: Vocoder, other: Vocoder) -> None:
                 f"the model speaks the units of vocoder {type_name(present)}, {mine:g} {what}; "
                 f"vocoder {type_name(other)} has {given:g}"
             )
+
+
+def check_dtypes(model: nn.Module) -> None:
+    """Refuse a model with a component whose weights have several dtypes: it would fail in the middle of an answer.
+
+    Components may differ from each other. LoRA's matrices may be wider than the layers that they adapt, and so may the
+    modules that transformers keeps in float32.
+
+    Raises:
+        ValueError: a component has several; the message names it, the dtypes and a tensor of each.
+    """
+    for slot in DECLARED:
+        part = getattr(model, slot, None)
+        if part is None:
+            continue
+        kept = {name for module in part.modules() for name in _kept_in_float32(module)}
+        examples: dict[torch.dtype, str] = {}
+        for name, parameter in part.named_parameters():
+            if parameter.is_floating_point() and "lora_" not in name and kept.isdisjoint(name.split(".")):
+                examples.setdefault(parameter.dtype, name)
+        if len(examples) > 1:
+            found = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in examples.items())
+            raise ValueError(
+                f"{slot} {type_name(part)}: its weights have several dtypes, {found}; give it one with .to(dtype)"
+            )
+
+
+def _kept_in_float32(module: nn.Module) -> Iterator[str]:
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        yield from getattr(module, attribute, None) or ()
 
 
 @contextmanager

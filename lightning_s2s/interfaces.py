@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from lightning_s2s.component import Component
 from lightning_s2s.sampling import Generation
 
+SPEAKER_WIDTH = 512
+"""Numbers of a speaker embedding."""
+
 
 class AudioEncoder(Component, ABC):
     """Speech -> hidden states.
@@ -148,13 +151,14 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
 class Streamed(Component):
     """What runs in streams that can share a cache and advance together: the LLM and the speech decoder."""
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> Any:
+    def open_cache(self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None) -> Any:
         """Memory for several streams; None where every stream has its own.
 
         Args:
             num_slots: streams that may run at the same time.
             max_positions: of each, at first.
             compile: let the forward of a single step be compiled.
+            position_limit: most positions of a stream; None, or more than that, is what the component is made for.
 
         Raises:
             ValueError: the component can't do as asked.
@@ -369,4 +373,8 @@ class SpeechDecoder(Streamed, ABC):
 
     def is_spent(self, state: Any) -> bool:
         """Whether the reply is to end here, text included, since no more units may be drawn."""
+        return False
+
+    def is_full(self, state: Any) -> bool:
+        """Whether that is so because the turn fills its slot of the cache; such a decoder is spent."""
         return False

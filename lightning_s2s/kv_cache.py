@@ -5,15 +5,20 @@ R sequences of a batch, S new positions, D width; H heads, P positions of a slot
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_s2s.checks import check_count
 from lightning_s2s.extras import has_cpp_compiler
+
+UNNAMED_LIMIT = 32_768
+"""Positions of a sequence, where neither the caller nor the LM's configuration names a maximum."""
 
 
 @dataclass(eq=False)
@@ -36,9 +41,50 @@ class Slot:
         """Give the slot back for another sequence; it must not be used again."""
         if self in self.cache.taken:
             self.cache.taken.remove(self)
+            self.own = None
+            self.cache.shrink()
+
+    def fits(self, size: int) -> bool:
+        """Whether so many more positions stay within the cache's limit."""
+        return self.length + size <= self.cache.limit
+
+    def check_fits(self, size: int) -> None:
+        """Refuse what doesn't fit.
+
+        Raises:
+            ValueError: the sequence would exceed the cache's limit.
+        """
+        if not self.fits(size):
+            raise ValueError(f"a sequence of {self.length + size} positions: at most {self.cache.limit} are allowed")
 
 
-def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()) -> Any:
+def own_limit(lm: Any) -> int:
+    """Most positions that a causal LM of transformers is made for, by its configuration."""
+    named = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    return named if isinstance(named, int) and named > 0 else UNNAMED_LIMIT
+
+
+@contextlib.contextmanager
+def taking_slots(*caches: Any) -> Iterator[None]:
+    """Slots that are taken inside are given back if what happens inside fails."""
+    with_slots = [cache for cache in caches if isinstance(cache, SlotCache | UnboundedCache)]
+    before = [list(cache.taken) for cache in with_slots]
+    try:
+        yield
+    except BaseException:
+        for cache, taken in zip(with_slots, before, strict=True):
+            for slot in [slot for slot in cache.taken if slot not in taken]:
+                slot.release()
+        raise
+
+
+def open_cache(
+    lm: Any,
+    num_slots: int = 1,
+    max_positions: int = 512,
+    compiled_sizes: Sequence[int] = (),
+    position_limit: int | None = None,
+) -> Any:
     """A `SlotCache`, or an `UnboundedCache` where the LM has layers that need a cache of their own.
 
     Args:
@@ -46,20 +92,23 @@ def open_cache(lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_s
         num_slots: sequences that may run at the same time.
         max_positions: of a slot. A sequence that needs more doubles it, for all slots.
         compiled_sizes: numbers of new positions for which the forward is compiled.
+        position_limit: most positions of a sequence; None, or more than that, is what the LM is made for.
 
     Raises:
         ValueError: the LM can't run several sequences at a time, or can't be compiled; or an option is out of range.
     """
-    for name, value in (("num_slots", num_slots), ("max_positions", max_positions)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+    check_count("num_slots", num_slots)
+    check_count("max_positions", max_positions)
+    limit = own_limit(lm)
+    if position_limit is not None:
+        limit = min(limit, check_count("position_limit", position_limit))
     reason = _why_unbounded(lm)
     if reason is None:
-        return SlotCache(lm, num_slots, max_positions, compiled_sizes)
+        return SlotCache(lm, num_slots, max_positions, compiled_sizes, limit)
     if num_slots > 1 or compiled_sizes:
         asked = f"num_slots {num_slots}" if num_slots > 1 else "compile true"
         raise ValueError(f"{type(lm).__name__} {reason}: it runs with num_slots 1 and compile false alone; got {asked}")
-    return UnboundedCache(lm)
+    return UnboundedCache(lm, limit)
 
 
 def _why_unbounded(lm: Any) -> str | None:
@@ -87,14 +136,27 @@ class SlotCache:
     Args:
         lm: a causal LM of transformers whose layers all attend to the whole past.
         num_slots: sequences that may run at the same time.
-        max_positions: P. A sequence that needs more doubles it, for all slots.
+        max_positions: P. A sequence that needs more doubles it, for all slots; it falls back when such sequences have
+            left, unless it is compiled.
         compiled_sizes: numbers of new positions S for which the forward is compiled; it then computes all slots over
             all P positions, whichever are taken, since its shapes are fixed. Other numbers run as they are. The LM must
             stay in eval mode, with the same modules.
+        limit: most positions of a sequence; None is what the LM is made for.
     """
 
-    def __init__(self, lm: Any, num_slots: int = 1, max_positions: int = 512, compiled_sizes: Sequence[int] = ()):
-        self.model, self.num_slots, self.max_positions = lm.base_model, num_slots, max_positions
+    def __init__(
+        self,
+        lm: Any,
+        num_slots: int = 1,
+        max_positions: int = 512,
+        compiled_sizes: Sequence[int] = (),
+        limit: int | None = None,
+    ):
+        self.model, self.num_slots = lm.base_model, num_slots
+        self.limit = own_limit(lm) if limit is None else limit
+        # A compiled step writes behind every sequence, also behind those that are full.
+        self._most_positions = self.limit + max(compiled_sizes, default=0)
+        self.max_positions = self._first_positions = min(max_positions, self._most_positions)
         self.taken: list[Slot] = []
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -117,18 +179,29 @@ class SlotCache:
     def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
         """The next positions of some sequences, (1, S, D) each -> their hidden states (1, S, D).
 
-        Sequences with equally many share a forward.
+        Sequences with equally many share a forward. Where something fails, all are as they were.
+
+        Raises:
+            ValueError: a sequence would exceed the limit.
         """
         hidden: dict[int, Tensor] = {}
-        sizes = [piece.shape[1] for piece in inputs]
-        for size in dict.fromkeys(sizes):
-            members = sorted((n for n, own in enumerate(sizes) if own == size), key=lambda n: slots[n].index)
-            self._make_room(max(slot.length for slot in self.taken) + size)
-            together = inputs[members[0]] if len(members) == 1 else torch.cat([inputs[n] for n in members])
-            outputs = self._forward(together, [slots[n] for n in members])
-            for row, n in enumerate(members):
-                hidden[n] = outputs[row : row + 1]
-                slots[n].length += size
+        sizes, before = [piece.shape[1] for piece in inputs], [slot.length for slot in slots]
+        for slot, size in zip(slots, sizes, strict=True):
+            slot.check_fits(size)
+        try:
+            for size in dict.fromkeys(sizes):
+                members = sorted((n for n, own in enumerate(sizes) if own == size), key=lambda n: slots[n].index)
+                writing = self.taken if size in self.compiled_sizes else [slots[n] for n in members]
+                self._make_room(max(slot.length for slot in writing) + size)
+                together = inputs[members[0]] if len(members) == 1 else torch.cat([inputs[n] for n in members])
+                outputs = self._forward(together, [slots[n] for n in members])
+                for row, n in enumerate(members):
+                    hidden[n] = outputs[row : row + 1]
+                    slots[n].length += size
+        except BaseException:
+            for slot, length in zip(slots, before, strict=True):
+                slot.length = length
+            raise
         return [hidden[n] for n in range(len(inputs))]
 
     @torch.inference_mode()
@@ -146,21 +219,38 @@ class SlotCache:
                 self.advance([torch.zeros(1, size, width, dtype=parameter.dtype, device=parameter.device)], [slot])
                 slot.release()
 
+    def shrink(self) -> None:
+        """Give memory back that only sequences which have left needed; the others keep room to double."""
+        needed = 2 * max((slot.length for slot in self.taken), default=0)
+        positions = self._enough(self._first_positions, needed)
+        if positions < self.max_positions and not self.compiled_sizes:  # or it would have to be compiled again
+            self._resize(positions)
+
     def _make_room(self, positions: int) -> None:
         """Double the slots until they hold so many positions."""
-        old = self.max_positions
-        while self.max_positions < positions:
-            self.max_positions *= 2
-        if self.max_positions == old:
-            return
+        if positions > self.max_positions:
+            self._resize(self._enough(self.max_positions, positions))
+
+    def _enough(self, positions: int, needed: int) -> int:
+        """`positions`, doubled until it is `needed`, up to the most that there may be."""
+        while positions < min(needed, self._most_positions):
+            positions = min(2 * positions, self._most_positions)
+        return positions
+
+    @torch.no_grad()
+    def _resize(self, positions: int) -> None:
+        """Let every slot hold so many positions. Where memory runs out, some layers hold more, which harms nothing."""
         for stored in (self.keys, self.values):
             for number, tensor in enumerate(stored):
-                stored[number] = self._allocate(tensor)
-                stored[number][:, :, :old] = tensor
+                kept = min(positions, tensor.shape[2])
+                resized = self._allocate(tensor, positions)
+                resized[:, :, :kept] = tensor[:, :, :kept]
+                stored[number] = resized
+        self.max_positions = positions
 
-    def _allocate(self, like: Tensor) -> Tensor:
+    def _allocate(self, like: Tensor, positions: int) -> Tensor:
         """Zeros (num_slots, H, P, W) with heads and widths of (..., H, ..., W)."""
-        tensor = like.new_zeros(self.num_slots, like.shape[1], self.max_positions, like.shape[-1])
+        tensor = like.new_zeros(self.num_slots, like.shape[1], positions, like.shape[-1])
         if self.compiled_sizes:
             torch._dynamo.mark_static_address(tensor)  # else CUDA graphs would copy it at every step
         return tensor
@@ -203,7 +293,8 @@ class SlotCache:
         """(num_slots, S, D) at these positions (num_slots, S) -> (num_slots, S, D). This is compiled."""
         mask = causal_mask(positions, self.max_positions, inputs.dtype)
         rows = _Rows(self, slice(0, self.num_slots), positions, self.max_positions, None)
-        return self._run(inputs, positions, mask, rows)
+        # Of a full slot nobody reads this step, but the LM may look its position up in a table.
+        return self._run(inputs, positions.clamp(max=self.limit - 1), mask, rows)
 
     def _run(self, inputs: Tensor, positions: Tensor, mask: Tensor, rows: _Rows) -> Tensor:
         return self.model(
@@ -238,8 +329,9 @@ class _Rows:
         """Store the new (R, H, S, W) -> all (R, H, span, W) that the rows look at."""
         cache = self.cache
         if layer_idx == len(cache.keys):
-            cache.keys.append(cache._allocate(keys))
-            cache.values.append(cache._allocate(values))
+            both = [cache._allocate(new, cache.max_positions) for new in (keys, values)]  # or none, without memory
+            cache.keys.append(both[0])
+            cache.values.append(both[1])
         return self._store(cache.keys[layer_idx], keys), self._store(cache.values[layer_idx], values)
 
     def _store(self, stored: Tensor, new: Tensor) -> Tensor:
@@ -280,12 +372,14 @@ class UnboundedCache:
 
     Args:
         lm: a causal LM of transformers.
+        limit: most positions of the sequence; None is what the LM is made for.
     """
 
     num_slots = 1
 
-    def __init__(self, lm: Any):
+    def __init__(self, lm: Any, limit: int | None = None):
         self.lm = lm
+        self.limit = own_limit(lm) if limit is None else limit
         self.taken: list[Slot] = []
 
     def acquire(self) -> Slot:
@@ -302,11 +396,22 @@ class UnboundedCache:
         return self.taken[0]
 
     def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
-        """The next positions (1, S, D) -> their hidden states (1, S, D)."""
-        return [
-            self.lm.base_model(inputs_embeds=piece, past_key_values=slot.own, use_cache=True).last_hidden_state
-            for piece, slot in zip(inputs, slots, strict=True)
-        ]
+        """The next positions (1, S, D) -> their hidden states (1, S, D).
+
+        Raises:
+            ValueError: the sequence would exceed the limit.
+        """
+        hidden = []
+        for piece, slot in zip(inputs, slots, strict=True):
+            slot.check_fits(piece.shape[1])
+            hidden.append(
+                self.lm.base_model(inputs_embeds=piece, past_key_values=slot.own, use_cache=True).last_hidden_state
+            )
+            slot.length += piece.shape[1]
+        return hidden
+
+    def shrink(self) -> None:
+        """A sequence's memory has left with it."""
 
     def warm_up(self, width: int) -> None:
         """Nothing is to be prepared."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_s2s.checks import check_count, check_number
 
 
 @dataclass
@@ -34,14 +38,13 @@ class Sampler:
     generator: torch.Generator | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (("temperature", self.temperature, 0.0, 100.0), ("top_p", self.top_p, 0.0, 1.0)):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be between {low} and {high}; got {value}")
-        for name, count in (("top_k", self.top_k), ("repetition_window", self.repetition_window)):
-            if count < 0:
-                raise ValueError(f"{name} must be 0 or more; got {count}")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty must be above 0; got {self.repetition_penalty}")
+        check_number("temperature", self.temperature, 0, 100)
+        check_number("top_p", self.top_p, 0, 1)
+        check_count("top_k", self.top_k, 0)
+        check_count("repetition_window", self.repetition_window, 0)
+        check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        if self.seed is not None:
+            check_seed(self.seed)
 
     def __call__(self, logits: Tensor) -> int:
         """(V,) -> one id."""
@@ -71,6 +74,67 @@ class Sampler:
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(logits.device).manual_seed(self.seed)
         return int(torch.multinomial(logits.softmax(-1), 1, generator=self.generator))
+
+
+def check_seed(seed: Any) -> int:
+    """A seed that torch's generators take.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return check_count("seed", seed, -(2**63), 2**63 - 1)
+
+
+def check_finite(values: Tensor, component: str, what: str) -> None:
+    """Refuse what weights that hold NaN or infinite values make, and a dtype that is too narrow.
+
+    Args:
+        values: any shape.
+        component: made them, for the message.
+        what: they are, for the message.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
+    if not torch.isfinite(values).all():
+        raise ValueError(_broken(component, what))
+
+
+def _broken(component: str, what: str) -> str:
+    return (
+        f"{component}: {what} came out as NaN or infinite: its weights hold such values, or {what} exceed what their "
+        "dtype can hold"
+    )
+
+
+class CheckedSampler:
+    """Another sampler, whose logits and choices are looked at: what can't be drawn from ends its session, by name.
+
+    Args:
+        sampler: logits (V,) -> id.
+        component: gives the logits, for messages.
+    """
+
+    def __init__(self, sampler: Callable[[Tensor], int], component: str):
+        self.sampler, self.component = sampler, component
+
+    def __call__(self, logits: Tensor) -> int:
+        """(V,) -> one id.
+
+        Raises:
+            ValueError: there is nothing to draw from, or what was drawn is no id.
+        """
+        if not math.isfinite(float(logits.max())):  # NaN wins a maximum; where all ids are ruled out, it is -inf
+            raise ValueError(_broken(self.component, "logits"))
+        token = self.sampler(logits)
+        if not isinstance(token, Integral) or not 0 <= token < len(logits):
+            raise ValueError(f"{self.component}: its sampler drew {token!r}; allowed: 0 to {len(logits) - 1}")
+        return int(token)
+
+    def forget(self) -> None:
+        """Start afresh with the repetition penalty, if the sampler has one."""
+        if isinstance(self.sampler, Sampler):
+            self.sampler.forget()
 
 
 NEUTRAL = {

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
-from lightning_s2s.commands.models import find_model, open_model, open_vocoder, take_vocoder_options
+from lightning_s2s.commands.models import (
+    add_trust_option,
+    find_model,
+    open_model,
+    open_vocoder,
+    take_vocoder_options,
+)
 from lightning_s2s.files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="compile the model first, a minute or two, to answer faster"
     )
     parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
+    add_trust_option(parser)
     return parser
 
 
@@ -63,7 +70,7 @@ def run(name: str, arguments: list[str]) -> int:
     from lightning_s2s.data.audio import load_audio
     from lightning_s2s.streaming.engine import StreamingEngine
 
-    model = open_model(options.model)
+    model = open_model(options.model, options.trust_sources)
     if options.vocoder is not None and not options.no_audio:
         model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options).to(model.device).eval())
     if not model.can_answer:

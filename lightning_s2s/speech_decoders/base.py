@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s2s.checkpoints.weights import load_weights
-from lightning_s2s.interfaces import SpeechDecoder
-from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
-from lightning_s2s.sampling import Sampler
-
-SPEAKER_WIDTH = 512
+from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
+from lightning_s2s.interfaces import SPEAKER_WIDTH, SpeechDecoder
+from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache, taking_slots
+from lightning_s2s.sampling import CheckedSampler, Sampler
 
 
 @dataclass
@@ -23,10 +23,17 @@ class StreamState:
     """A spoken turn while it is made: the cache, and what waits to be fed."""
 
     slot: Slot
-    sampler: Sampler
+    sampler: CheckedSampler
     waiting: list[Tensor]
     """(1, S, D) each: inputs that no forward has seen yet."""
     num_conditions: int = 0
+    full: bool = False
+    """The cache holds no more positions for this turn: nothing is drawn any more."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the cache has room for what waits."""
+        return self.slot.fits(sum(piece.shape[1] for piece in self.waiting))
 
 
 class CausalSpeechDecoder(SpeechDecoder):
@@ -50,7 +57,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def __init__(
         self,
-        config: dict[str, Any] | None,
+        config: PlainValues | None,
         checkpoint: str | None,
         dropout: float,
         num_units: int | None,
@@ -58,8 +65,8 @@ class CausalSpeechDecoder(SpeechDecoder):
         fusion: Literal["none", "gate"] = "none",
     ):
         super().__init__()
-        if num_units is not None and num_units < 1:
-            raise ValueError(f"speech_decoder {type(self).__name__}: num_units must be at least 1; got {num_units}")
+        if num_units is not None:
+            check_count(f"speech_decoder {type(self).__name__}: num_units", num_units)
         if fusion not in ("none", "gate"):
             raise ValueError(f"speech_decoder {type(self).__name__}: fusion must be none or gate; got {fusion!r}")
         if fusion == "gate" and not text_conditions:
@@ -72,7 +79,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def build(self, llm_width: int, text_vocabulary: int, config: dict[str, Any]) -> None:
         """The LM of this configuration, `vocab_size` included, and the projections to its width."""
-        from lightning_s2s.llms.causal import build_causal_lm
+        from lightning_s2s.pretrained import build_causal_lm
 
         self.lm = build_causal_lm(config)
         self.width = self.lm.config.hidden_size
@@ -112,7 +119,13 @@ class CausalSpeechDecoder(SpeechDecoder):
         return [self.text_embedding, self.text_norm] if self.text_conditions and self.fusion == "none" else []
 
     def embed_speaker(self, speaker: Tensor) -> Tensor:
-        """(M, 512) -> (M, 1, D)."""
+        """(M, 512) -> (M, 1, D).
+
+        Raises:
+            ValueError: another shape.
+        """
+        if speaker.dim() != 2 or speaker.shape[1] != SPEAKER_WIDTH:
+            raise ValueError(f"speaker must be (M, {SPEAKER_WIDTH}); got shape {tuple(speaker.shape)}")
         speaker = speaker.to(self.speaker_projection.weight.dtype)
         return self.speaker_norm(self.speaker_projection(speaker)).unsqueeze(1)
 
@@ -129,9 +142,11 @@ class CausalSpeechDecoder(SpeechDecoder):
         """All inputs at once (M, L, D), with their mask (M, L) -> hidden states (M, L, D)."""
         return self.lm.base_model(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool) -> SlotCache | UnboundedCache:
+    def open_cache(
+        self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None
+    ) -> SlotCache | UnboundedCache:
         try:
-            return open_cache(self.lm, num_slots, max_positions, self.step_sizes if compile else ())
+            return open_cache(self.lm, num_slots, max_positions, self.step_sizes if compile else (), position_limit)
         except ValueError as error:
             raise ValueError(f"speech_decoder {type(self).__name__}: {error}") from None
 
@@ -146,14 +161,24 @@ class CausalSpeechDecoder(SpeechDecoder):
     def read_waiting(self, states: Sequence[Any]) -> list[Any]:
         """The inputs that wait -> for each turn their hidden states (1, S, D)."""
         inputs = [state.waiting[0] if len(state.waiting) == 1 else torch.cat(state.waiting, dim=1) for state in states]
-        for state in states:
-            state.waiting = []
         slots = [state.slot for state in states]
-        return slots[0].cache.advance(inputs, slots)
+        hidden = slots[0].cache.advance(inputs, slots)
+        for state in states:  # not before: where this fails, it can be tried again
+            state.waiting = []
+        return hidden
 
-    def start_slot(self, cache: SlotCache | UnboundedCache | None) -> Slot:
-        """A slot of the cache, or of one for this turn alone."""
-        return (cache or open_cache(self.lm)).acquire()
+    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: SlotCache | UnboundedCache | None = None) -> Any:
+        opening = [self.embed_speaker(speaker)]
+        cache = cache or open_cache(self.lm)
+        with taking_slots(cache):
+            checked = CheckedSampler(sampler, f"speech_decoder {type(self).__name__}")
+            return self.start_state(cache.acquire(), checked, opening)
+
+    def is_full(self, state: Any) -> bool:
+        return state.full
+
+    def is_spent(self, state: Any) -> bool:
+        return state.full
 
     def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
         size = self.chunk_conditions
@@ -179,11 +204,24 @@ class CausalSpeechDecoder(SpeechDecoder):
         if conditions.shape[1]:
             state.waiting.append(self.to_inputs(conditions))
         state.num_conditions += conditions.shape[1]
-        yield from self.draw(state, closing=last)
+        drawing, answer = self.draw(state, closing=last), None
+        while not state.full:
+            try:
+                units = drawing.send(answer)
+            except StopIteration:
+                return
+            if units is None and not state.fits:
+                state.full = True
+            else:
+                answer = yield units
 
     def to_inputs(self, conditions: Tensor) -> Tensor:
         """Conditions (M, S, D) -> the LM's inputs (M, F, D): one each, or several."""
         return conditions
+
+    @abstractmethod
+    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> Any:
+        """The state of a new turn, the speaker among the inputs that wait."""
 
     @abstractmethod
     def draw(self, state: Any, closing: bool) -> Generator[list[int] | None, Any, None]:

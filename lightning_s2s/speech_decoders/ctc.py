@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.ctc import collapse, frames_needed
 from lightning_s2s.interfaces import CtcLogits, lengths_to_mask
+from lightning_s2s.kv_cache import Slot
 from lightning_s2s.registry import SPEECH_DECODERS
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.sampling import CheckedSampler, check_finite
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
 
 
@@ -55,7 +57,7 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
         self,
         upsampling: int = 25,
         chunk_conditions: int = 2,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         dropout: float = 0.0,
         num_units: int | None = None,
@@ -109,15 +111,17 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
                 stacklevel=2,
             )
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> CtcStreamState:
-        return CtcStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)], previous=self.blank)
+    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> CtcStreamState:
+        return CtcStreamState(slot, sampler, waiting, previous=self.blank)
 
     def draw(self, state: CtcStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         fresh = state.num_conditions - state.num_spoken
         if not fresh or not (closing or state.num_conditions % self.chunk_conditions == 0):
             return
         hidden = (yield None)[0, -fresh * self.upsampling :]
-        path = self.lm.get_output_embeddings()(hidden).argmax(-1)
+        logits = self.lm.get_output_embeddings()(hidden)
+        check_finite(logits, "speech_decoder CtcSpeechDecoder", "logits")
+        path = logits.argmax(-1)
         units = collapse(path, self.blank, state.previous).tolist()
         state.num_spoken, state.previous = state.num_conditions, int(path[-1])
         if units:

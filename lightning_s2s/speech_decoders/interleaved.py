@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
+from lightning_s2s.kv_cache import Slot
 from lightning_s2s.registry import SPEECH_DECODERS
-from lightning_s2s.sampling import Generation, Sampler
+from lightning_s2s.sampling import CheckedSampler, Generation
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
 
 
@@ -63,7 +66,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
     def __init__(
         self,
         interleave: str = "4:8",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         max_units: int = 1500,
         unit_dropout: float = 0.0,
@@ -73,17 +76,16 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         eos_ids: list[int] | None = None,
         text_conditions: bool = True,
         eos_ends: Literal["turn", "group"] = "turn",
-        generation: dict[str, Any] | None = None,
+        generation: PlainValues | None = None,
         fusion: Literal["none", "gate"] = "none",
     ):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions, fusion)
         if eos_ends not in ("turn", "group"):
             raise ValueError(f"speech_decoder interleaved: eos_ends must be turn or group; got {eos_ends!r}")
-        if unit_offset < 0 or max_units < 1 or eos_ids == []:
-            raise ValueError(
-                "speech_decoder interleaved: unit_offset must be 0 or more, max_units at least 1 and eos_ids not "
-                f"empty; got {unit_offset}, {max_units} and {eos_ids}"
-            )
+        check_count("speech_decoder interleaved: unit_offset", unit_offset, 0)
+        check_count("speech_decoder interleaved: max_units", max_units)
+        if eos_ids == []:
+            raise ValueError("speech_decoder interleaved: eos_ids must not be empty; leave it out for an id of its own")
         self.interleave, self.max_units, self.unit_dropout = Interleave.parse(interleave), max_units, unit_dropout
         self.unit_offset, self.eos_ids, self.eos_ends = unit_offset, list(eos_ids or []), eos_ends
         # The published code makes each group of text and of units by a generation of its own.
@@ -126,11 +128,11 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
             embedded = embedded * kept.unsqueeze(-1)
         return self.arrange(speaker, embedded, conditions, source)
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> InterleavedStreamState:
-        return InterleavedStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)])
+    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> InterleavedStreamState:
+        return InterleavedStreamState(slot, sampler, waiting)
 
     def is_spent(self, state: InterleavedStreamState) -> bool:
-        return state.spent
+        return state.spent or state.full
 
     def _units_due(self, state: InterleavedStreamState, closing: bool) -> int:
         """How many to draw at most, now that more conditions are there; an eos may end them sooner."""

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
+from lightning_s2s.kv_cache import Slot
 from lightning_s2s.registry import SPEECH_DECODERS
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.sampling import CheckedSampler
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
 
 Index = TypeVar("Index", int, Tensor)
@@ -118,7 +121,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
         interleave: str = "4:8",
         units_per_step: int = 4,
         pattern: Literal["group", "delay"] = "group",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         max_units: int = 1500,
         unit_dropout: float = 0.0,
@@ -130,8 +133,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions, fusion)
         if pattern not in ("group", "delay"):
             raise ValueError(f"speech_decoder mtp: pattern must be group or delay; got {pattern!r}")
-        if units_per_step < 1:
-            raise ValueError(f"speech_decoder mtp: units_per_step must be at least 1; got {units_per_step}")
+        check_count("speech_decoder mtp: units_per_step", units_per_step)
         schedule = Interleave.parse(interleave)
         self.chunk_conditions, self.chunk_units = schedule.num_conditions, schedule.num_units
         if self.chunk_units % units_per_step:
@@ -139,7 +141,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
                 f"speech_decoder mtp: interleave {interleave!r} gives {self.chunk_units} units at a time, which is no "
                 f"multiple of units_per_step {units_per_step}"
             )
-        if max_units < units_per_step:
+        if check_count("speech_decoder mtp: max_units", max_units) < units_per_step:
             raise ValueError(
                 f"speech_decoder mtp: max_units must be at least units_per_step, {units_per_step}; got {max_units}"
             )
@@ -237,8 +239,8 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
             )
         return labels
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: Any = None) -> MtpStreamState:
-        return MtpStreamState(self.start_slot(cache), sampler, [self.embed_speaker(speaker)], end=self.max_units)
+    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> MtpStreamState:
+        return MtpStreamState(slot, sampler, waiting, end=self.max_units)
 
     def draw(self, state: MtpStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
         due = self.schedule.units_due(state.num_conditions, state.num_steps, closing)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
+
+Ending = Literal["end", "max_text_tokens", "position_limit", "max_units"]
+"""What ended a reply: the model itself, by a closing token; the session's `max_text_tokens`; the limit of the engine's
+caches or of the model; or the speech decoder's `max_units`, where these end the text, too."""
 
 
 @dataclass
@@ -14,6 +19,7 @@ class Reply:
     Attributes:
         text: what was answered.
         text_ids: every token that the LLM gave, with those that `text` leaves out, such as the closing one.
+        ended_by: what ended it; all but "end" may have cut it short.
         unit_ids: the speech units, without the closing one; empty when nothing was spoken. A decoder of a published
             model gives its special tokens, too, as negative units or units behind the last.
         waveform: (T,) float32, None when nothing was spoken.
@@ -28,6 +34,7 @@ class Reply:
 
     text: str = ""
     text_ids: list[int] = field(default_factory=list)
+    ended_by: Ending = "end"
     unit_ids: list[int] = field(default_factory=list)
     waveform: Tensor | None = None
     sample_rate: int | None = None
@@ -50,7 +57,7 @@ class Event:
 
 @dataclass(frozen=True)
 class TextDelta(Event):
-    """More of the reply's text. `text` may be empty while a character is incomplete."""
+    """More of the reply's text. `text` may be empty while a character is incomplete, and `token_ids` where it ends."""
 
     text: str
     token_ids: list[int]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_s2s.sampling import Generation, Sampler
+from lightning_s2s.checks import check_count, check_flag, check_number
+from lightning_s2s.sampling import Generation, Sampler, check_seed
 from lightning_s2s.streaming.engine import StreamingEngine
-from lightning_s2s.streaming.events import Event
+from lightning_s2s.streaming.event_stream import EventStream
+from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_samples, as_speaker, check_text
 from lightning_s2s.streaming.turn import Turn
 
 if TYPE_CHECKING:
@@ -29,9 +32,9 @@ class StreamingSession:
 
     Args:
         model: a model that hears.
-        sample_rate: Hz of the audio that is pushed.
+        sample_rate: Hz of the audio that is pushed, between 1,000 and 768,000.
         instruction: text in front of the audio in the user's turn.
-        history: messages of earlier turns (text, as in the manifest).
+        history: messages of earlier turns, as in the manifest, as text: audio in them is not heard, and refused.
         greedy: take the most likely text token; otherwise draw by `text_sampler`.
         speak: also give units and sound; needs a speech decoder.
         vocode: turn units into sound, where the model has a vocoder.
@@ -46,7 +49,8 @@ class StreamingSession:
         engine: runs the session beside others of the same model; None makes one for this session alone.
 
     Raises:
-        ValueError: the model can't hear or speak as asked, or isn't the engine's.
+        ValueError: the model can't hear or speak as asked, or isn't the engine's; an option is out of range; or
+            instruction and history leave no room for a question.
     """
 
     def __init__(
@@ -71,11 +75,20 @@ class StreamingSession:
             raise ValueError("this model has no encoder: it can't answer a spoken question")
         if speak and model.speech_decoder is None:
             raise ValueError("this model has no speech decoder: it can't speak; answer with speak=False")
-        if sample_rate <= 0:
-            raise ValueError(f"sample_rate must be positive; got {sample_rate}")
+        self.sample_rate = check_number("sample_rate", sample_rate, *SAMPLE_RATES_HZ)
+        for name, flag in (("greedy", greedy), ("vocode", vocode), ("speak", speak)):
+            if flag is not None or name != "speak":
+                check_flag(name, flag)
+        for name, sampler in (("text_sampler", text_sampler), ("unit_sampler", unit_sampler)):
+            if sampler is not None and not callable(sampler):
+                raise ValueError(f"{name} must be a Sampler; got {type(sampler).__name__}")
+        if max_text_tokens is not None:
+            check_count("max_text_tokens", max_text_tokens)
+        if seed is not None:
+            check_seed(seed)
         if engine is not None and engine.model is not model:
             raise ValueError("engine runs another model than the session's")
-        self.model, self.sample_rate = model, sample_rate
+        self.model = model
         self.engine = StreamingEngine(model) if engine is None else engine
         self.speak = model.speech_decoder is not None if speak is None else speak
         self.vocode = vocode and self.speak and model.vocoder is not None
@@ -90,40 +103,69 @@ class StreamingSession:
             if seed is not None and sampler.seed is None:
                 sampler.seed = seed + offset
         chunk_units = model.speech_decoder.chunk_units if self.speak else 1
-        if opening_units is not None and not 1 <= opening_units <= chunk_units:
+        if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
             raise ValueError(f"opening_units must be between 1 and M, here {chunk_units}; got {opening_units}")
         self.opening_units = opening_units or max(1, chunk_units // 3)
-        self.speaker = torch.zeros(512) if speaker is None else speaker
-        self.history, self.instruction = list(history), instruction
+        self.speaker = as_speaker(speaker)
+        self.history, self.instruction = as_history(history), check_text("instruction", instruction)
+        question = {"role": "user", "content": [{"text": self.instruction, "audio": "pushed"}]}
+        try:
+            self.prompt_ids = tokenizer.encode_prompt([*self.history, question], spoken=self.speak)
+        except ValueError as error:
+            raise ValueError(f"instruction and history: {error}") from None
+        self.check_room(1)
         self._pieces: list[Tensor] = []
         self._turn: Turn | None = None
 
-    def push(self, waveform: Any) -> None:
-        """More of the question, (T,) float32 in [-1, 1].
+    def check_room(self, num_heard: int) -> None:
+        """Refuse a prompt that leaves no room for a reply.
+
+        Args:
+            num_heard: positions of the question's audio.
 
         Raises:
-            ValueError: not one-dimensional, or not finite.
+            ValueError: with so many positions the prompt is too long.
         """
-        piece = torch.as_tensor(waveform, dtype=torch.float32)
-        if piece.dim() != 1:
-            raise ValueError(f"waveform must be (T,), mono; got shape {tuple(piece.shape)}")
-        if not torch.isfinite(piece).all():
-            raise ValueError("waveform holds NaN or infinite samples")
+        limit, num_read = self.engine.llm_limit, len(self.prompt_ids) - 1
+        if limit is not None and num_read + num_heard >= limit:
+            raise ValueError(
+                f"instruction and history take {num_read} positions of the LLM, and the question's waveform "
+                f"{num_heard}; fewer than {limit} are allowed, by the LLM or by the engine's position_limit"
+            )
+
+    def push(self, waveform: Any) -> None:
+        """More of the question: (T,) floats in [-1, 1], or int16, int32 or uint8, scaled by their range.
+
+        Raises:
+            ValueError: it is something else, or holds NaN; the question gets longer than the LLM can read; or it is
+                over already.
+        """
+        if self._turn is not None:
+            raise ValueError("push after finish: the question is over; ask the next one in another session")
+        piece = as_samples(waveform)
+        duration_sec = (sum(map(len, self._pieces)) + len(piece)) / self.sample_rate
+        rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
+        self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard
         self._pieces.append(piece)
 
-    def finish(self) -> Iterator[Event]:
-        """The question is over: yield events until `Done`.
+    def finish(self) -> EventStream:
+        """The question is over: an iterator over the events, up to `Done`.
 
         Raises:
-            ValueError: less than 0.1 s of audio was pushed.
+            ValueError: less than 0.1 s of audio was pushed, or the question was over already.
         """
         start_sec = time.perf_counter()
+        if self._turn is not None:
+            raise ValueError("finish: the question is over already; ask the next one in another session")
         waveform = torch.cat(self._pieces) if self._pieces else torch.zeros(0)
         if len(waveform) < 0.1 * self.sample_rate:
             raise ValueError(
-                f"the question has {len(waveform) / self.sample_rate:.3f} s of audio; at least 0.1 s is needed"
+                f"waveform: the question has {len(waveform) / self.sample_rate:.3f} s of audio; at least 0.1 s is "
+                "needed"
             )
-        self._turn = Turn(self, self.engine, waveform, start_sec)
+        self._pieces = []
+        # A copy, so that whoever keeps the events in the session doesn't keep them alive in the engine.
+        self._turn = Turn(copy.copy(self), self.engine, waveform, start_sec)
         return self.engine.submit(self._turn)
 
     def cancel(self) -> None:

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.sampling import CheckedSampler, check_finite
 from lightning_s2s.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.detokenizer import Detokenizer
-from lightning_s2s.streaming.events import AudioChunk, Done, Event, Reply, TextDelta, Units
+from lightning_s2s.streaming.events import AudioChunk, Done, Ending, Event, Reply, TextDelta, Units
 
 if TYPE_CHECKING:
     from lightning_s2s.streaming.engine import StreamingEngine
     from lightning_s2s.streaming.session import StreamingSession
+
+PROMPT_POSITIONS = 512
+"""Positions of a prompt that the LLM reads in one forward: sessions beside it wait no longer than that."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class LanguageStep:
     """A forward of the LLM; answered by the last position's hidden state (1, 1, D) and logits (V,).
 
     Attributes:
-        inputs: the prompt (1, S, D), or the token that was drawn.
+        inputs: a piece of the prompt (1, S, D), or the token that was drawn.
     """
 
     inputs: Tensor | int
@@ -53,14 +57,16 @@ class Turn:
     """One turn of a session while it waits, runs and ends.
 
     Attributes:
-        session: its options.
+        session: its options, which nobody changes any more.
         engine: that runs it.
         waveform: (T,) the question.
         start_sec: when the question had ended, of `time.perf_counter`.
         events: that nobody has taken yet.
-        request: what it waits for; None before it has begun.
-        ended: no more events follow.
+        request: what it waits for; None where it can go on with `answer`.
+        answer: to its last request.
+        ended: it has left the engine; no more events follow.
         cancelled: it is to end now.
+        complete: its last event was made.
         error: what ended it.
         language: the LLM's state.
         speech: the speech decoder's.
@@ -73,8 +79,10 @@ class Turn:
     start_sec: float
     events: deque[Event] = field(default_factory=deque)
     request: Request | None = None
+    answer: Any = None
     ended: bool = False
     cancelled: bool = False
+    complete: bool = False
     error: Exception | None = None
     language: Any = None
     speech: Any = None
@@ -83,8 +91,14 @@ class Turn:
     def __post_init__(self) -> None:
         self._steps = self._run()
 
-    def resume(self, answer: Any = None) -> None:
+    @property
+    def leaving(self) -> bool:
+        """Whether it has no part in further steps."""
+        return self.ended or self.complete or self.cancelled or self.error is not None
+
+    def resume(self) -> None:
         """Go on with the answer to the request, up to the next one."""
+        answer, self.answer = self.answer, None
         try:
             item = self._steps.send(answer)
             while isinstance(item, Event):
@@ -92,7 +106,16 @@ class Turn:
                 item = self._steps.send(None)
             self.request = item
         except StopIteration:
-            self.ended = True
+            self.complete = True
+
+    def end(self) -> None:
+        """Let go of all that only a running turn needs."""
+        if self.cancelled:
+            self.events.clear()
+        self._steps.close()
+        self.language = self.speech = self.request = self.answer = None
+        self.waveform = self.waveform[:0]
+        self.ended = True
 
     def mark(self, name: str) -> float:
         """Note the time at which something is first reached -> now."""
@@ -104,25 +127,49 @@ class Turn:
         session, model, reply = self.session, self.session.model, self.reply
         speech = _Speech(self) if session.speak else None
         detokenize = Detokenizer(model.llm.tokenizer.decode)
-        hidden, logits = yield LanguageStep(self._prompt())
+        draw = CheckedSampler(session.text_sampler, f"llm {type(model.llm).__name__}")
+        prompt = self._prompt()
+        num_positions = prompt.shape[1]
+        *opening, last = prompt.split(PROMPT_POSITIONS, dim=1)
+        for piece in opening:
+            yield LanguageStep(piece)
+        hidden, logits = yield LanguageStep(last)
         while True:
-            token = session.text_sampler(logits)
+            token = draw(logits)
             now = self.mark("first_text_token")
             reply.text_ids.append(token)
-            ended = token in session.stop_ids or len(reply.text_ids) >= session.max_text_tokens
-            yield TextDelta(now, detokenize(token), [token])
+            ending = self._ending(token, num_positions)
+            text = detokenize(token) + (detokenize.flush() if ending else "")
+            yield TextDelta(now, text, [token])
             if speech:
-                yield from speech.feed(hidden, token, last=ended)
-            if ended or (speech and speech.spent):
+                yield from speech.feed(hidden, token, last=ending is not None)
+            if ending or (speech and speech.spent):
                 break
             hidden, logits = yield LanguageStep(token)
+            num_positions += 1
+        if text := detokenize.flush():
+            yield TextDelta(time.perf_counter(), text, [])
+        reply.ended_by = ending or ("position_limit" if speech and speech.full else "max_units")
         reply.text = model.llm.tokenizer.decode(reply.text_ids).strip()
         if speech:
             yield from speech.close()
         yield Done(time.perf_counter(), reply)
 
+    def _ending(self, token: int, num_positions: int) -> Ending | None:
+        """What ends the text with the token that was drawn after so many positions; None where it goes on."""
+        limit = self.engine.llm_limit
+        if token in self.session.stop_ids:
+            return "end"
+        if len(self.reply.text_ids) >= self.session.max_text_tokens:
+            return "max_text_tokens"
+        return "position_limit" if limit is not None and num_positions >= limit else None
+
     def _prompt(self) -> Tensor:
-        """The LLM's input (1, S, D): history, instruction, and the question's audio."""
+        """The LLM's input (1, S, D): history, instruction, and the question's audio.
+
+        Raises:
+            ValueError: it leaves no room for a reply, or encoder or adapter give NaN.
+        """
         session, model, waveform = self.session, self.session.model, self.waveform
         wanted = model.encoder.sample_rate
         if wanted != session.sample_rate:
@@ -130,13 +177,16 @@ class Turn:
 
             waveform = torch.from_numpy(soxr.resample(waveform.numpy(), session.sample_rate, wanted))
         lengths = torch.tensor([len(waveform)], device=model.device)
-        audio, audio_lengths = model.encode_audio(waveform.unsqueeze(0).to(model.device), lengths)
+        hidden_states, lengths = model.encoder(waveform.unsqueeze(0).to(model.device), lengths)
+        check_finite(hidden_states, f"encoder {type(model.encoder).__name__}", "hidden states")
+        audio, audio_lengths = model.adapter(hidden_states, lengths)
+        check_finite(audio, f"adapter {type(model.adapter).__name__}", "its outputs")
         self.mark("encoder_done")
-        question = {"role": "user", "content": [{"text": session.instruction, "audio": "pushed"}]}
-        ids = torch.tensor(model.llm.tokenizer.encode_prompt([*session.history, question], spoken=session.speak))
-        place = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1])
+        ids = torch.tensor(session.prompt_ids)
+        place, num_heard = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1]), int(audio_lengths[0])
+        session.check_room(num_heard)
         embedded = model.llm.embed(ids.clamp(min=0).to(model.device))
-        heard = audio[0, : int(audio_lengths[0])].to(embedded.dtype)
+        heard = audio[0, :num_heard].to(embedded.dtype)
         return torch.cat([embedded[:place], heard, embedded[place + 1 :]]).unsqueeze(0)
 
 
@@ -148,6 +198,8 @@ class _Speech:
         self.turn, self.decoder, self.vocoder = turn, session.model.speech_decoder, session.model.vocoder
         self.vocode, self.device = session.vocode, session.model.device
         self.vocoder_state = self.vocoder.start_stream() if self.vocode else None
+        self.worded = False
+        """Whether there is anything to say: a reply without a word makes no sound."""
         self.hidden: list[Tensor] = []
         self.tokens: list[int] = []
         self.chunks: list[Tensor] = []
@@ -159,19 +211,35 @@ class _Speech:
         """Whether the speech decoder ends the reply."""
         return self.decoder.is_spent(self.turn.speech)
 
+    @property
+    def full(self) -> bool:
+        """Whether it does so because its cache is full."""
+        return self.decoder.is_full(self.turn.speech)
+
     def feed(self, hidden: Tensor, token: int, last: bool) -> Steps:
         """One more hidden state (1, 1, D) and the token that was drawn from it; `last` when the text is over.
 
-        The speech decoder gets N of them at a time, as it does nothing with fewer.
+        The speech decoder gets N of them at a time, as it does nothing with fewer, from the first word on.
         """
+        session, size = self.turn.session, self.decoder.chunk_conditions
         self.hidden.append(hidden)
         self.tokens.append(token)
-        if not last and len(self.tokens) < self.decoder.chunk_conditions:
+        self.worded = self.worded or bool(session.model.llm.tokenizer.decode([token]).strip())
+        if not last and len(self.tokens) % size:
             return
+        if self.decoder.restarts_sampling and not last:
+            session.text_sampler.forget()
+        while self.worded and self.tokens and not self.spent:
+            chunk = torch.cat(self.hidden[:size], dim=1), self.tokens[:size]
+            self.hidden, self.tokens = self.hidden[size:], self.tokens[size:]
+            yield from self._speak(*chunk, last and not self.tokens)
+        if self.worded and (last or self.spent):
+            yield from self._sound([], last=True)
+
+    def _speak(self, hidden: Tensor, tokens: list[int], last: bool) -> Steps:
+        """Give up to N hidden states (1, S, D), and the tokens drawn from them, to the speech decoder."""
         self.turn.mark("first_hidden_states")
-        tokens = torch.tensor([self.tokens], device=self.device)
-        conditions = self.decoder.project(torch.cat(self.hidden, dim=1), tokens)
-        self.hidden, self.tokens = [], []
+        conditions = self.decoder.project(hidden, torch.tensor([tokens], device=self.device))
         steps, answer = self.decoder.steps(conditions, self.turn.speech, last), None
         group: list[int] = []
         while True:
@@ -190,10 +258,6 @@ class _Speech:
                 group = []
         if group:
             yield from self._say(group)
-        if self.decoder.restarts_sampling and not last:
-            self.turn.session.text_sampler.forget()
-        if last or self.spent:
-            yield from self._sound([], last=True)
 
     def _say(self, units: list[int]) -> Steps:
         self.turn.reply.unit_ids += units
@@ -215,16 +279,17 @@ class _Speech:
     def _make_sound(self, units: list[int], last: bool) -> AudioChunk | None:
         known = [unit for unit in units if 0 <= unit < self.vocoder.num_units]  # specials make no sound
         ids = torch.tensor([known], dtype=torch.long, device=self.device)
-        chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].cpu()
+        chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].float().cpu()
         if not len(chunk):
             return None
+        check_finite(chunk, f"vocoder {type(self.vocoder).__name__}", "samples")
         self.times.append(self.turn.mark("first_audio"))
         self.chunks.append(chunk)
         return AudioChunk(self.times[-1], chunk, self.vocoder.sample_rate)
 
     def _make_sound_aside(self, units: list[int], last: bool) -> None:
         """`_make_sound` in the vocoder's thread, on a CUDA stream of its own where there is a GPU."""
-        if self.turn.ended:
+        if self.turn.leaving:
             return
         with torch.cuda.stream(self.turn.engine.vocoder_stream):
             event = self._make_sound(units, last)

@@ -84,7 +84,7 @@ class LocalChat(ChatModel):
         """Tokenizer, network, and the tokenizer as llguidance reads it."""
         import llguidance.hf
 
-        from lightning_s2s.llms.causal import load_model, load_pretrained
+        from lightning_s2s.pretrained import load_model, load_pretrained
 
         tokenizer = load_pretrained("AutoTokenizer", self.checkpoint, padding_side="left")
         if not tokenizer.chat_template:
