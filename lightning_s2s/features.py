@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
-class LogMelSpectrogram(nn.Module):
+class Float32Buffers(nn.Module):
+    """A module that computes signals from buffers of its own, which move to other devices but stay float32.
+
+    A half-precision filter bank or window makes other signals; and what no checkpoint holds would be float32 again in a
+    model that was loaded.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
+
+class LogMelSpectrogram(Float32Buffers):
     """Natural-log mel spectrogram of 16 kHz speech, one frame for each full hop.
 
     Frame f is centred on hop f: windows reach (win - hop) / 2 samples over both ends, so that F = T // hop_length and
@@ -31,12 +45,11 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(B, T) -> (B, num_mels, T // hop_length), in the precision of the module, computed in float32."""
+        """(B, T) -> (B, num_mels, T // hop_length) float32, whatever the precision of what reads them."""
         pad = (self.win_length - self.hop_length) // 2
         padded = nn.functional.pad(waveform.float(), (pad, pad))
         spectrum = torch.stft(
-            padded, self.win_length, self.hop_length, window=self.window.float(), center=False, return_complex=True
+            padded, self.win_length, self.hop_length, window=self.window, center=False, return_complex=True
         )
         with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
-            features = (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()
-        return features.to(self.filters.dtype)
+            return (self.filters @ spectrum.abs()).clamp(min=1e-5).log()

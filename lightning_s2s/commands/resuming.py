@@ -56,9 +56,10 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         if self.key in MANIFESTS and _paths(self.then) == _paths(self.now):
-            return f"{self.key}: {_shown(_paths(self.now))} has changed since ({_digests(self.then, self.now)})"
+            return f"{self.key}: {', '.join(_paths(self.now))} has changed since ({_digests(self.then, self.now)})"
         if self.key in MANIFESTS:
-            return f"{self.key}: was {_shown(_paths(self.then))}, is now {_shown(_paths(self.now))}, with other rows"
+            then, now = (", ".join(_paths(value)) or "nothing" for value in (self.then, self.now))
+            return f"{self.key}: was {then}, is now {now}, with other rows"
         return f"{self.key}: was {_shown(self.then)}, is now {_shown(self.now)}"
 
 
@@ -139,7 +140,7 @@ def check_validate(path: Path, now: dict[str, Any]) -> None:
     then = _options_then(content)
     _check_stage(path, content, then, now)
     parts = [f"model.{name}" for name in ARCHITECTURE]
-    for change in changes({"model": then.get("model", {})}, now):
+    for change in changes({"model": then.get("model") or content.get(CONFIGURATION_KEY) or {}}, now):
         if not _matches(change.key, FREE) and any((change.key + ".").startswith(f"{part}.") for part in parts):
             raise ValueError(f"{path}: {change}; give the components that it was trained with")
 

@@ -174,16 +174,16 @@ class StageCLI(LightningCLI):
 
     def _checkpoint_to_resume(self) -> Path | None:
         """What `--resume` or `--ckpt_path` means, told to Lightning, too."""
-        config = self.config_init["fit"]
+        given, config = self._given_checkpoint(), self.config_init["fit"]
         if not config.get("resume"):
-            return self._given_checkpoint()
+            return given
         if config.get("ckpt_path"):
             raise CommandError("--resume and --ckpt_path exclude each other: give one")
         last = last_checkpoint(self.trainer)
         if not os.path.lexists(last):
             rank_zero_info(f"{last} does not exist: starting afresh")
             return None
-        config["ckpt_path"], config["weights_only"] = str(last), True
+        config["ckpt_path"] = str(last)
         return last
 
     def _given_checkpoint(self) -> Path | None:
@@ -220,7 +220,7 @@ def run(name: str, arguments: list[str]) -> int:
     Raises:
         CommandError: a mistake in the options or the configuration, or a signal ended the run at once.
     """
-    received = Received()
+    received = Received() if name == "fit" else Received("")
     with received.handling(), ExitStack() as held:
         try:
             parse_stage(StageCLI, name, arguments, received, held.enter_context)

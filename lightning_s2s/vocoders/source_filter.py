@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_s2s.features import Float32Buffers
 
 MIN_PITCH_HZ, MAX_PITCH_HZ = 70.0, 500.0
 REFERENCE_PITCH_HZ = 200.0
@@ -47,7 +49,7 @@ class SynthesisState:
     num_frames: int = 0
 
 
-class HarmonicNoiseSynthesizer(nn.Module):
+class HarmonicNoiseSynthesizer(Float32Buffers):
     """`SpeechParameters` -> waveform.
 
     Within a frame the pitch moves linearly, and two filters, that of the frame before and its own, are crossfaded.

@@ -1,4 +1,4 @@
-"""What the fuzzer does to good input: values that don't belong, keys that are wrong, code that hides, bytes that lie."""
+"""What the fuzzer does to good input: values that don't belong, wrong keys, hidden code, bytes that lie."""
 
 from __future__ import annotations
 
@@ -177,6 +177,12 @@ def put(tree: Any, place: Place, value: Any) -> Any:
     return tree
 
 
+def keys(tree: Any) -> tuple[str, ...]:
+    """All keys of a tree that a message may name."""
+    found = (place[-1] for place in places(tree))
+    return tuple(dict.fromkeys(key for key in found if isinstance(key, str) and len(key) > 1))
+
+
 def names_of(place: Place) -> tuple[str, ...]:
     """The last two keys that a message may name."""
     keys = [str(key) for key in place if isinstance(key, str) and key not in ("class_path", "init_args")]
@@ -289,8 +295,8 @@ def twice(content: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def other_content(content: bytes, random: Random) -> tuple[bytes, str]:
-    others = (b"", b"\n", b"\x00" * 100, b"null", b"[]", b"{}", b'"x"', b"PK\x05\x06" + bytes(18), random.randbytes(500))
-    other = random.choice(others)
+    others = (b"", b"\n", b"\x00" * 100, b"null", b"[]", b"{}", b'"x"', b"PK\x05\x06" + bytes(18))
+    other = random.choice((*others, random.randbytes(500)))
     return other, f"replaced by {other[:20]!r}"
 
 
