@@ -14,9 +14,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_s2s.data.audio import AudioReference, decode_audio
+from lightning_s2s.data.audio import AudioError, AudioReference, decode_audio
 from lightning_s2s.data.chat import content_items
-from lightning_s2s.data.manifest import read_manifest
+from lightning_s2s.data.manifest import ManifestError, read_manifest
 from lightning_s2s.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ def load_questions(manifest: str, num_questions: int) -> list[SpokenQuestion]:
             spoken = [item for item in content_items(message["content"]) if item.get("audio")]
             if message["role"] != "user" or not spoken:
                 continue
-            audio = decode_audio(AudioReference.parse(spoken[0]["audio"], row["folder"]))
+            try:
+                audio = decode_audio(AudioReference.parse(spoken[0]["audio"], row["folder"]))
+            except AudioError as error:
+                raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
             said = spoken[0].get("transcript") or spoken[0].get("text") or ""
             answer = next((m for m in row["messages"][place + 1 :] if m["role"] == "assistant"), None)
             questions.append(

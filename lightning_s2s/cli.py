@@ -7,10 +7,10 @@ import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from lightning_s2s.commands.messages import CommandError, one_line
+from lightning_s2s.commands.messages import CommandError
 from lightning_s2s.extras import how_to_install
+from lightning_s2s.reading import InputError, one_line, raised_here
 from lightning_s2s.registry import unknown_name
 
 DEBUG_VARIABLE = "LIGHTNING_S2S_DEBUG"
@@ -83,12 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if remedy := how_to_install(error):
             return _report(error, remedy, 1, debug)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return _report(error, f"out of memory: {one_line(error) or 'there is no more on this machine'}", 1, debug)
         if not isinstance(error, ValueError | OSError) and type(error).__name__ != "MisconfigurationException":
             raise
         root = _root(error)
         if isinstance(root, OSError) and root.filename is not None and root.strerror:
             return _report(error, f"{root.filename}: {root.strerror.lower()}", 1, debug)
-        written_for_users = _raised_here(root) or type(root).__name__ == "MisconfigurationException"
+        written_for_users = (
+            isinstance(root, InputError) or raised_here(root) or type(root).__name__ == "MisconfigurationException"
+        )
         hint = "" if written_for_users else f" ({DEBUG_VARIABLE}=1 shows where)"
         return _report(error, one_line(root) + hint, 1, debug)
 
@@ -125,19 +129,13 @@ def _report(error: Exception | None, message: str, code: int, debug: bool) -> in
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was raised from, and so on: jsonargparse wraps the errors of the constructors that it calls."""
-    while error.__cause__ is not None:
+    """What an error was raised from, and so on: jsonargparse wraps the errors of the constructors that it calls.
+
+    An `InputError` says what its cause means, and is not looked behind.
+    """
+    while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether the error comes from this project's code, whose messages are written for users."""
-    package = Path(__file__).resolve().parent
-    homes = (package, package.parent / "callbacks")
-    frames = list(traceback.walk_tb(error.__traceback__))
-    last = Path(frames[-1][0].f_code.co_filename).resolve() if frames else package
-    return any(home in last.parents for home in homes)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_s2s.building import bounded_building
 from lightning_s2s.extras import MissingPackageError, has_cpp_compiler, how_to_install
+from lightning_s2s.reading import MAX_DEPTH
+
+PlainValues: TypeAlias = dict
+"""Names and plain values, such as a configuration of transformers. A bare `dict`: in a `dict[str, Any]`, jsonargparse
+would look for classes, import them, and build them."""
 
 
 class Component(nn.Module):
@@ -38,6 +44,10 @@ class Component(nn.Module):
     """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
     entry_points: ClassVar[tuple[str, ...]] = ()
     """Methods beside `forward` that compute with the weights: where these are sharded, they are gathered first."""
+    sources: ClassVar[tuple[str, ...]] = ("checkpoint",)
+    """Arguments that name something to load: a file, a hub id, a URL. A model folder may only name files in itself."""
+    trusts: ClassVar[tuple[str, ...]] = ()
+    """Arguments by which a user trusts a source to run code. A model folder can't set them."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -71,12 +81,44 @@ class Component(nn.Module):
                 module._buffers[name] = buffer.to(moved.device)
         return self
 
+    @classmethod
+    def check_stored(cls, init_args: dict[str, Any]) -> None:
+        """Refuse arguments that a model folder or a checkpoint may not bring, beside `sources` and `trusts`.
+
+        Raises:
+            ValueError: with them something is fetched, or code is run; the message begins with the argument.
+        """
+
     def blocks(self) -> list[nn.Module]:
         """The Transformer layers, each run by its `forward`: they are sharded, recomputed and compiled one by one."""
         library = sys.modules.get("transformers.modeling_layers")  # a model of transformers can't be without it
         kinds = [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer]
         kinds += [library.GradientCheckpointingLayer] if library else []
         return [module for module in self.modules() if isinstance(module, tuple(kinds))]
+
+
+def check_plain(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
+    """Refuse what isn't a number, a text, true, false or null, or lists and mappings of them.
+
+    Raises:
+        ValueError: it is something else, names a class, or is nested too deeply.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return
+    if depth == 0:
+        raise ValueError(f"{where}: is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the key {key!r} must be a text")
+            if key == "class_path":
+                raise ValueError(f"{where}: names a class, {item!r}; only a slot's component is built by its name")
+            check_plain(item, f"{where}.{key}", depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_plain(item, where, depth - 1)
+    else:
+        raise ValueError(f"{where}: holds {type(value).__name__}; plain values are allowed")
 
 
 def _remember_arguments(init: Any) -> Any:
@@ -95,9 +137,13 @@ def _remember_arguments(init: Any) -> Any:
             for parameter in signature.parameters.values():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     arguments |= arguments.pop(parameter.name, {})
+            for name, value in arguments.items():
+                if hasattr(value, "items"):  # a mapping, or the namespace that a parser makes of one
+                    check_plain(value, f"{type(self).__name__}: {name}")
             self.__dict__["init_args"] = arguments
         try:
-            init(self, *args, **kwargs)
+            with bounded_building(type(self).__name__):
+                init(self, *args, **kwargs)
         except Exception as error:
             remedy = how_to_install(error, preferred=type(self).extra)
             if remedy is None or isinstance(error, MissingPackageError):

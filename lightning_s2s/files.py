@@ -1,29 +1,54 @@
-"""Files and folders that are written whole or not at all, and YAML whose mistakes are one line."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+NO_SPACE = {
+    errno.ENOSPC: "no space left on device",
+    errno.EDQUOT: "no space left: disk quota exceeded",
+    errno.EFBIG: "no space left: file too large",
+}
+"""What an operating system answers where nothing more can be written."""
+
+_TEMPORARY = re.compile(r"\.(\d+)-\d+\..+", re.DOTALL)
+_PROBE = bytes(1 << 20)
+
+_writing: set[Path] = set()
+"""The temporary files and folders that this process is filling."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, own_folder: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` to fill; it takes the place of `path` at the end, and is deleted after an error.
 
-    Its name ends as that of `path`, since many writers take the format from it.
+    Its name ends as that of `path`, since many writers take the format from it. Content and name are on the disk when
+    this ends, so that after a power failure, too, `path` is as it was before or complete.
+
+    Args:
+        own_folder: for a writer that makes temporary files of its own beside the one it is asked for: it gets a folder.
+
+    Raises:
+        OSError: with the name `path`; also where the disk is full and the writer says so in an error of its own.
     """
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        target = temporary
+        if own_folder:
+            temporary.mkdir()
+            target = temporary / path.name
+        with saying_no_space(path, target):
+            yield target
+            sync(target)
+        target.replace(path)
+        sync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -47,31 +72,137 @@ def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: exists already; give a folder that is new or empty")
-    if not folder.resolve().parent.is_dir():
-        raise ValueError(f"{folder}: the folder {folder.resolve().parent} does not exist")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)  # mkdtemp leaves it to its owner alone
+    parent = folder.resolve().parent
+    if not parent.is_dir():
+        raise ValueError(f"{folder}: the folder {parent} does not exist")
+    remove_leftovers(parent, folder.resolve().name)
+    with _temporary(folder.resolve()) as temporary:
+        temporary.mkdir()
+        with saying_no_space(folder, temporary):
+            write(temporary)
+            sync_folder(temporary)
         if folder.exists():
             folder.rmdir()
         temporary.replace(folder)
+        sync(parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk before anything else is done."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't, mostly for folders
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(opened)
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+def sync_folder(folder: Path) -> None:
+    """`sync` of a folder with all that lies in it."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place, name))
+        sync(Path(place))
+
+
+@contextmanager
+def saying_no_space(path: Path, written: Path) -> Iterator[None]:
+    """Turn what a writer raises on a full disk into an OSError that names `path`.
+
+    Writers of other languages lose the reason: torch's speaks of an unexpected position. So after any error it is tried
+    whether more can be written.
+
+    Args:
+        path: what the user knows it by.
+        written: the file, or the folder of the files, in which the writer was.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is no YAML; the message names the file, and the line where it is known.
+        OSError: nothing more can be written there; any other error is raised as it is.
     """
-    import yaml
-
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise ValueError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        yield
+    except Exception as error:
+        number = _reason(error) or _refusal(written)
+        if number is None:
+            raise
+        raise OSError(number, NO_SPACE[number], str(path)) from None  # a command tells the cause where there is one
+
+
+def _reason(error: BaseException) -> int | None:
+    """The number of `NO_SPACE` that an error carries, itself or as Rust's errors do in their text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return number if number in NO_SPACE else None
+
+
+def _refusal(written: Path) -> int | None:
+    """The number with which the operating system refuses to write more there; None where it doesn't."""
+    probe = written / f".{os.getpid()}-{threading.get_ident()}.probe" if written.is_dir() else written
+    if not probe.parent.is_dir():
+        return None
+    try:
+        with open(probe, "ab") as file:
+            file.write(_PROBE)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno if error.errno in NO_SPACE else None
+    finally:
+        if probe != written:
+            probe.unlink(missing_ok=True)
+    return None
+
+
+# --- what killed writers leave ---------------------------------------------------------------------------------------
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files and folders of writers that were killed; never those of one that lives.
+
+    Args:
+        folder: where they would be.
+        name: of what was to be written; None for anything.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for place in folder.iterdir():
+            found = _TEMPORARY.fullmatch(place.name)
+            if found and (name is None or place.name.partition(".")[2].partition(".")[2] == name):
+                if place in _writing or (int(found[1]) != os.getpid() and _lives(int(found[1]))):
+                    continue
+                _remove(place)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process of this number that can still write."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    try:  # one that has ended, and whose parent has not taken note of it yet
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other process or thread takes, and that tells who writes there."""
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    _remove(temporary)  # of a killed process that had this number
+    _writing.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _writing.discard(temporary)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

@@ -221,19 +221,23 @@ class SpeechToSpeechModel(nn.Module):
         save_model(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, vocoder: Vocoder | None = None) -> SpeechToSpeechModel:
+    def from_pretrained(
+        cls, folder: str | Path, vocoder: Vocoder | None = None, trust_sources: bool = False
+    ) -> SpeechToSpeechModel:
         """Read what `save_pretrained` wrote, or a published OpenS2S folder; weights keep their dtype.
 
         Args:
             folder: the model.
             vocoder: attached in place of the model's own; a published folder has none.
+            trust_sources: also load what the folder names outside of itself (hub ids, URLs, files), and run code where
+                it says so; for folders of people you trust.
 
         Raises:
             ValueError: the folder isn't one, or its parts don't fit; the message names the file.
         """
         from lightning_s2s.checkpoints.folder import load_model
 
-        model = load_model(folder)
+        model = load_model(folder, trust_sources)
         if vocoder is not None:
             model.attach_vocoder(vocoder.to(model.device).eval())
         return model

@@ -78,6 +78,10 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}"
 
 
+class UnregisteredError(ValueError):
+    """A component whose class has no name in its registry."""
+
+
 class Registry:
     """The components of one slot, by name.
 
@@ -134,16 +138,24 @@ class Registry:
         """The name that a class is registered under.
 
         Raises:
-            ValueError: it is not registered as this kind of component.
+            UnregisteredError: it is not registered as this kind of component.
         """
         name = self.find_name(cls)
         if name is None:
-            raise ValueError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
+            raise UnregisteredError(f"{cls.__module__}.{cls.__qualname__} is no registered {self.kind}")
         return name
 
     def find_name(self, cls: type) -> str | None:
         """The name that a class is registered under, None when it is not."""
         return next((name for name, registered in self._classes.items() if registered is cls), None)
+
+    def find(self, class_path: str) -> type | None:
+        """The registered class of that name, or of that class path; None when there is none. Imports nothing else."""
+        REGISTRY.load()
+        for name, cls in self._classes.items():
+            if class_path in (name, f"{cls.__module__}.{name}", f"{cls.__module__}.{cls.__qualname__}"):
+                return cls
+        return None
 
     def names(self) -> list[str]:
         """All names, sorted; the components' sources are read, not imported."""

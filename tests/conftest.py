@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import os
 import shutil
@@ -182,19 +184,38 @@ def published(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's `experiments`, with the first 24 rows of each manifest: to read all takes longer than to train.
+
+    It lies in a folder of its own, which is the working directory that its YAML files need.
+    """
+    source, copy = Path(__file__).parents[1] / "experiments", tmp_path_factory.mktemp("repository") / "experiments"
+    corpus = copy / "tiny" / "corpus"
+    corpus.mkdir(parents=True)
+    for folder in (source, source / "tiny", source / "tiny" / "corpus"):
+        for path in folder.iterdir():
+            target = copy / path.relative_to(source)
+            if path.name.endswith(".jsonl.gz"):
+                with gzip.open(path) as rows, gzip.open(target, "wb") as kept:
+                    kept.writelines(itertools.islice(rows, 24))
+            elif not target.exists():
+                target.symlink_to(path)
+    return copy
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def workplace(tmp_path, monkeypatch, experiments) -> Path:
     """A working directory with the experiments, and with small random models in folders named as hub ids."""
     import transformers
 
-    root = Path(__file__).parents[1]
-    (tmp_path / "experiments").symlink_to(root / "experiments")
+    (tmp_path / "experiments").symlink_to(experiments)
     torch.manual_seed(0)
     whisper = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**WHOLE_WHISPER))
     whisper.save_pretrained(tmp_path / "openai" / "whisper-base")
     llm = tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     llm.parent.mkdir()
-    llm.symlink_to(root / "experiments" / "tiny" / "language_model")
+    llm.symlink_to(experiments / "tiny" / "language_model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import sweep
 from test_model import build
+from waiting import SAFETY_LIMIT_SEC
 
 from lightning_s2s import kv_cache
 from lightning_s2s.interfaces import LanguageModel, SpeechDecoder
@@ -106,7 +107,7 @@ def test_threads_share_an_engine(model):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(SAFETY_LIMIT_SEC)
     for number in range(4):
         check_same(replies[number], alone(model, number))
 

@@ -22,7 +22,7 @@ STAGES = sorted(path.stem for path in TINY.glob("*.yaml") if path.stem not in WI
 
 def fit(name: str, folder: Path, steps: int, *more: str) -> int:
     """`lightning-s2s fit` with a tiny YAML, cut down to a few steps."""
-    arguments = ["fit", "--config", str(TINY / f"{name}.yaml"), "--trainer.default_root_dir", str(folder)]
+    arguments = ["fit", "--config", f"experiments/tiny/{name}.yaml", "--trainer.default_root_dir", str(folder)]
     return main([*arguments, "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "2", *SHORT_RUN, *more])
 
 
@@ -33,11 +33,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_yaml_fits_resumes_and_hands_over(name: str, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_yaml_fits_resumes_and_hands_over(
+    name: str, chain: Path, experiments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(experiments.parent)
     folder, options = chain / name, []
     if name == "0_pocket_vocoder":  # its own data is rendered by `construct`; questions have words and sound, too
-        clips = str(CORPUS / "understanding_validation.jsonl.gz")
+        clips = "experiments/tiny/corpus/understanding_validation.jsonl.gz"
         options = ["--data.train", clips, "--data.validation", clips]
     earlier = {"2_generation": "1_understanding", "3_tuning": "2_generation"}.get(name)
     if earlier:
@@ -54,12 +56,14 @@ def test_yaml_fits_resumes_and_hands_over(name: str, chain: Path, monkeypatch: p
     assert (folder / made.get(name, "model") / "model.safetensors").is_file()
 
 
-def test_the_codecs_second_run_leaves_the_units_alone(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_codecs_second_run_leaves_the_units_alone(
+    chain: Path, tmp_path: Path, experiments: Path, monkeypatch: pytest.MonkeyPatch
+):
     first = chain / "0_pocket_vocoder" / "pocket"
     if not first.exists():
         pytest.skip("0_pocket_vocoder was not fitted in this run of the tests")
-    monkeypatch.chdir(ROOT)
-    clips = str(CORPUS / "understanding_validation.jsonl.gz")
+    monkeypatch.chdir(experiments.parent)
+    clips = "experiments/tiny/corpus/understanding_validation.jsonl.gz"
     options = ["--model.train_tokenizer", "false", "--model.adversarial_weight", "1.5", "--data.validation", clips]
     options += ["--model.vocoder.checkpoint", str(first), "--data.train", clips]
     assert fit("0_pocket_vocoder", tmp_path, 4, *options) == 0
@@ -105,7 +109,7 @@ def question(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["encoder", "llm"])
 def test_swapped_component_fits_and_answers(
-    part: str, tmp_path: Path, question: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, tmp_path: Path, question: Path, experiments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same YAML with a real Whisper-base encoder, and with a real SmolLM2-135M-Instruct."""
     import os
@@ -117,7 +121,7 @@ def test_swapped_component_fits_and_answers(
     folder = os.environ.get(variable)
     if not folder:
         pytest.skip(f"set {variable} to a folder of {name} to run this test")
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(experiments.parent)
     swap = {
         "encoder": ["--model.encoder", "whisper", "--model.encoder.checkpoint", folder],
         "llm": ["--model.llm.checkpoint", folder],

@@ -7,7 +7,7 @@ import torch
 
 from lightning_s2s import kv_cache
 from lightning_s2s.kv_cache import SlotCache, UnboundedCache, causal_mask, open_cache
-from lightning_s2s.llms.causal import build_causal_lm
+from lightning_s2s.pretrained import build_causal_lm
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

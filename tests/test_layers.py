@@ -14,12 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightning_s2s"
 LONGEST_FILE = 430
 
+FOUNDATIONS = [
+    "building", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio", "data.chat",
+    "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths", "data.row_checks",
+    "data.sound_files", "data.template_renderer", "extras", "features", "files",
+    "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "reading", "registry", "sampling",
+    "sharding", "specaugment", "splice", "tensor_parallel",
+]  # fmt: skip
 LEVELS = {
     # Contracts, names, and pure functions over tensors and text.
-    "checks": 0, "component": 0, "interfaces": 0, "registry": 0, "ctc": 0, "extras": 0, "features": 0, "files": 0,
-    "interleave": 0, "journal": 0, "kv_cache": 0, "sampling": 0, "sharding": 0, "specaugment": 0, "splice": 0,
-    "tensor_parallel": 0, "checkpoints.weights": 0, "data.chat": 0, "data.chat_template": 0, "data.audio": 0,
-    "data.manifest": 0,
+    **dict.fromkeys(FOUNDATIONS, 0),
     # Components.
     "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
     "compatibility": 1, "encoder_cache": 1,
@@ -33,7 +37,7 @@ LEVELS = {
 
 CALLS_UPWARDS = {("model", "streaming.session"), ("model", "checkpoints.folder")}
 """Imports inside a function that hand a call over to the layer above: the model's `stream`, `save_pretrained`, ..."""
-LIGHT = {"cli", "registry", "extras", "files", "commands.messages", "commands.components"}
+LIGHT = {"cli", "reading", "registry", "extras", "files", "commands.messages", "commands.components"}
 """What `--help` and `components` load: the standard library alone."""
 
 WITHOUT_LIGHTNING = 3

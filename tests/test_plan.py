@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,26 @@ def test_a_batch_grows_with_its_duration(tokenizer_folder):
     text = 10 * sum(llm.block_bytes) + 10 * 400 * 12
     audio = stage.model.encoder.frame_rate_hz / stage.model.adapter.downsampling * sum(llm.block_bytes)
     assert batch_bytes(stage, components, 30.0, "32-true") == 30 * max(text, audio)
+
+
+@pytest.mark.parametrize("codebooks", [1, 8])
+def test_units_of_all_codebooks_count_once(codebooks):
+    """A codec of 50 frames a second and K codebooks gives 50 K units a second, each one position of the decoder."""
+    vocoder = SimpleNamespace(
+        sample_rate=16_000,
+        samples_per_unit=320 / codebooks,
+        codebooks_per_frame=codebooks,
+        unit_rate_hz=50.0 * codebooks,
+    )
+    llm = SimpleNamespace(vocabulary=1)
+    model = SimpleNamespace(encoder=None, llm=llm, speech_decoder=object(), vocoder=vocoder, num_units=100 * codebooks)
+    decoder = ComponentSize(
+        "speech_decoder", "Decoder", (), "float32", 0, 0, (3_000, 5_000), 8, keeps_activations=True, recomputed=False,
+        sharded=True,
+    )  # fmt: skip
+    # 50 K positions: 8,000 bytes of two blocks, and logits of 100 K units: in float32 (4), and 8 for the loss.
+    second = 50 * codebooks * (8_000 + 100 * codebooks * (4 + 8))
+    assert batch_bytes(SimpleNamespace(model=model), [decoder], 20.0, "32-true") == 20 * second
 
 
 def test_the_command_prints_and_writes_a_plan(run, configuration, tmp_path):

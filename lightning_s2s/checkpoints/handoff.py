@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_s2s.checkpoints import opens2s
-from lightning_s2s.checkpoints.folder import SLOTS, read_attachments
+from lightning_s2s.checkpoints.folder import read_attachments
+from lightning_s2s.checkpoints.lora import below_lora
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
+from lightning_s2s.checkpoints.plain import load_plain
+from lightning_s2s.checkpoints.stored import SLOTS
 from lightning_s2s.checkpoints.weights import fitting_tensors, read_json, skipping_weights
 from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.reading import reading
 
 BUILT_FOR_OTHERS = ("adapter", "speech_decoder")
 """Components with shapes of their neighbours: these are compared first, so that the message names the cause."""
@@ -40,18 +42,20 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), path
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"init_from: {path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from None
+        state = load_plain(path).get("state_dict")
+    except SafetensorError as error:
+        raise ValueError(f"init_from: {path}: not a readable safetensors file ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"init_from: {path}: key 'state_dict' must map names to tensors")
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}, path
 
 
 def load_handoff(model: nn.Module, source: str | Path) -> str:
     """Load every part of the model that the checkpoint has; a part is taken whole or refused.
 
-    An LLM with LoRA takes the weights of one without; LoRA's own matrices stay as they were built.
+    An LLM with LoRA takes the weights of one without, see `lightning_s2s.checkpoints.lora.below_lora`.
 
     Returns:
         One line that says which parts were loaded, and which stay as they were built; or that nothing was read, in
@@ -69,7 +73,9 @@ def load_handoff(model: nn.Module, source: str | Path) -> str:
     for name in sorted(parts, key=lambda name: name in BUILT_FOR_OTHERS):
         found = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if found:
-            fitting[name] = fitting_tensors(parts[name], below_lora(parts[name], found), f"init_from: {path}: {name}")
+            with reading(f"init_from: {path}: {name}"):
+                found = below_lora(parts[name], found)
+            fitting[name] = fitting_tensors(parts[name], found, f"init_from: {path}: {name}")
     loaded = [name for name in parts if name in fitting]
     kept = [name for name in parts if name not in fitting]
     if not fitting:
@@ -99,13 +105,3 @@ def check_same_components(parts: dict[str, nn.Module], path: Path) -> None:
         here = registry.find_name(type(parts[slot])) if slot in parts else None  # a class path may have no name
         if None not in (there, here) and here != there:
             raise ValueError(f"init_from: {path}: its {slot} is {there}, the model's is {here}")
-
-
-def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`found` under the names that peft gives the weights below LoRA, where `part` has LoRA and `found` has none."""
-    own = part.state_dict()
-    below = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
-    if not below or any(".base_layer." in name for name in found):
-        return found
-    renamed = {below.get(name, name): tensor for name, tensor in found.items()}
-    return renamed | {name: tensor for name, tensor in own.items() if ".lora_" in name}

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_s2s.checkpoints.stored import SLOTS
 from lightning_s2s.checkpoints.weights import (
     PICKLED,
     Shards,
     assign_tensors,
     check_tensors,
     parameters_on_meta,
-    read_json,
     tied_names,
 )
-from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
+from lightning_s2s.component import check_plain
+from lightning_s2s.pretrained import load_pretrained, without_hub
+from lightning_s2s.reading import read_json, reading
 from lightning_s2s.sampling import Generation
 
 if TYPE_CHECKING:
@@ -91,11 +93,12 @@ def load_opens2s(folder: str | Path) -> SpeechToSpeechModel:
 
     folder = Path(folder)
     shards = Shards(folder)
-    registries = {"encoder": ENCODERS, "adapter": ADAPTERS, "llm": LLMS, "speech_decoder": SPEECH_DECODERS}
-    with parameters_on_meta():
-        parts = {}
+    config = folder / "config.json"
+    with parameters_on_meta(), without_hub(), reading(config, "configuration of OpenS2S"):
+        parts: dict[str, Any] = {}
         for slot, component in component_args(folder).items():
-            parts[slot] = registries[slot].get(component["class_path"])(**component["init_args"])
+            check_plain(component["init_args"], f"{config}: {slot}")
+            parts[slot] = SLOTS[slot].get(component["class_path"])(**component["init_args"])
         model = SpeechToSpeechModel(**parts)
     lora = bool(read_json(folder / "config.json").get("lora_config"))
     tied = tied_names(model)
@@ -272,8 +275,6 @@ def read_unit_tokenizer(folder: Path) -> tuple[int, int, int | None]:
     Raises:
         ValueError: no tokenizer, or its units don't have ids in a row.
     """
-    from lightning_s2s.llms.causal import load_pretrained
-
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected the tokenizer of the speech units")
     tokenizer = load_pretrained("AutoTokenizer", str(folder))

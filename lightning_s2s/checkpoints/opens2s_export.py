@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_s2s.checkpoints.lora import without_lora
 from lightning_s2s.checkpoints.opens2s import DEFAULTS, attachments_of, is_opens2s_folder, published_name
 from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, tied_names, write_tensors
 from lightning_s2s.files import make_folder, write_bytes, write_text
@@ -93,8 +94,7 @@ def published_tensors(model: SpeechToSpeechModel, keep_lora: bool) -> tuple[dict
     """Published name -> tensor, and the names that have no place there. Nothing is copied but merged weights."""
     tied = tied_names(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    if not keep_lora:
-        state = merged(model, state)
+    state = without_lora(model, state, keep_matrices=keep_lora)
     tensors, left_out = {}, []
     for name, tensor in state.items():
         published = published_name(name, keep_lora)
@@ -103,32 +103,6 @@ def published_tensors(model: SpeechToSpeechModel, keep_lora: bool) -> tuple[dict
         else:
             tensors[published] = tensor
     return tensors, left_out
-
-
-def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with LoRA's matrices added to the weights that they adapt, under the names without LoRA.
-
-    Raises:
-        ValueError: a layer is adapted in a way that isn't a sum of weights.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    merged_state = dict(state)
-    layers: list[tuple[str, Any]] = [item for item in model.named_modules() if isinstance(item[1], BaseTunerLayer)]
-    for prefix, layer in layers:
-        if any(getattr(layer, "use_dora", {}).values()) or not hasattr(layer, "get_delta_weight"):
-            raise ValueError(f"{prefix}: can't be merged; export with --lora keep")
-        for name in [name for name in merged_state if name.startswith(f"{prefix}.")]:
-            tensor = merged_state.pop(name)
-            inner = name.removeprefix(f"{prefix}.")
-            if inner.startswith("base_layer."):
-                merged_state[f"{prefix}.{inner.removeprefix('base_layer.')}"] = tensor
-        weight = f"{prefix}.weight"
-        for adapter in layer.active_adapters:
-            if adapter in layer.lora_A or adapter in layer.lora_embedding_A:
-                delta = layer.get_delta_weight(adapter).detach()
-                merged_state[weight] = merged_state[weight].detach() + delta.to(merged_state[weight].dtype)
-    return merged_state
 
 
 def _write_shards(tensors: dict[str, Tensor], folder: Path, index: bytes | None) -> None:
@@ -167,6 +141,8 @@ def _write_config(model: SpeechToSpeechModel, folder: Path, original: bytes | No
     adapter: Any = model.adapter
     before = json.loads(original) if original else {}
     lora = (before.get("lora_config") or model.llm.init_args["lora"]) if keep_lora else None
+    if lora is not None:  # copies and rows are written in the places of the weights
+        lora = {key: value for key, value in lora.items() if key not in ("modules_to_save", "trainable_token_indices")}
     changing = {
         "conv_kernel_sizes": ",".join(map(str, adapter.kernel_sizes)),
         "adapter_inner_dim": adapter.inner_width,

@@ -6,7 +6,6 @@ complete the link is replaced, which a file system does at once.
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, load
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint import load
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from lightning_s2s.checkpoints.plain import load_plain, naming
+from lightning_s2s.checkpoints.plain_pieces import BytesPlanner, EverythingPlanner, PlainReader
+from lightning_s2s.files import sync, sync_folder
 
 META = "meta.pt"
 """The part of a checkpoint that is no tensor of the model or of an optimiser, as Lightning names it."""
@@ -38,21 +40,29 @@ def next_folder(path: Path) -> Path:
 
 
 def publish(folder: Path, path: Path) -> None:
-    """Let `path` mean `folder`, and remove what it meant before."""
+    """Let `path` mean `folder`, which is on the disk by then, and remove what it meant before."""
     if path.is_dir() and not path.is_symlink():  # Lightning's own strategy writes a plain folder
         shutil.rmtree(path)
-    link = path.with_name(f".{path.name}.link")
+    sync_folder(folder)
+    link = _link(path)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(path)
+    sync(path.parent)
     remove_folders(path, but=folder)
 
 
 def remove_folders(path: Path, but: Path | None = None) -> None:
-    """Remove the folders that `path` may have meant, all or all but one."""
+    """Remove the folders that `path` may have meant, all or all but one, and a link that a killed run left."""
+    _link(path).unlink(missing_ok=True)
     for folder in _folders(path):
         if folder != but:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(path: Path) -> Path:
+    """Under which name a new link is made."""
+    return path.with_name(f".{path.name}.link")
 
 
 def _folders(path: Path) -> list[Path]:
@@ -62,45 +72,65 @@ def _folders(path: Path) -> list[Path]:
 def read_sharded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint holds beside its tensors, and the model's tensors, joined, in this process alone.
 
-    Nothing in it is ever run: its index may name no other classes than those of an index.
+    Nothing in it is ever run.
 
     Raises:
         ValueError: it is incomplete, broken, or holds pickled code.
     """
-    try:
-        content = torch.load(path / META, map_location="cpu", weights_only=True)
-        reader = _Reader(path)
+    content = load_plain(path / META)
+    with naming(path), _alone():
+        reader = PlainReader(path)
         prefix = "state_dict."
         tensors = {
             name.removeprefix(prefix): torch.empty(entry.size, dtype=entry.properties.dtype)
             for name, entry in reader.read_metadata().state_dict_metadata.items()
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
-        with warnings.catch_warnings():  # that it is a single process which reads is the point
-            warnings.simplefilter("ignore")
-            load({"state_dict": tensors}, storage_reader=reader, no_dist=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
-        detail = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint of several processes ({detail})") from None
+        load({"state_dict": tensors}, storage_reader=reader, no_dist=True)
     return content, tensors
 
 
 def read_whole_run(path: Path) -> dict[str, Any]:
     """A checkpoint of several processes as a single process would have written it, optimisers included.
 
-    It is unpickled: for the runs of one's own that are resumed.
+    Raises:
+        ValueError: it is incomplete, broken, or holds pickled code, none of which is run.
     """
+    content = load_plain(path / META)
     everything: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _load_state_dict(
-            everything, storage_reader=FileSystemReader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True
-        )
-    content = torch.load(path / META, map_location="cpu", weights_only=False)
-    numbers = sorted(int(name.removeprefix("optimizer_")) for name in everything if name.startswith("optimizer_"))
-    content["state_dict"] = everything["state_dict"]
-    content["optimizer_states"] = [with_numbers(everything[f"optimizer_{number}"]) for number in numbers]
+    with naming(path):
+        with _alone():
+            _load_state_dict(everything, storage_reader=PlainReader(path), planner=EverythingPlanner(), no_dist=True)
+        numbers = sorted(int(name.removeprefix("optimizer_")) for name in everything if name.startswith("optimizer_"))
+        content["state_dict"] = everything["state_dict"]
+        content["optimizer_states"] = [with_numbers(everything[f"optimizer_{number}"]) for number in numbers]
     return content
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """See that a checkpoint of one or several processes is plain -> what it holds, of the latter but the tensors.
+
+    Raises:
+        ValueError: as `read_whole_run`.
+    """
+    return _check_pieces(path) if is_sharded_checkpoint(path) else load_plain(path, mmap=True)
+
+
+def _check_pieces(path: Path) -> dict[str, Any]:
+    """Its index, too, and all values that are no tensors."""
+    content = load_plain(path / META)
+    with naming(path), _alone():
+        reader = PlainReader(path)
+        entries = reader.read_metadata().state_dict_metadata.items()
+        values: dict[str, Any] = {name: None for name, entry in entries if isinstance(entry, BytesStorageMetadata)}
+        if values:
+            load(values, storage_reader=reader, planner=BytesPlanner(), no_dist=True)
+    return content
+
+
+def _alone() -> warnings.catch_warnings[None]:
+    """That it is a single process which reads is the point, and nothing to be warned of."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def with_numbers(state: dict[str, Any]) -> dict[str, Any]:
@@ -117,38 +147,3 @@ def with_names(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: 
     names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[number]: value for number, value in state["state"].items()}, "param_groups": groups}
-
-
-class _Reader(FileSystemReader):
-    """torch's reader, which unpickles the index; here with nothing but the classes of an index."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        known = (
-            (module, name) in _INDEX_NAMES
-            or (module == "torch.distributed.checkpoint.metadata" and name in _INDEX_CLASSES)
-            or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-        )
-        if not known:
-            raise pickle.UnpicklingError(f"its index holds pickled code ({module}.{name})")
-        return super().find_class(module, name)
-
-
-_INDEX_CLASSES = {
-    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-    "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-}  # fmt: skip
-_INDEX_NAMES = {
-    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib", "Path"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("collections", "OrderedDict"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-}  # fmt: skip

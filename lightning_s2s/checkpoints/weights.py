@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_s2s.checks import all_finite
 from lightning_s2s.files import replacing
+from lightning_s2s.reading import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,7 +59,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         tensor = tensor.detach().cpu().contiguous()
         ready[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    with replacing(path) as temporary:
+    with replacing(path, own_folder=True) as temporary:
         save_file(ready, temporary, metadata={"format": "pt"})
         temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
 
@@ -382,20 +382,3 @@ class Shards:
             with safe_open(path, "pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in inside}
         return tensors
-
-
-def read_json(path: Path, hint: str = "") -> dict[str, Any]:
-    """A JSON file that holds a mapping; `hint` goes with the message when it holds something else.
-
-    Raises:
-        ValueError: it is missing, no JSON or no mapping.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}{hint}")
-    return content

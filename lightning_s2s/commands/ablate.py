@@ -43,9 +43,11 @@ def run(name: str, arguments: list[str]) -> int:
         return 0
 
     from lightning_s2s.evaluation.ablation.results import TABLE, write_results
-    from lightning_s2s.evaluation.ablation.running import check_folders, is_finished, lock, run_commands
+    from lightning_s2s.evaluation.ablation.running import check_folders, is_finished, run_commands
+    from lightning_s2s.locks import holding
 
-    with lock(study.output_dir) as held:
+    # A command that outlived a killed study inherited the lock, and its end is waited for.
+    with holding(study.output_dir, "another call, or a step that it left behind,", wait=True) as held:
         check_folders(commands)
         check_options([command for command in first if not is_finished(command)])
         try:

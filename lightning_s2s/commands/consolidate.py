@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.commands.models import add_trust_option, open_model
 from lightning_s2s.files import make_folder
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint of it")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
     parser.add_argument("--best", action="store_true", help="the weights that validated best, not the last ones")
+    add_trust_option(parser)
     return parser
 
 
@@ -29,10 +31,9 @@ def run(name: str, arguments: list[str]) -> int:
         ValueError: there is no such checkpoint, it can't be read, or OUT is taken.
     """
     options = build_parser().parse_args(arguments)
-    from lightning_s2s.commands.models import open_model
 
     checkpoint = find_checkpoint(options.run, "best.ckpt" if options.best else "last.ckpt")
-    model = open_model(checkpoint)
+    model = open_model(checkpoint, options.trust_sources)
     make_folder(options.out, model.save_pretrained)
     print(f"{options.out}: model folder, from {checkpoint}")
     return 0

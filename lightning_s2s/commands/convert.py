@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.commands.models import add_trust_option, open_model
 from lightning_s2s.files import make_folder
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--like", type=Path, help="with --to: published folder whose tokenizers and generation configs are taken"
     )
+    add_trust_option(parser)
     return parser
 
 
@@ -47,9 +49,8 @@ def run(name: str, arguments: list[str]) -> int:
         print(f"{options.out}: model folder; {options.out / COMPONENTS} names its components for `fit --config`")
         return 0
     from lightning_s2s.checkpoints.opens2s_export import export_opens2s
-    from lightning_s2s.commands.models import open_model
 
-    left_out = export_opens2s(open_model(options.model), options.out, options.lora, options.like)
+    left_out = export_opens2s(open_model(options.model, options.trust_sources), options.out, options.lora, options.like)
     print(f"{options.out}: OpenS2S folder")
     if left_out:
         parts = sorted({".".join(tensor.split(".")[:2]) for tensor in left_out})
@@ -83,7 +84,7 @@ def components_yaml(model: SpeechToSpeechModel, folder: Path, final: Path) -> st
     """The model's part of a stage's YAML: components without weights, which `init_from` then loads."""
     import yaml
 
-    from lightning_s2s.checkpoints.folder import SLOTS
+    from lightning_s2s.checkpoints.stored import SLOTS
 
     parts: dict[str, Any] = {"init_from": str(final)}
     for slot, registry in SLOTS.items():

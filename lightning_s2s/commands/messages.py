@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_s2s.files import read_yaml
+from lightning_s2s.reading import one_line, read_yaml
 from lightning_s2s.registry import REGISTRY, near_names, unknown_name
 
 NOISE = (
@@ -23,9 +22,6 @@ NOISE = (
     "Expected a path but",
 )
 """Lines of jsonargparse's nested messages that say how it searched, not what is wrong."""
-
-
-LONGEST = 800
 
 
 class CommandError(Exception):
@@ -45,11 +41,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         raise CommandError(explain(message, options))
-
-
-def one_line(message: object) -> str:
-    """The message without line breaks and runs of spaces, cut where it gets too long to read."""
-    return textwrap.shorten(str(message), LONGEST, placeholder=" ...")
 
 
 Names = dict[str, tuple[str, Iterable[str]]]

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.commands.messages import CommandError, one_line
+from lightning_s2s.commands.messages import CommandError
+from lightning_s2s.reading import one_line
 
 if TYPE_CHECKING:
+    import argparse
+
     from lightning_s2s.interfaces import Vocoder
     from lightning_s2s.model import SpeechToSpeechModel
 
@@ -39,8 +42,12 @@ def find_model(source: str | Path) -> Path:
     raise ValueError(f"{source}: holds no model; expected one of {', '.join(places)}")
 
 
-def open_model(source: str | Path) -> SpeechToSpeechModel:
-    """The model in inference mode, see `find_model` for what `source` may be.
+def open_model(source: str | Path, trust_sources: bool = False) -> SpeechToSpeechModel:
+    """The model in inference mode.
+
+    Args:
+        source: see `find_model`.
+        trust_sources: also load what it names outside of itself, see `lightning_s2s.checkpoints.stored.build_parts`.
 
     Raises:
         ValueError: there is no model, or it can't be read.
@@ -49,8 +56,19 @@ def open_model(source: str | Path) -> SpeechToSpeechModel:
     if path.suffix != ".ckpt":
         from lightning_s2s.model import SpeechToSpeechModel
 
-        return SpeechToSpeechModel.from_pretrained(path)
-    return _open_checkpoint(path)
+        return SpeechToSpeechModel.from_pretrained(path, trust_sources=trust_sources)
+    from lightning_s2s.checkpoints.of_stage import load_checkpoint
+
+    return load_checkpoint(path, trust_sources)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """`--trust-sources`, of the commands that open a model."""
+    parser.add_argument(
+        "--trust-sources",
+        action="store_true",
+        help="also load what MODEL names outside of itself (hub ids, URLs, files), and run code where it says so",
+    )
 
 
 def open_vocoder(source: str, options: Mapping[str, Any] | None = None) -> Vocoder:
@@ -114,38 +132,3 @@ def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any
     if options and not any(argument.partition("=")[0] == "--vocoder" for argument in left):
         raise CommandError(f"--vocoder.{next(iter(options))}: needs --vocoder, the name of one")
     return left, options
-
-
-def _open_checkpoint(path: Path) -> SpeechToSpeechModel:
-    """The model of a stage's checkpoint: built again from the configuration that `fit` stored in it."""
-    import pickle
-
-    import torch
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningModule
-
-    import lightning_s2s.stages  # noqa: F401 (so that the parser knows the stages)
-    from lightning_s2s.checkpoints.sharded import read_sharded
-    from lightning_s2s.checkpoints.weights import assign_tensors, without_weights
-    from lightning_s2s.registry import REGISTRY
-    from lightning_s2s.stages.base import CONFIGURATION_KEY
-
-    try:
-        if path.is_dir():
-            content, weights = read_sharded(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            weights = content["state_dict"]
-        settings = content[CONFIGURATION_KEY]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: no checkpoint of `lightning-s2s fit` ({one_line(error)})") from None
-    REGISTRY.load()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "stage", fail_untyped=False)
-    with without_weights():  # its own follow, so those it started from need not exist any more
-        stage = parser.instantiate(parser.parse_object({"stage": settings})).stage
-    if not hasattr(stage, "model"):
-        raise ValueError(f"{path}: {type(stage).__name__} trains no model that answers")
-    model = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
-    assign_tensors(stage.model, model, dict.fromkeys(model, str(path)), str(path))
-    return stage.model.eval()

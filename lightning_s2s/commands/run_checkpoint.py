@@ -6,13 +6,8 @@ import math
 import os
 import random
 import secrets
-import signal
-import sys
-import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +18,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_s2s.checkpoints.plain import load_plain, save_plain
 from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint, read_whole_run, remove_folders
-from lightning_s2s.files import replacing
+from lightning_s2s.commands.interrupts import Received
+from lightning_s2s.files import remove_leftovers, replacing
 from lightning_s2s.stages.strategies import FSDP2Strategy
 
 
@@ -36,13 +33,6 @@ def last_checkpoint(trainer: Trainer) -> Path:
 def best_checkpoint(trainer: Trainer) -> Path:
     """Where a run keeps the weights that validated best."""
     return last_checkpoint(trainer).with_name("best.ckpt")
-
-
-@dataclass
-class Received:
-    """The signal that ends a run: 0 before there is one."""
-
-    signal: int = 0
 
 
 class RunCheckpoint(Checkpoint):
@@ -64,6 +54,8 @@ class RunCheckpoint(Checkpoint):
 
     Attributes:
         received: the signal that ends the run.
+        options: what the run was told, kept in the checkpoint for those that go on from it.
+        chooses_anew: the best validation of the checkpoint that it goes on from doesn't count.
     """
 
     def __init__(
@@ -79,9 +71,12 @@ class RunCheckpoint(Checkpoint):
         self.every_sec, self.asynchronous = every_sec, asynchronous
         self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
         self.received = Received()
+        self.options: dict[str, Any] | None = None
+        self.chooses_anew = False
         self._best = math.inf
+        self._unlogged: dict[str, Any] | None = None
         self._seed: int | None = None
-        self._replicas = 1
+        self._replicas = self._accumulate = 1
         self._saved_at = time.monotonic()
         self._last_step = 0
         self._accumulating = self._stopping = False
@@ -90,38 +85,49 @@ class RunCheckpoint(Checkpoint):
         strategy = trainer.strategy
         if isinstance(strategy, FSDP2Strategy):
             strategy.asynchronous = self.asynchronous
-        elif type(strategy.checkpoint_io) is TorchCheckpointIO:
+        elif type(strategy.checkpoint_io) in (TorchCheckpointIO, WholeFileIO):
             io = WholeFileIO()
             strategy.checkpoint_io = AsyncCheckpointIO(io) if self.asynchronous else io
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._last_step, self._stopping = time.monotonic(), trainer.global_step, False
-        self._replicas, _ = _place(trainer)
+        self._replicas, self._accumulate = _place(trainer)[0], trainer.accumulate_grad_batches
         if self._seed is None:  # else it comes from the checkpoint that the run goes on from
             self._seed = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Later than Lightning's own handler, which talks to the other processes in the middle of whatever they do.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._receive)
-            signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received.signal:
-            raise KeyboardInterrupt
-        self.received.signal = number
-        print("\nstopping after this batch (again: at once)", file=sys.stderr, flush=True)
+        self.received.end_after_batch()
+        self.received.what_is_lost = "at once; --resume goes on from the last saving"
+        if self._unlogged is not None:  # where a kill fell between a checkpoint and the point that belongs to it
+            _log(trainer, self._unlogged)
+            self._unlogged = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self._seed, "best": self._best, "replicas": self._replicas}
+        return {
+            "seed": self._seed,
+            "best": self._best,
+            "replicas": self._replicas,
+            "accumulate": self._accumulate,
+            "options": self.options,
+            "unlogged": self._unlogged,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed, self._best = state_dict["seed"], state_dict.get("best", math.inf)
+        self._seed, self._unlogged = state_dict["seed"], state_dict.get("unlogged")
+        if not self.chooses_anew:
+            self._best = state_dict.get("best", math.inf)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """On another number of processes, each has done as large a part of its share of the epoch."""
-        before = checkpoint["callbacks"].get(self.state_key, {}).get("replicas", 1)
-        now, _ = _place(trainer)
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        before, now = state.get("replicas", 1), _place(trainer)[0]
+        batches = [before * state.get("accumulate", trainer.accumulate_grad_batches), now * self._accumulate]
+        if batches[0] != batches[1] and "accumulate" in state:
+            rank_zero_warn(
+                f"processes x trainer.accumulate_grad_batches: was {batches[0]}, is now {batches[1]}: a step has the "
+                "gradients of so many batches from here"
+            )
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             shift = counts["ready"] * before // now - counts["ready"]  # what is ready and not completed stays so
@@ -140,7 +146,9 @@ class RunCheckpoint(Checkpoint):
         # Gradients that are being accumulated aren't saved, so a batch counts with the one that ends in a step.
         self._accumulating, self._last_step = trainer.global_step == self._last_step, trainer.global_step
         if not self._accumulating:
+            self._unlogged = _point(trainer)
             self._save_where_due(trainer)
+            self._unlogged = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_saved(trainer)
@@ -171,6 +179,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
+        self.received.end_at_once()
+        self.received.what_is_lost = "before the model was written; the training is saved, --resume writes the model"
 
     def _save_where_due(self, trainer: Trainer) -> None:
         due = time.monotonic() - self._saved_at > self.every_sec
@@ -182,6 +192,7 @@ class RunCheckpoint(Checkpoint):
         """End the run; a little later than it was saved, when the last batch's losses have been logged."""
         if self._stopping:
             _finish_saving(trainer)
+            self.received.told = True
             rank_zero_info(f"stopped; {last_checkpoint(trainer)} is saved, --resume goes on from there")
             raise KeyboardInterrupt
 
@@ -192,21 +203,42 @@ class RunCheckpoint(Checkpoint):
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name and renames it, without a second copy in memory."""
+    """Writes a checkpoint under a temporary name and renames it, without a second copy in memory; reads plain values.
+
+    Raises:
+        OSError: the disk is full; what was there before stays.
+        ValueError: a checkpoint is broken, or holds code, which is not run.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__}: storage_options are not supported")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
         with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+            save_plain(checkpoint, temporary)
         remove_folders(path)  # of a run that had several processes before
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        if is_sharded_checkpoint(Path(path)):
-            return read_whole_run(Path(path))
-        return super().load_checkpoint(path, *args, **options)
+        path = Path(path)
+        return read_whole_run(path) if is_sharded_checkpoint(path) else load_plain(path)
+
+
+def _point(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning will log of the batch that ends here, which is after its end; None where it logs nothing."""
+    connector = trainer._logger_connector
+    if not trainer.loggers or not connector.should_update_logs:
+        return None
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    step = metrics.pop("step", trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return {"step": int(step), "metrics": {"epoch": trainer.current_epoch, **metrics}}
+
+
+def _log(trainer: Trainer, point: dict[str, Any]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(point["metrics"], point["step"])
+        logger.save()
 
 
 def _finish_saving(trainer: Trainer) -> None:

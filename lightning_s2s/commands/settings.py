@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from lightning_s2s.commands.messages import CommandError, Names, check_configs, explain
 
 Settings = TypeVar("Settings")
 
 
+def values_stay_values() -> None:
+    """Let no parser build a class that stands where any value may, as in a component's `config`.
+
+    Class paths that run commands (`os.system`, ...) are on jsonargparse's list of what is never imported, which is
+    enforced from here on.
+    """
+    set_parsing_settings(
+        omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False, import_path_denylist=[]
+    )
+
+
 class SettingsParser(ArgumentParser):
     """Raises each mistake as one line with near names, those of keys that hold a class from `names`."""
 
     names: Names | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        values_stay_values()
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # jsonargparse tries alternatives with parsers of its own

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,14 +22,22 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
-from lightning_s2s.commands.messages import CommandError, check_configs, explain
-from lightning_s2s.commands.run_checkpoint import Received, RunCheckpoint, last_checkpoint
+from lightning_s2s.commands.interrupts import EndsAtOnce, Received
+from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line
+from lightning_s2s.commands.resuming import check_resume, check_validate, chooses_best_anew, options_of
+from lightning_s2s.commands.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
+from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.files import remove_leftovers
+from lightning_s2s.locks import holding
 from lightning_s2s.registry import REGISTRY
 from lightning_s2s.stages.strategies import built_for
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""
+Hold = Callable[[AbstractContextManager[Any]], Any]
+LIGHTNINGS_CHECKPOINTS = ("best", "last", "hpc")
+"""What `--ckpt_path` may say instead of a path: the checkpoints of Lightning's own callbacks, which it finds."""
 STAGE_WITH_ALL_SLOTS = "EmpatheticInstructionTuning"
 
 
@@ -66,10 +75,17 @@ class StageCLI(LightningCLI):
 
     Args:
         received: told of the signal that ends a run.
+        hold: enters what lasts until the process is done with the run, such as the lock on its folder.
+
+    Attributes:
+        source: the checkpoint that it goes on from or measures.
     """
 
-    def __init__(self, received: Received, *args: Any, **kwargs: Any):
-        self.received = received
+    def __init__(
+        self, received: Received, hold: Callable[[AbstractContextManager[Any]], Any], *args: Any, **kwargs: Any
+    ):
+        self.received, self.hold = received, hold
+        self.source: Path | None = None
         super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -111,6 +127,7 @@ class StageCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, name="", version=version)
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         callbacks = [callback for callback in given if callback is not None]
+        callbacks.append(EndsAtOnce(self.received))
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
             run_checkpoint = self._get(self.config_init, "checkpoint")
             run_checkpoint.received = self.received
@@ -119,23 +136,79 @@ class StageCLI(LightningCLI):
         if config.enable_progress_bar is not False and not has_bar and not sys.stdout.isatty():
             callbacks.append(LineProgress())
         config.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+        return trainer
 
     def before_fit(self) -> None:
-        """Tell checkpoints what they belong to, and turn `--resume` into the checkpoint to go on from."""
+        """Take the folder, tell checkpoints what they belong to, and see that the run can go on from what is given."""
+        root = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            self.hold(holding(root, "another run"))
+            for folder in [root, *(place for place in root.iterdir() if place.is_dir())]:
+                remove_leftovers(folder)
         self.model.configuration = yaml.safe_load(self._parser("fit").dump(self.config["fit"]))["model"]
-        config = self.config_init["fit"]
+        options = options_of(self._all_options())
+        given: list[Callback] = self.config_init["fit"]["trainer"]["callbacks"]
+        callbacks = [callback for callback in given if isinstance(callback, RunCheckpoint)]
+        for callback in callbacks:
+            callback.options = options
+        self.source = self._checkpoint_to_resume()
+        if self.source is not None:
+            for line in check_resume(self.source, options):
+                rank_zero_info(line)
+            for callback in callbacks:
+                callback.chooses_anew = chooses_best_anew(self.source, options)
+            rank_zero_info(f"resuming from {self.source}")
+
+    def before_validate(self) -> None:
+        """See that the checkpoint is one of this stage and these components."""
+        self.source = self._given_checkpoint()
+        if self.source is not None:
+            check_validate(self.source, options_of(self._all_options()))
+
+    def _all_options(self) -> dict[str, Any]:
+        parser, name = self._parser(self.subcommand), str(self.subcommand)
+        return yaml.safe_load(parser.dump(self.config[name], skip_none=False))
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        """What `--resume` or `--ckpt_path` means, told to Lightning, too."""
+        given, config = self._given_checkpoint(), self.config_init["fit"]
         if not config.get("resume"):
-            return
+            return given
         if config.get("ckpt_path"):
             raise CommandError("--resume and --ckpt_path exclude each other: give one")
         last = last_checkpoint(self.trainer)
-        if last.exists():
-            rank_zero_info(f"resuming from {last}")
-            config["ckpt_path"] = str(last)
-            config["weights_only"] = bool(config.get("weights_only"))  # unset, Lightning says so at length
-        else:
+        if not os.path.lexists(last):
             rank_zero_info(f"{last} does not exist: starting afresh")
+            return None
+        config["ckpt_path"] = str(last)
+        return last
+
+    def _given_checkpoint(self) -> Path | None:
+        config = self.config_init[str(self.subcommand)]
+        if config.get("weights_only") is False:
+            raise CommandError("--weights_only false: checkpoints are never unpickled; leave it out")
+        config["weights_only"] = True
+        path = config.get("ckpt_path")
+        if path in (None, *LIGHTNINGS_CHECKPOINTS):
+            return None
+        return Path(path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if self.source is None or not _while_restoring(error) or str(error).startswith(str(self.source)):
+                raise
+            raise ValueError(f"{self.source}: does not fit this run ({one_line(error)})") from None
+
+
+def _while_restoring(error: Exception) -> bool:
+    """Whether an error comes of what a checkpoint holds: Lightning and torch take it apart without looking."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).name == "checkpoint_connector.py" for frame, _ in frames)
 
 
 CLI = TypeVar("CLI", bound=StageCLI)
@@ -145,22 +218,32 @@ def run(name: str, arguments: list[str]) -> int:
     """Parse, build and run a stage.
 
     Raises:
-        CommandError: a mistake in the options or the configuration.
+        CommandError: a mistake in the options or the configuration, or a signal ended the run at once.
     """
-    received = Received()
-    try:
-        parse_stage(StageCLI, name, arguments, received)
-    except SystemExit as end:
-        if received.signal:
-            return 128 + received.signal
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
-    return 0
+    received = Received() if name == "fit" else Received("")
+    with received.handling(), ExitStack() as held:
+        try:
+            parse_stage(StageCLI, name, arguments, received, held.enter_context)
+        except KeyboardInterrupt:
+            if not received.signal:
+                raise
+        except SystemExit as end:  # Lightning's, after a KeyboardInterrupt
+            if not received.signal:
+                return end.code if isinstance(end.code, int) else int(end.code is not None)
+        else:
+            return 0
+        if received.told:
+            return received.status
+        raise CommandError(received.message, received.status)
 
 
-def parse_stage(kind: type[CLI], name: str, arguments: list[str], received: Received | None = None) -> CLI:
+def parse_stage(
+    kind: type[CLI],
+    name: str,
+    arguments: list[str],
+    received: Received | None = None,
+    hold: Hold | None = None,
+) -> CLI:
     """Parse the command line of `fit` or `validate`; `kind` builds what it says, and runs it or not.
 
     Raises:
@@ -168,10 +251,11 @@ def parse_stage(kind: type[CLI], name: str, arguments: list[str], received: Rece
     """
     check_configs(arguments)
     REGISTRY.load()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    values_stay_values()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     return kind(
         received or Received(),
+        hold or ExitStack().enter_context,
         LightningModule,
         SpeechDialogueData,
         subclass_mode_model=True,

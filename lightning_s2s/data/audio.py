@@ -9,16 +9,19 @@ Relative paths are relative to the manifest's folder.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_s2s.data.downmix import mix_down
+from lightning_s2s.data.paths import MissingFileError, exists, regular_file
+from lightning_s2s.data.sound_files import LARGEST_IN_MEMORY, whole_sound
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +30,22 @@ Waveform = NDArray[np.float32]
 FORMS = "FILE, FILE:start:frames or ARCHIVE.zip:offset:bytes"
 FORMATS = "wav, flac, ogg, opus or mp3"
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+CLIPPED = "clipped audio"
 CLIPPING_LEVEL = 0.999
 CLIPPING_SHARE = 1e-3
 """Audio with more than this share of samples at full scale counts as clipped."""
 
-_RANGE = re.compile(r"(?P<path>.+):(?P<start>\d+):(?P<length>\d+)")
+LONGEST_SEC = 7200
+MOST_SAMPLES = 2**28
+"""Seconds, and samples of all channels, that one audio may have; a gibibyte as float32."""
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
+"""Hz."""
+LOUDEST = 16.0
+"""Floats beyond this are no waveform with a full scale of 1."""
+
+_INTEGERS = [np.dtype(kind) for kind in (np.int8, np.int16, np.int32, np.uint8)]
+_MOST_DIGITS = 30
+_RANGE = re.compile(r"(?P<path>.+):(?P<start>[0-9]+):(?P<length>[0-9]+)", re.DOTALL)
 _warned: set[str] = set()
 
 
@@ -55,11 +69,13 @@ class AudioReference:
         path: the file.
         start: first sample, or first byte in an archive.
         length: samples or bytes; None for a whole file.
+        given: the reference as it was written, for messages.
     """
 
     path: Path
     start: int = 0
     length: int | None = None
+    given: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, reference: str, folder: str | Path = ".") -> AudioReference:
@@ -71,40 +87,79 @@ class AudioReference:
         match = _RANGE.fullmatch(reference)
         path = Path(folder) / (match["path"] if match else reference)
         if match:
-            return cls(path, int(match["start"]), int(match["length"]))
+            # More digits than any file has would only be slow to read.
+            start, length = (int(match[name][:_MOST_DIGITS]) for name in ("start", "length"))
+            return cls(path, start, length, reference)
         if path.suffix.lower() == ".zip":
             raise AudioError("unreadable audio", f"audio {reference!r}: an archive needs a place; allowed: {FORMS}")
-        return cls(path)
+        return cls(path, given=reference)
 
     @property
     def in_archive(self) -> bool:
         """Whether start and length count bytes of a zip archive."""
-        return self.path.suffix.lower() == ".zip"
+        return self.length is not None and self.path.suffix.lower() == ".zip"
 
-    def open(self) -> str | io.BytesIO:
-        """What soundfile reads: the path, or the bytes of the archive's member.
+    def found(self) -> AudioReference:
+        """Itself, or the whole file of this very name (`take:12:30`) where there is no `take`.
 
         Raises:
-            AudioError: the file is missing or shorter than the reference says.
+            AudioError: neither is there.
         """
-        if not self.path.is_file():
-            raise AudioError("missing audio", f"audio {str(self)!r}: there is no file {self.path}")
-        if not self.in_archive:
-            return str(self.path)
+        try:
+            regular_file(self.path, self.given)
+        except MissingFileError as error:
+            literal = Path(str(self))
+            if self.length is not None and exists(literal):
+                return AudioReference(literal, given=self.given)
+            raise AudioError("missing audio", f"audio {str(self)!r}: {error}") from None
+        except ValueError as error:
+            raise AudioError("unreadable audio", f"audio {str(self)!r}: {error}") from None
+        return self
+
+    def open(self) -> str | BinaryIO:
+        """What soundfile reads: a path, or bytes, of a sound that is whole.
+
+        Raises:
+            AudioError: the file is missing, shorter than the reference says, breaks off or can't be read.
+        """
+        reference = self.found()
+        try:
+            if reference.in_archive:
+                return whole_sound(reference._member())
+            status = reference.path.stat()
+            if _is_whole_as_it_is(reference.path, status.st_size, status.st_ctime_ns):
+                return str(reference.path)
+            return whole_sound(reference.path)
+        except (ValueError, OSError) as error:
+            raise _unreadable(reference, error) from None
+
+    def _member(self) -> bytes:
+        """The bytes of the archive's member."""
         assert self.length is not None
+        size = self.path.stat().st_size
+        if self.start + self.length > size:
+            place = f"bytes {self.start}..{self.start + self.length}"
+            raise ValueError(f"{place} lie outside the archive, which has {size} bytes")
+        if self.length > LARGEST_IN_MEMORY:
+            raise ValueError(f"it has {self.length} bytes, at most {LARGEST_IN_MEMORY} are read of an archive")
         with self.path.open("rb") as file:
             file.seek(self.start)
-            content = file.read(self.length)
-        if len(content) < self.length:
-            raise AudioError(
-                "unreadable audio",
-                f"audio {str(self)!r}: bytes {self.start}..{self.start + self.length} lie outside the archive, "
-                f"which has {self.path.stat().st_size} bytes",
-            )
-        return io.BytesIO(content)
+            return file.read(self.length)
 
     def __str__(self) -> str:
         return str(self.path) if self.length is None else f"{self.path}:{self.start}:{self.length}"
+
+
+class Remark(NamedTuple):
+    """What a user should know of an audio that can be used.
+
+    Attributes:
+        reason: a few words to count it under.
+        message: a sentence to stand behind the audio's name.
+    """
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -114,12 +169,23 @@ class DecodedAudio:
     Attributes:
         waveform: (T,) float32 in [-1, 1].
         sample_rate: Hz.
-        clipped: whether more than `CLIPPING_SHARE` of the samples stand at full scale.
+        remarks: that it is clipped (more than `CLIPPING_SHARE` of the samples stand at full scale), or that its
+            channels cancel each other out.
     """
 
     waveform: Waveform
     sample_rate: int
-    clipped: bool
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def clipped(self) -> bool:
+        """Whether more than `CLIPPING_SHARE` of the samples stand at full scale."""
+        return any(remark.reason == CLIPPED for remark in self.remarks)
+
+    @property
+    def duration_sec(self) -> float:
+        """Seconds."""
+        return len(self.waveform) / self.sample_rate
 
     def resampled(self, sample_rate: int) -> Waveform:
         """(T',) float32 in [-1, 1] at `sample_rate` Hz."""
@@ -131,7 +197,9 @@ class DecodedAudio:
 
 
 def load_audio(reference: str, folder: str | Path, sample_rate: int) -> Waveform:
-    """Audio of any form as mono at `sample_rate` Hz; channels are averaged, clipped audio is warned of once per file.
+    """Audio of any form as mono at `sample_rate` Hz; `mix_down` makes one channel of several.
+
+    Audio that is clipped, or whose channels cancel each other out, is warned of once per file.
 
     Args:
         reference: one of the three forms of this file's head.
@@ -140,92 +208,181 @@ def load_audio(reference: str, folder: str | Path, sample_rate: int) -> Waveform
     Returns:
         (T,) float32 in [-1, 1].
     Raises:
-        ValueError: the audio is missing, unreadable, empty or not finite.
+        ValueError: the audio is missing, unreadable, breaks off, is empty, too long or not finite.
     """
     parsed = AudioReference.parse(reference, folder)
     audio = decode_audio(parsed)
-    if audio.clipped and str(parsed) not in _warned:
+    if audio.remarks and str(parsed) not in _warned:
         _warned.add(str(parsed))
-        log.warning("audio %s is clipped: more than %g of its samples are at full scale", parsed, CLIPPING_SHARE)
+        for remark in audio.remarks:
+            log.warning("audio %s %s", parsed, remark.message)
     return audio.resampled(sample_rate)
+
+
+def as_waveform(samples: Any) -> Waveform:
+    """Samples that a program hands over, as the package has them.
+
+    Args:
+        samples: (T,) array, tensor or list; floats in [-1, 1], or int8, int16, int32 or uint8 with their full scale.
+    Returns:
+        (T,) float32, floats as they are, integers in [-1, 1).
+    Raises:
+        ValueError: another shape or type, NaN or infinite samples, or floats far beyond full scale, which are integers
+            that were converted without being scaled.
+    """
+    if hasattr(samples, "detach"):  # a tensor, of whatever device; this file doesn't import torch
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"waveform: can't be read as an array ({error}); (T,) floats are needed") from None
+    if array.ndim != 1:
+        raise ValueError(f"waveform: must be (T,), mono; got shape {array.shape}")
+    if not array.size:
+        return np.zeros(0, np.float32)
+    if isinstance(samples, list | tuple) and array.dtype.kind == "i" and np.abs(array).max() <= 1:
+        array = array.astype(np.float32)  # [0, 1, 0] are floats that were written short
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError("waveform: holds NaN or infinite samples")
+        if (peak := float(np.abs(array).max())) > LOUDEST:
+            raise ValueError(
+                f"waveform: reaches {peak:g}, full scale is 1; divide samples that were 16-bit integers by 32768"
+            )
+        return array.astype(np.float32)
+    if array.dtype not in _INTEGERS:
+        allowed = "floats in [-1, 1], int8, int16, int32 or uint8"
+        raise ValueError(f"waveform: got samples of type {array.dtype}; allowed: {allowed}")
+    middle = 128 if array.dtype == np.uint8 else 0
+    scale = 2.0 ** (8 * array.dtype.itemsize - 1)
+    return ((array.astype(np.float64) - middle) / scale).astype(np.float32)
 
 
 def decode_audio(reference: AudioReference) -> DecodedAudio:
     """Decode and check one audio.
 
     Raises:
-        AudioError: the audio is missing, unreadable, empty or not finite.
+        AudioError: the audio is missing, unreadable, breaks off, is empty, too long or not finite.
     """
     import soundfile
 
+    reference = reference.found()
     source = reference.open()
-    part: dict[str, Any] = {}
+    start, frames = 0, None
     if reference.length is not None and not reference.in_archive:
         _check_part(reference)
-        part = {"start": reference.start, "frames": reference.length}
+        start, frames = reference.start, reference.length
     try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True, **part)
+        with soundfile.SoundFile(source) as file:
+            frames = file.frames if frames is None else frames
+            rate = file.samplerate
+            _check_size(reference, frames, rate, file.channels)
+            file.seek(start)
+            samples = file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(reference, error) from None
-    if not len(samples):
-        raise AudioError("empty audio", f"audio {str(reference)!r}: has no samples")
+    if not frames:
+        raise _empty(reference)
+    if len(samples) < frames:
+        cause = f"it breaks off: its header states {frames} samples, {len(samples)} can be decoded"
+        raise _unreadable(reference, ValueError(cause))
     if not np.isfinite(samples).all():
         raise AudioError("not finite audio", f"audio {str(reference)!r}: has NaN or infinite samples")
-    clipped = float((np.abs(samples) >= CLIPPING_LEVEL).mean()) > CLIPPING_SHARE
-    return DecodedAudio(np.clip(samples.mean(axis=1), -1.0, 1.0), int(rate), clipped)
+    remarks = []
+    if float((np.abs(samples) >= CLIPPING_LEVEL).mean()) > CLIPPING_SHARE:
+        message = f"is clipped: more than {CLIPPING_SHARE:g} of its samples are at full scale"
+        remarks.append(Remark(CLIPPED, message))
+    mixed = mix_down(samples, rate)
+    if mixed.problem:
+        remarks.append(Remark("channels that cancel", f"has {mixed.problem}"))
+    return DecodedAudio(np.clip(mixed.waveform, -1.0, 1.0), int(rate), tuple(remarks))
 
 
 def audio_duration_sec(reference: AudioReference) -> float:
-    """Duration by the file's header, without decoding.
+    """Duration without decoding: by the header, or by counting frames where that states no length.
 
     Raises:
-        AudioError: the audio is missing, unreadable or empty.
+        AudioError: the audio is missing, unreadable, breaks off, is empty or too long.
     """
-    if reference.in_archive:
-        frames, rate = _header(reference)
-    elif reference.length is not None:
-        rate = _check_part(reference)
+    reference = reference.found()
+    if reference.length is not None and not reference.in_archive:
+        rate, channels = _check_part(reference)
         frames = reference.length
     else:
-        frames, rate = _header(reference)
+        frames, rate, channels = _header(reference)
     if not frames:
-        raise AudioError("empty audio", f"audio {str(reference)!r}: has no samples")
+        raise _empty(reference)
+    _check_size(reference, frames, rate, channels)
     return frames / rate
 
 
-def _check_part(reference: AudioReference) -> int:
-    """The sample rate of the file that the reference names a part of, which must lie inside it."""
+def _check_part(reference: AudioReference) -> tuple[int, int]:
+    """Sample rate and channels of the file that the reference names a part of, which must lie inside it."""
     assert reference.length is not None
-    frames, rate = _file_header(AudioReference(reference.path))
+    status = reference.path.stat()
+    whole = AudioReference(reference.path, given=reference.given)
+    frames, rate, channels = _file_header(whole, status.st_size, status.st_ctime_ns)
     if reference.start + reference.length > frames:
         raise AudioError(
             "unreadable audio",
             f"audio {str(reference)!r}: samples {reference.start}..{reference.start + reference.length} lie outside "
             f"the file, which has {frames}",
         )
-    return rate
+    return rate, channels
 
 
-def _header(reference: AudioReference) -> tuple[int, int]:
-    """Samples and sample rate of a whole file."""
+def _header(reference: AudioReference) -> tuple[int, int, int]:
+    """Samples, sample rate and channels of a whole file."""
     import soundfile
 
     try:
         info = soundfile.info(reference.open())
     except (soundfile.SoundFileError, OSError) as error:
         raise _unreadable(reference, error) from None
-    return info.frames, info.samplerate
+    return info.frames, info.samplerate, info.channels
 
 
-# Many parts usually share a few long files, whose headers need reading only once.
-_file_header = lru_cache(maxsize=4096)(_header)
+# Many parts usually share a few long files, which need reading once alone; one that changed in between is read anew.
+@lru_cache(maxsize=4096)
+def _is_whole_as_it_is(path: Path, size: int, changed_ns: int) -> bool:
+    """Whether soundfile may read the file itself; errors as `whole_sound`."""
+    return isinstance(whole_sound(path), str)
+
+
+@lru_cache(maxsize=4096)
+def _file_header(reference: AudioReference, size: int, changed_ns: int) -> tuple[int, int, int]:
+    """`_header`, remembered."""
+    return _header(reference)
+
+
+def _check_size(reference: AudioReference, frames: int, rate: int, channels: int) -> None:
+    """Refuse what would fill the memory, before anything is read."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(
+            "unreadable audio",
+            f"audio {str(reference)!r}: its header states a sample rate of {rate} Hz; allowed: {LOWEST_RATE} to "
+            f"{HIGHEST_RATE}",
+        )
+    if frames > LONGEST_SEC * rate or frames * channels > MOST_SAMPLES:
+        raise AudioError(
+            "too long audio",
+            f"audio {str(reference)!r}: its header states {frames / rate:.0f} s of {channels} channel(s) at {rate} Hz; "
+            f"at most {LONGEST_SEC} s and {MOST_SAMPLES} samples can be read at once; name parts of it, "
+            "FILE:start:frames",
+        )
+
+
+def _empty(reference: AudioReference) -> AudioError:
+    return AudioError("empty audio", f"audio {str(reference)!r}: has no samples")
 
 
 def _unreadable(reference: AudioReference, error: Exception) -> AudioError:
-    detail = (
-        f"offset and bytes must cut out one stored (uncompressed) {FORMATS} file"
-        if reference.in_archive
-        else (f"expected a {FORMATS} file")
-    )
-    cause = str(error).rpartition(": ")[2].rstrip(".")
-    return AudioError("unreadable audio", f"audio {str(reference)!r}: can't be read ({cause}); {detail}")
+    if reference.in_archive:
+        detail = f"offset and bytes must cut out one stored (uncompressed) {FORMATS} file"
+    else:
+        detail = f"expected a {FORMATS} file"
+    cause = str(error)
+    if not isinstance(error, ValueError):  # soundfile's and the system's errors begin with a path
+        cause = getattr(error, "strerror", None) or cause.rpartition(": ")[2]
+    return AudioError("unreadable audio", f"audio {str(reference)!r}: can't be read ({cause.rstrip('.')}); {detail}")

@@ -93,9 +93,9 @@ class ChatTokenizer:
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> ChatTokenizer:
         """From a folder of tokenizer files or a hub id; `kwargs` go to the constructor."""
-        from transformers import AutoTokenizer
+        from lightning_s2s.pretrained import load_pretrained
 
-        return cls(AutoTokenizer.from_pretrained(str(folder)), **kwargs)
+        return cls(load_pretrained("AutoTokenizer", str(folder)), **kwargs)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files with the template in use."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_s2s.data.audio import CLIPPING_SHARE
 from lightning_s2s.data.batching import Note
 from lightning_s2s.data.chat import IGNORE_INDEX, NO_SEGMENT
 from lightning_s2s.data.dataset import Example, SpeechDialogueDataset
@@ -115,10 +114,9 @@ class SkippingCollate:
             if isinstance(item, ManifestError)
         ]
         for example in examples:
-            for audio in example.clipped:
-                message = f"audio {audio!r} is clipped: more than {CLIPPING_SHARE:g} of its samples are at full scale"
-                row = example.row
-                notes.append(Note("clipped audio", audio, f"{row['manifest']}:{row['line']}: {message}"))
+            for audio, remark in example.remarks:
+                place = f"{example.row['manifest']}:{example.row['line']}"
+                notes.append(Note(remark.reason, audio, f"{place}: audio {audio!r} {remark.message}"))
         return self.collate(examples or [self._stand_in()]), notes
 
     def _stand_in(self) -> Example:

@@ -102,7 +102,8 @@ class SpeechDialogueData(L.LightningDataModule):
         """The dataset of "train" or "validation", without a trainer.
 
         Raises:
-            ValueError: a manifest or, with `on_error: raise`, a row is broken.
+            ValueError: a manifest or, with `on_error: raise`, a row is broken; or a stage that trains speech finds no
+                units.
         """
         dataset = SpeechDialogueDataset(
             self.manifests[split],
@@ -112,6 +113,15 @@ class SpeechDialogueData(L.LightningDataModule):
             max_duration_sec=self.batch_duration_sec,
             cache_audio=self.cache_audio,
         )
+        if requirements.trains_speech and not dataset.num_spoken:
+            names = ", ".join(self.manifests[split])
+            message = f"data.{split}: none of {len(dataset)} rows of {names} has speech_units"
+            if split == "train":
+                raise ValueError(
+                    f"{message}, so nothing would be learnt about speech; make them with `lightning-s2s units`, or "
+                    "freeze the speech decoder to train on text alone"
+                )
+            log.warning("%s; speech is not validated", message)
         if requirements.task == "dialogue":
             assert requirements.tokenizer is not None
             self._collate = partial(collate_dialogues, pad_id=requirements.tokenizer.pad_id)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
+from lightning_s2s.data.audio import AudioError, AudioReference, Remark, Waveform, audio_duration_sec, decode_audio
 from lightning_s2s.data.chat import content_items, has_units
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row, message_units, parse_speaker
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.data.row_checks import RowProblem, check_stated_sec
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Example:
         units: of each assistant turn that has some.
         speaker_embeddings: (512,) float32 or None for each of them.
         text: what the audio says, for the task "vocoder".
-        clipped: audio of this row that is clipped.
+        remarks: what should be said of this row's audio, with its name.
     """
 
     row: Row
@@ -58,17 +59,18 @@ class Example:
     units: list[list[int]] = field(default_factory=list)
     speaker_embeddings: list[np.ndarray | None] = field(default_factory=list)
     text: str = ""
-    clipped: list[str] = field(default_factory=list)
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an example lies: manifest, line and, for the task "vocoder", message and item."""
+    """Where an example lies: manifest, line and, for the task "vocoder", message and item; and whether it has units."""
 
     manifest: int
     line: int
     message: int = 0
     item: int = 0
+    spoken: bool = False
 
 
 class SpeechDialogueDataset:
@@ -88,6 +90,7 @@ class SpeechDialogueDataset:
 
     Attributes:
         durations: cost of each example in seconds.
+        num_spoken: examples with speech units.
         problems: reason -> number of rows left out, filled at construction.
 
     Raises:
@@ -109,9 +112,10 @@ class SpeechDialogueDataset:
         self.max_duration_sec = max_duration_sec
         self.manifests = [Manifest(path) for path in manifests]
         self.problems: Counter[str] = Counter()
-        self._cache: dict[str, tuple[Waveform, bool]] | None = {} if cache_audio else None
+        self._cache: dict[str, tuple[Waveform, tuple[Remark, ...]]] | None = {} if cache_audio else None
         self._entries: list[_Entry] = []
         self.durations: list[float] = []
+        self.num_spoken = 0
         self._scan()
 
     def __len__(self) -> int:
@@ -120,39 +124,29 @@ class SpeechDialogueDataset:
     # --- the scan at construction -------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        lines = [(m, int(line)) for m, manifest in enumerate(self.manifests) for line in manifest.line_numbers]
-        with ThreadPoolExecutor(8) as pool:  # reading headers waits for the disk
-            for start in range(0, len(lines), 1024):
-                chunk = lines[start : start + 1024]
-                for result in pool.map(self._scan_line, chunk):
-                    self._add(result)
+        for number, manifest in enumerate(self.manifests):
+            for found in manifest.scan(partial(self._measure, number), self._leave_out):
+                for entry, duration in found:
+                    self._entries.append(entry)
+                    self.durations.append(duration)
+                    self.num_spoken += entry.spoken
         names = ", ".join(str(manifest.path) for manifest in self.manifests)
+        num_rows = sum(len(manifest.line_numbers) for manifest in self.manifests)
         left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(self.problems.items()))
         if self.problems:
-            log.warning("%s: %d of %d rows left out: %s", names, self.problems.total(), len(lines), left_out)
+            log.warning("%s: %d of %d rows left out: %s", names, self.problems.total(), num_rows, left_out)
         if not self._entries:
-            raise ValueError(f"{names}: nothing is left to use of {len(lines)} rows ({left_out or 'it is empty'})")
+            raise ValueError(f"{names}: nothing is left to use of {num_rows} rows ({left_out or 'it is empty'})")
 
-    def _scan_line(self, place: tuple[int, int]) -> list[tuple[_Entry, float]] | ManifestError:
-        try:
-            return self._measure(*place)
-        except ManifestError as error:
-            return error
+    def _leave_out(self, error: ManifestError) -> None:
+        if self.on_error == "raise" and error.reason not in DROPPED:
+            raise error
+        self.problems[error.reason] += 1
+        log.info("left out: %s", error)
 
-    def _add(self, result: list[tuple[_Entry, float]] | ManifestError) -> None:
-        if isinstance(result, ManifestError):
-            if self.on_error == "raise" and result.reason not in DROPPED:
-                raise result
-            self.problems[result.reason] += 1
-            log.info("left out: %s", result)
-            return
-        for entry, duration in result:
-            self._entries.append(entry)
-            self.durations.append(duration)
-
-    def _measure(self, number: int, line: int) -> list[tuple[_Entry, float]]:
-        """Entries of a line and what they cost in seconds; raises ManifestError when it can't be used."""
-        row = self.manifests[number].row(line)
+    def _measure(self, number: int, row: Row) -> list[tuple[_Entry, float]]:
+        """Entries of a row and what they cost in seconds; raises ManifestError when it can't be used."""
+        line = row["line"]
         if self.requirements.task == "vocoder":
             found = [
                 (_Entry(number, line, i, j), self._audio_sec(row, [item]))
@@ -163,7 +157,8 @@ class SpeechDialogueDataset:
             if not found:
                 raise self._broken(row, "no audio with text", "has no content with both audio and text (or transcript)")
         else:
-            found = [(_Entry(number, line), self._dialogue_sec(row))]
+            spoken = any(has_units(message) for message in row["messages"])
+            found = [(_Entry(number, line, spoken=spoken), self._dialogue_sec(row))]
         for _, duration in found:
             if self.max_duration_sec is not None and duration > self.max_duration_sec:
                 message = f"costs {duration:.1f} s of a batch; batch_duration_sec is {self.max_duration_sec:g} s"
@@ -178,8 +173,14 @@ class SpeechDialogueDataset:
         if self.requirements.needs_units and not spoken:
             raise self._broken(row, DROPPED_MUTE, "messages: the assistant has no speech_units to learn from")
         self._check_text(row, messages)
+        if self.requirements.needs_transcripts:
+            for item in user_audio_items(messages):
+                if not item.get("transcript"):
+                    message = f"audio {item['audio']!r}: has no transcript, which the CTC loss reads"
+                    raise self._broken(row, "no transcript", message)
         for message in spoken:
             self._check_unit_rate(row, message)
+            self._speaker(row, message)
         items = [item for message in messages for item in content_items(message["content"])]
         text_bytes = sum(len((item.get(key) or "").encode()) for item in items for key in ("text", "audio_text"))
         duration = SEC_PER_TEXT_TOKEN * text_bytes / BYTES_PER_TEXT_TOKEN
@@ -248,7 +249,7 @@ class SpeechDialogueDataset:
     def _vocoder_example(self, row: Row, entry: _Entry) -> Example:
         item = content_items(row["messages"][entry.message]["content"])[entry.item]
         example = Example(row, text=spoken_text(item))
-        self._load(example, item["audio"])
+        self._load(example, item)
         return example
 
     def _dialogue_example(self, row: Row) -> Example:
@@ -260,30 +261,30 @@ class SpeechDialogueDataset:
             raise self._broken(row, "wrong text", str(error)) from None
         example = Example(row, encoded.input_ids, encoded.labels, encoded.segments)
         for item in user_audio_items(messages):
-            self._load(example, item["audio"])
+            self._load(example, item)
         for message in messages:
             if has_units(message):
                 example.units.append(self._units(row, message))
                 example.speaker_embeddings.append(self._speaker(row, message))
         return example
 
-    def _load(self, example: Example, reference: str) -> None:
+    def _load(self, example: Example, item: Mapping[str, Any]) -> None:
         """Add one audio to the example."""
         assert self.requirements.sample_rate is not None
-        parsed = AudioReference.parse(reference, example.row["folder"])
+        parsed = AudioReference.parse(item["audio"], example.row["folder"])
         key = str(parsed)
         cached = self._cache.get(key) if self._cache is not None else None
         if cached is None:
             try:
                 audio = decode_audio(parsed)
-            except AudioError as error:
+                check_stated_sec(item, audio.duration_sec)
+            except (AudioError, RowProblem) as error:
                 raise self._broken(example.row, error.reason, str(error)) from None
-            cached = audio.resampled(self.requirements.sample_rate), audio.clipped
+            cached = audio.resampled(self.requirements.sample_rate), audio.remarks
             if self._cache is not None:
                 self._cache[key] = cached
         example.waveforms.append(cached[0])
-        if cached[1]:
-            example.clipped.append(key)
+        example.remarks += [(key, remark) for remark in cached[1]]
 
     def _messages(self, row: Row) -> Messages:
         """The messages to encode, without audio where the stage has no encoder."""

@@ -1,4 +1,4 @@
-"""Manifests: JSON lines of spoken dialogues, read with `datasets`, checked line by line.
+"""Manifests: JSON lines of spoken dialogues, checked line by line.
 
 One line, as published with OpenS2S (arXiv:2507.05177), content items with optional `transcript` and `emotion`
 (and `audio_text` in place of `audio`, for an LLM that learns from text alone; `audio_sec` saves opening a file to know
@@ -10,23 +10,34 @@ how long it is):
 
 from __future__ import annotations
 
-import json
+import io
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from glob import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lightning_s2s.data.chat import ROLES, content_items
+from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.lines import LineError, LineFile
+from lightning_s2s.data.paths import regular_file
+from lightning_s2s.data.row_checks import RowProblem, UnknownKey, check_row, parse_object, short, unknown_keys
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Row = dict[str, Any]
 """A line of a manifest, with `id` (made of file and line if absent), `manifest`, `line` (from 1) and `folder` added."""
 
 SPEAKER_EMBEDDING_SIZE = 512
-TEXT_KEYS = ("text", "audio", "audio_text", "transcript", "emotion")
-_UNIT = re.compile(r"<\|audio_(\d+)\|>")
+LARGEST_SPEAKER_FILE = 2**20
+"""Bytes; 512 numbers take 4 KiB."""
+LARGEST_UNIT = 2**31 - 1
+MOST_WARNINGS = 20
+"""Keys that nothing reads and that are named one by one."""
+_UNIT = re.compile(r"<\|audio_([0-9]+)\|>")
 
 
 class ManifestError(ValueError):
@@ -34,134 +45,133 @@ class ManifestError(ValueError):
 
     Attributes:
         reason: a few words to count it under, such as "not JSON".
+        unknown: keys of the line that nothing reads.
     """
 
-    def __init__(self, manifest: str | Path, line: int, reason: str, message: str):
+    def __init__(self, manifest: str | Path, line: int, reason: str, message: str, unknown: Sequence[UnknownKey] = ()):
         super().__init__(f"{manifest}:{line}: {message}")
         self.args = (manifest, line, reason, message)  # so that it survives the way out of a worker process
         self.manifest, self.line, self.reason, self.message = str(manifest), line, reason, message
+        self.unknown = list(unknown)
 
     def __str__(self) -> str:
         return f"{self.manifest}:{self.line}: {self.message}"
 
 
 class Manifest:
-    """The lines of one JSONL file, memory-mapped by `datasets`; parsed and checked when they are asked for.
+    """The lines of one JSONL file; parsed and checked when they are asked for.
 
     Args:
-        path: the file, plain or compressed (`.gz`). Blank lines are no rows, but keep their line numbers.
+        path: the file, plain or gzipped. Blank lines are no rows, but keep their line numbers.
+
+    Attributes:
+        line_numbers: (L,) int64, of the rows, from 1.
+        digest: SHA-256 of the (unpacked) content.
 
     Raises:
-        ValueError: there is no such file, or it has no rows.
+        ValueError: there is no such file, it is of another kind, or it has no rows.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise ValueError(f"manifest: there is no file {str(path)!r}")
-        if not self.path.stat().st_size:
-            raise ValueError(f"manifest: {str(path)!r} is empty; it needs one JSON object a line")
-        self._lines = _read_lines(self.path)
-        self.line_numbers = np.array(
-            [number for number, line in enumerate(self._all_lines(), start=1) if line.strip()], dtype=np.int64
-        )
+        self._lines = LineFile(self.path)
+        self.line_numbers, self.digest = self._lines.line_numbers, self._lines.digest
         if not len(self.line_numbers):
-            raise ValueError(f"manifest: {str(path)!r} has blank lines alone; it needs one JSON object a line")
-
-    def _all_lines(self) -> Iterator[str]:
-        for chunk in self._lines.iter(batch_size=1000):
-            yield from chunk["text"]
+            raise ValueError(
+                f"manifest: {str(path)!r} is empty or has blank lines alone; it needs one JSON object a line"
+            )
 
     def row(self, line: int) -> Row:
         """The row of one line, counted from 1.
 
         Raises:
             ManifestError: the line is broken.
+            ValueError: the file was changed since it was opened.
         """
-        return parse_line(self._lines[line - 1]["text"], self.path, line)
+        return self._parse(line)[0]
 
+    def scan(self, look: Callable[[Row], T], fail: Callable[[ManifestError], None]) -> Iterator[T]:
+        """What `look` says of each row, in order; keys that nothing reads are warned of at the end, once each.
 
-def _read_lines(path: Path) -> Any:
-    """A `datasets.Dataset` with the column `text`, one row for each line, blank ones included."""
-    import datasets
+        Args:
+            look: raises ManifestError where a row can't be used. It runs in several threads, since it usually opens
+                files and waits for the disk.
+            fail: is told the error of a line that is broken or can't be used, which it may raise.
 
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        # As text: inferring one schema for all lines would fill in keys that a line lacks, and lose line numbers.
-        # Escaped: a path is no pattern here.
-        return datasets.load_dataset("text", data_files=escape(str(path)), split="train", encoding_errors="replace")
-    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"manifest: can't read {str(path)!r} ({cause})") from None
-    finally:
-        if not quiet:
-            datasets.enable_progress_bars()
+        Raises:
+            ValueError: the file was changed since it was opened.
+        """
+
+        def examine(line: int) -> tuple[T | ManifestError, list[UnknownKey]]:
+            unknown: list[UnknownKey] = []
+            try:
+                row, unknown = self._parse(line)
+                return look(row), unknown
+            except ManifestError as error:
+                return error, unknown or error.unknown
+
+        lines = self.line_numbers.tolist()
+        seen: dict[UnknownKey, list[int]] = {}  # the first line, and in how many rows
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                for start in range(0, len(lines), 1024):
+                    chunk = lines[start : start + 1024]
+                    for line, (result, unknown) in zip(chunk, pool.map(examine, chunk), strict=True):
+                        for key in unknown:
+                            seen.setdefault(key, [line, 0])[1] += 1
+                        if isinstance(result, ManifestError):
+                            fail(result)
+                        else:
+                            yield result
+        finally:
+            for key, (line, count) in list(seen.items())[:MOST_WARNINGS]:
+                log.warning(
+                    "%s:%d: the %s key %s is not read: %s (%d row%s)",
+                    self.path, line, key.level, short(key.key), key.meant, count, "s" * (count > 1),
+                )  # fmt: skip
+            if len(seen) > MOST_WARNINGS:
+                log.warning("%s: has %d more keys that are not read", self.path, len(seen) - MOST_WARNINGS)
+
+    def _parse(self, line: int) -> tuple[Row, list[UnknownKey]]:
+        try:
+            text = self._lines.text(line)
+        except LineError as error:
+            raise ManifestError(self.path, line, error.reason, str(error)) from None
+        return parse_line(text, self.path, line)
 
 
 def read_manifest(path: str | Path) -> list[Row]:
-    """All rows of a manifest, in order.
+    """All rows of a manifest, in order; keys that nothing reads are warned of.
 
     Raises:
         ValueError: there is no such file, or a line is broken (`FILE:LINE: what is wrong`).
     """
-    manifest = Manifest(path)
-    return [manifest.row(int(line)) for line in manifest.line_numbers]
+
+    def fail(error: ManifestError) -> None:
+        raise error
+
+    return list(Manifest(path).scan(lambda row: row, fail))
 
 
-def parse_line(text: str, manifest: str | Path, line: int) -> Row:
-    """One line as a checked row.
+def parse_line(text: str, manifest: str | Path, line: int) -> tuple[Row, list[UnknownKey]]:
+    """One line as a checked row, and its keys that nothing reads.
 
     Raises:
-        ManifestError: not JSON, no messages, a wrong role or a wrong content.
+        ManifestError: not JSON, no messages, a wrong role, a wrong content or a wrong type.
     """
-
-    def broken(reason: str, message: str) -> ManifestError:
-        return ManifestError(manifest, line, reason, message)
-
-    if "\ufffd" in text:
-        raise broken("not UTF-8", "has bytes that are not UTF-8")
+    unknown: list[UnknownKey] = []
     try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise broken("not JSON", f"is not JSON ({error}); one JSON object a line is needed") from None
-    if not isinstance(row, dict):
-        raise broken("not JSON", f"is not a JSON object but {_short(row)}")
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise broken("no messages", f"messages: got {_short(messages)}; a list of at least one message is needed")
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        if not isinstance(message, dict):
-            raise broken("wrong message", f"{where}: got {_short(message)}; an object with role and content is needed")
-        role = message.get("role")
-        if role not in ROLES:
-            raise broken("wrong role", f"{where}.role: got {_short(role)}; allowed: {', '.join(ROLES)}")
-        if role == "system" and i:
-            raise broken("wrong role", f"{where}.role: a system message stands at the beginning alone")
-        problem = _content_problem(role, message.get("content"))
-        if problem:
-            raise broken("wrong content", f"{where}.{problem}")
+        content = parse_object(text.removeprefix("\ufeff"))
+        unknown = list(dict.fromkeys(unknown_keys(content)))
+        check_row(content)
+    except RowProblem as problem:
+        raise ManifestError(manifest, line, problem.reason, str(problem), unknown) from None
     path = Path(manifest)
-    return {"id": f"{path.stem}:{line}", **row, "manifest": str(path), "line": line, "folder": str(path.parent)}
-
-
-def _content_problem(role: str, content: Any) -> str | None:
-    """What is wrong with a message's content, None when nothing is."""
-    if not isinstance(content, str) and not (isinstance(content, list) and all(isinstance(i, dict) for i in content)):
-        return f"content: got {_short(content)}; a string or a list of objects is needed"
-    items = content_items(content)
-    for j, item in enumerate(items):
-        for key in TEXT_KEYS:
-            if not isinstance(item.get(key) or "", str):
-                return f"content[{j}].{key}: got {_short(item[key])}; a string is needed"
-        seconds = item.get("audio_sec", 1.0)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            return f"content[{j}].audio_sec: got {_short(seconds)}; a positive number of seconds is needed"
-    said = ("text", "audio", "audio_text") if role == "user" else ("text",)
-    if not any(item.get(key) for item in items for key in said):
-        return f"content: has no {' and no '.join(said[:2])}"
-    return None
+    added = {"manifest": str(path), "line": line, "folder": str(path.parent)}
+    row = {"id": f"{path.stem}:{line}", **content, **added}
+    if not isinstance(row["id"], str):
+        row["id"] = f"{path.stem}:{line}" if row["id"] is None else str(row["id"])
+    return row, unknown
 
 
 def parse_units(units: str | Sequence[int] | None, num_units: int | None = None) -> list[int]:
@@ -179,16 +189,16 @@ def parse_units(units: str | Sequence[int] | None, num_units: int | None = None)
     if isinstance(units, str):
         rest = _UNIT.sub("", units).strip()
         if rest:
-            raise ValueError(f"speech_units: can't read {_short(rest)}; allowed: <|audio_N|> one after the other")
-        numbers = [int(unit) for unit in _UNIT.findall(units)]
+            raise ValueError(f"speech_units: can't read {short(rest)}; allowed: <|audio_N|> one after the other")
+        numbers = [int(unit[:20]) for unit in _UNIT.findall(units)]  # a longer one is too large in any case
     elif isinstance(units, list) and all(isinstance(unit, int) and not isinstance(unit, bool) for unit in units):
         numbers = units
     else:
-        raise ValueError(f"speech_units: got {_short(units)}; allowed: a string of <|audio_N|> or a list of integers")
+        raise ValueError(f"speech_units: got {short(units)}; allowed: a string of <|audio_N|> or a list of integers")
+    largest = LARGEST_UNIT if num_units is None else num_units - 1
     for unit in numbers:
-        if unit < 0 or (num_units is not None and unit >= num_units):
-            limit = "" if num_units is None else f"..{num_units - 1}"
-            raise ValueError(f"speech_units: got the unit {unit}, outside the codebook; allowed: 0{limit}")
+        if not 0 <= unit <= largest:
+            raise ValueError(f"speech_units: got the unit {short(unit)}, outside the codebook; allowed: 0..{largest}")
     return numbers
 
 
@@ -204,28 +214,35 @@ def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np
     """
     if not value:
         return None
+    numbers: Any
     if isinstance(value, str):
-        path = Path(folder) / value
-        try:
-            numbers = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"spk_emb: can't read {str(path)!r} ({error}); a .npy file is needed") from None
+        numbers = _read_speaker(Path(folder) / value, value)
     else:
-        numbers = value
+        numbers = value if all(type(number) in (int, float) for number in value) else ()
     try:
-        embedding = np.asarray(numbers, dtype=np.float32).reshape(-1)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # what overflows is found below
+            embedding = np.asarray(numbers, dtype=np.float32).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
         embedding = np.empty(0, dtype=np.float32)
     if len(embedding) != SPEAKER_EMBEDDING_SIZE or not np.isfinite(embedding).all():
-        raise ValueError(f"spk_emb: got {_short(value)}; {SPEAKER_EMBEDDING_SIZE} finite numbers are needed")
+        raise ValueError(f"spk_emb: got {short(value)}; {SPEAKER_EMBEDDING_SIZE} finite numbers are needed")
     return embedding
+
+
+def _read_speaker(path: Path, given: str) -> np.ndarray:
+    """The array of a small `.npy` file."""
+    try:
+        size = regular_file(path, given).stat().st_size
+        if size > LARGEST_SPEAKER_FILE:
+            raise ValueError(f"it has {size} bytes, at most {LARGEST_SPEAKER_FILE} are read")
+        numbers = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except Exception as error:  # numpy's reader raises ten kinds of errors at bytes that are none of its own
+        raise ValueError(f"spk_emb: can't read {str(path)!r} ({error}); a .npy file is needed") from None
+    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "fiu":
+        raise ValueError(f"spk_emb: {str(path)!r} holds no array of real numbers; a .npy file is needed")
+    return numbers
 
 
 def message_units(message: Mapping[str, Any], num_units: int | None = None) -> list[int]:
     """All units of a message's items, joined; errors as `parse_units`."""
     return [u for item in content_items(message["content"]) for u in parse_units(item.get("speech_units"), num_units)]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

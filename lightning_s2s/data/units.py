@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import logging
@@ -11,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row
+from lightning_s2s.data.row_checks import ADDED_KEYS, RowProblem, check_stated_sec
 from lightning_s2s.files import replacing
 from lightning_s2s.journal import Journal
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ADDED_KEYS = ("manifest", "line", "folder")
-"""What reading adds to a row and writing leaves out; `id` stays, so that a copy's rows keep their names."""
 PATH_KEYS = ("audio", "spk_emb")
 """Keys of a content item that may hold a path relative to the manifest."""
 
@@ -114,8 +112,11 @@ def add_units(
     source, target = Path(manifest_in), Path(manifest_out)
     if not target.parent.is_dir():
         raise ValueError(f"{target}: the folder {target.parent} does not exist")
-    if target.exists():
+    partial = target.with_name(target.name + ".partial")
+    if target.exists() or target.is_symlink():
         raise ValueError(f"{target}: exists already; remove it or give another name")
+    if partial.exists() and not partial.is_file():
+        raise ValueError(f"{partial}: is no file, and unfinished work would lie there; remove it or give another name")
     manifest, report = Manifest(source), UnitsReport()
     broken: dict[int, ManifestError] = {}
 
@@ -127,15 +128,13 @@ def add_units(
             log.warning("left out: %s", error)
 
     clips, report.num_kept = _scan(manifest, roles, redo, fail)
-    partial = target.with_name(target.name + ".partial")
-    with Journal(partial, _fingerprint(source, settings, roles, redo, vocoder), "units") as journal:
+    with Journal(partial, _fingerprint(manifest, settings, roles, redo, vocoder), "units") as journal:
         report.num_resumed = len(journal)
         waiting = [clip for clip in clips if clip.place not in journal]
-        bar = _progress(clips, waiting, show_progress)
-        for batch in batches_by_length(waiting, batch_duration_sec, max_batch_size):
-            journal.add((clip.place, units) for clip, units in _tokenize(vocoder, manifest, batch, fail))
-            bar.update(round(sum(clip.duration_sec for clip in batch), 3))
-        bar.close()
+        with _progress(clips, waiting, show_progress) as bar:  # closed before an error is written, which begins a line
+            for batch in batches_by_length(waiting, batch_duration_sec, max_batch_size):
+                journal.add((clip.place, units) for clip, units in _tokenize(vocoder, manifest, batch, fail))
+                bar.update(round(sum(clip.duration_sec for clip in batch), 3))
         report.num_clips = len(journal)
         report.num_rows = _write(manifest, target, clips, journal, broken)
         journal.remove()
@@ -162,36 +161,27 @@ def _scan(
 ) -> tuple[list[Clip], int]:
     """The audio that needs units, and how many need none because they have some."""
 
-    def look(line: int) -> tuple[list[Clip], int] | ManifestError:
-        try:
-            row, clips, kept = manifest.row(line), [], 0
-            for i, message in enumerate(row["messages"]):
-                for j, item in enumerate(content_items(message["content"])):
-                    if message["role"] not in roles or not item.get("audio"):
-                        continue
-                    if item.get("speech_units") and not redo:
-                        kept += 1
-                        continue
-                    try:
-                        parsed = AudioReference.parse(item["audio"], row["folder"])
-                        clips.append(Clip(line, i, j, item.get("audio_sec") or audio_duration_sec(parsed)))
-                    except AudioError as error:
-                        return _broken(row, error.reason, str(error))
-            return clips, kept
-        except ManifestError as error:
-            return error
+    def look(row: Row) -> tuple[list[Clip], int]:
+        clips, kept = [], 0
+        for i, message in enumerate(row["messages"]):
+            for j, item in enumerate(content_items(message["content"])):
+                if message["role"] not in roles or not item.get("audio"):
+                    continue
+                if item.get("speech_units") and not redo:
+                    kept += 1
+                    continue
+                try:
+                    parsed = AudioReference.parse(item["audio"], row["folder"])
+                    clips.append(Clip(row["line"], i, j, item.get("audio_sec") or audio_duration_sec(parsed)))
+                except AudioError as error:
+                    raise _broken(row, error.reason, str(error)) from None
+        return clips, kept
 
     found: list[Clip] = []
     num_kept = 0
-    lines = [int(line) for line in manifest.line_numbers]
-    with ThreadPoolExecutor(8) as pool:  # reading headers waits for the disk
-        for start in range(0, len(lines), 1024):
-            for result in pool.map(look, lines[start : start + 1024]):
-                if isinstance(result, ManifestError):
-                    fail(result)
-                else:
-                    found += result[0]
-                    num_kept += result[1]
+    for new, kept in manifest.scan(look, fail):
+        found += new
+        num_kept += kept
     return found, num_kept
 
 
@@ -201,20 +191,23 @@ def _tokenize(
     """Units of the clips that can be read and last long enough."""
     import torch
 
-    def load(clip: Clip) -> tuple[Row, Waveform | AudioError]:
+    def load(clip: Clip) -> tuple[Row, Waveform | AudioError | RowProblem]:
         row = manifest.row(clip.line)
-        reference = content_items(row["messages"][clip.message]["content"])[clip.item]["audio"]
+        item = content_items(row["messages"][clip.message]["content"])[clip.item]
         try:
-            audio = decode_audio(AudioReference.parse(reference, row["folder"]))
+            audio = decode_audio(AudioReference.parse(item["audio"], row["folder"]))
+            check_stated_sec(item, audio.duration_sec)
+            for remark in audio.remarks:
+                log.warning("%s:%d: audio %r %s", row["manifest"], row["line"], item["audio"], remark.message)
             return row, audio.resampled(vocoder.tokenizer_sample_rate)
-        except AudioError as error:
+        except (AudioError, RowProblem) as error:
             return row, error
 
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(load, batch))
     waveforms, usable = [], []
     for clip, (row, audio) in zip(batch, loaded, strict=True):
-        if isinstance(audio, AudioError):
+        if isinstance(audio, AudioError | RowProblem):
             fail(_broken(row, audio.reason, str(audio)))
         else:
             waveforms.append(torch.from_numpy(audio))
@@ -238,12 +231,12 @@ def _broken(row: Row, reason: str, message: str) -> ManifestError:
     return ManifestError(row["manifest"], row["line"], reason, message)
 
 
-def _fingerprint(source: Path, settings: Any, roles: Sequence[str], redo: bool, vocoder: Vocoder) -> dict[str, Any]:
+def _fingerprint(
+    manifest: Manifest, settings: Any, roles: Sequence[str], redo: bool, vocoder: Vocoder
+) -> dict[str, Any]:
     """What decides the units: a run is gone on with only where all of it is the same."""
-    with source.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
     built = settings if settings is not None else {"class_path": type(vocoder).__name__, "init_args": vocoder.init_args}
-    fields = {"manifest_in": content, "vocoder": built, "roles": sorted(roles), "redo": redo}
+    fields = {"manifest_in": manifest.digest, "vocoder": built, "roles": sorted(roles), "redo": redo}
     return json.loads(json.dumps(fields, default=str))
 
 
@@ -295,12 +288,20 @@ def move_paths(row: Row, old: Path, new: Path) -> None:
                     item[key] = os.path.relpath(old.resolve() / value, new.resolve())
 
 
-def _progress(clips: Sequence[Clip], waiting: Sequence[Clip], show: bool) -> Any:
-    """A bar in seconds of audio, which tell the time that is left better than clips of different lengths."""
+@contextmanager
+def _progress(clips: Sequence[Clip], waiting: Sequence[Clip], show: bool) -> Iterator[Any]:
+    """A bar in seconds of audio, which tell the time that is left better than clips of different lengths.
+
+    Warnings are written above it.
+    """
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     total, left = (sum(clip.duration_sec for clip in part) for part in (clips, waiting))
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
-    return tqdm(
-        total=round(total, 3), initial=round(total - left, 3), desc="units", unit="s", bar_format=form, disable=not show
-    )
+    total_sec, done_sec = round(total, 3), round(total - left, 3)
+    with (
+        logging_redirect_tqdm() if show else nullcontext(),
+        tqdm(total=total_sec, initial=done_sec, desc="units", unit="s", bar_format=form, disable=not show) as bar,
+    ):
+        yield bar

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, Shards, assign_tensors, parameters_on_meta, read_json
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
+from lightning_s2s.pretrained import model_config
 from lightning_s2s.registry import ENCODERS
 
 PREFIXES = ("audio_tower.", "model.audio_tower.", "audio_encoder_model.", "")
@@ -47,7 +49,7 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "Qwen/Qwen2-Audio-7B",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,
         time_masks: int = 0,
@@ -73,11 +75,9 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
 
 def build_encoder(config: dict[str, Any]) -> Any:
     """transformers' Qwen2AudioEncoder with random weights."""
-    from transformers import Qwen2AudioEncoderConfig
     from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder as Encoder
 
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    encoder = Encoder(Qwen2AudioEncoderConfig(**settings))
+    encoder = Encoder(model_config({**config, "model_type": "qwen2_audio_encoder"}, "encoder qwen2_audio: config"))
     if encoder.max_source_positions != 1500:
         raise ValueError(
             f"encoder qwen2_audio: config.max_source_positions must be 1500 (30 s); got {encoder.max_source_positions}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
+import math
 import os
 import pickle
 import sys
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_s2s.checkpoints.weights import parameters_in_memory
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
 from lightning_s2s.features import in_float32
 from lightning_s2s.interfaces import AudioEncoder
@@ -25,6 +28,8 @@ from lightning_s2s.registry import ENCODERS, near_names
 
 TAKES_CHECKPOINT = ("_local", "_custom", "_url")
 """How the names of upstreams end that are built from a checkpoint which the user names."""
+WITHOUT_WEIGHTS = ("fbank", "fbank_no_cmvn", "linear", "mel", "mfcc", "spectrogram", "stft_mag")
+"""Upstreams that compute features alone."""
 BROKEN_UPSTREAMS = ("s3prl.upstream.byol_s.hubconf", "s3prl.upstream.mos_prediction.hubconf")
 """Modules of s3prl 0.4.18 that need parts of torchaudio which are gone, and whose failing would hide all others."""
 TENSOR = "__tensor__"
@@ -57,23 +62,28 @@ class S3prlEncoder(AudioEncoder):
     size = "any: none (fbank), 95M (hubert), 317M (wavlm_large)"
     licence = "the upstream's own"
     extra = "ssl"
+    trusts = ("trust_checkpoint",)
     sample_rate = 16_000
 
     def __init__(
         self,
         upstream: str,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         layers: int | Literal["weighted"] = "weighted",
-        options: dict[str, Any] | None = None,
+        options: PlainValues | None = None,
         trust_checkpoint: bool = False,
         pad_batches: bool = False,
     ):
         super().__init__()
         _check_sources(upstream, checkpoint, config, options)
         self._outline = config
-        if config is None and checkpoint is not None and Path(checkpoint).is_file():
-            self._outline = outline(checkpoint)
+        if config is None and checkpoint is not None:
+            checkpoint = _download(checkpoint)
+            if Path(checkpoint).is_file():
+                self._outline = outline(checkpoint, trust_checkpoint)
+        elif config is not None and not trust_checkpoint:
+            refuse_expressions(config, f"encoder s3prl: config of {upstream}")
         with parameters_in_memory(), contextlib.ExitStack() as stack:  # s3prl encodes a trial while it builds
             file = checkpoint if config is None else stack.enter_context(file_of(config))
             self.encoder = _build(upstream, file, options, trust_checkpoint)
@@ -89,6 +99,15 @@ class S3prlEncoder(AudioEncoder):
         self.width, self.stride = widths[self.place], strides[self.place]
         self.frame_rate_hz = self.sample_rate / self.stride
         self.pad_batches = self.depends_on_batch = pad_batches
+
+    @classmethod
+    def check_stored(cls, init_args: dict[str, Any]) -> None:
+        """A folder must bring the outline of its checkpoint, unless the upstream has no weights."""
+        upstream = init_args.get("upstream")
+        if init_args.get("config") is None and upstream not in WITHOUT_WEIGHTS:
+            raise ValueError(f"upstream: got {upstream!r}, for which s3prl fetches or unpickles a checkpoint")
+        if not all(isinstance(value, bool | int | float) for value in (init_args.get("options") or {}).values()):
+            raise ValueError(f"options: got {init_args['options']!r}; texts among them name files that s3prl reads")
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         """With the outline of its checkpoint where there is one; else the upstream finds its own files again."""
@@ -126,8 +145,25 @@ def _check_sources(upstream: str, checkpoint: str | None, config: Any, options: 
         )
     if takes and checkpoint is None and config is None and not options:
         raise ValueError(f"encoder s3prl: upstream {upstream} needs a checkpoint")
-    if checkpoint is not None and not checkpoint.startswith("http") and not Path(checkpoint).exists():
+    if checkpoint is not None and not _is_url(checkpoint) and not Path(checkpoint).exists():
         raise ValueError(f"encoder s3prl: checkpoint {checkpoint}: no such file")
+
+
+def _is_url(checkpoint: str) -> bool:
+    return checkpoint.startswith(("http://", "https://"))
+
+
+def _download(checkpoint: str) -> str:
+    """The file that a URL names, in s3prl's own cache; any other checkpoint as it is."""
+    if not _is_url(checkpoint):
+        return checkpoint
+    import_s3prl()
+    from s3prl.util.download import urls_to_filepaths
+
+    try:
+        return str(urls_to_filepaths(checkpoint))
+    except OSError as error:
+        raise ValueError(f"encoder s3prl: checkpoint {checkpoint}: can't be fetched ({error})") from None
 
 
 def import_s3prl() -> ModuleType:
@@ -182,15 +218,68 @@ def _pickles(trusted: bool) -> Iterator[None]:
 # --- a checkpoint without its tensors --------------------------------------------------------------------------------
 
 
-def outline(checkpoint: str) -> dict[str, Any] | None:
+def outline(checkpoint: str, trusted: bool = False) -> dict[str, Any] | None:
     """The content of a checkpoint with each tensor replaced by its dtype and shape, so that JSON can hold it.
 
     None where it holds anything but tensors and plain values: such an upstream can't be built without the file.
+
+    Raises:
+        ValueError: it is not trusted, and a text in it is an expression that s3prl could run.
     """
     try:
-        return _without_tensors(torch.load(checkpoint, map_location="cpu", weights_only=True))
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if not trusted:
+            refuse_expressions(content, f"encoder s3prl: {checkpoint}")
+        return _without_tensors(content)
     except (pickle.UnpicklingError, TypeError):
         return None
+
+
+HARMLESS = (
+    ast.Expression, ast.Constant, ast.Name, ast.Attribute, ast.Load, ast.Tuple, ast.List, ast.BinOp, ast.UnaryOp,
+    ast.Add, ast.Sub, ast.Mult, ast.unaryop,
+)  # fmt: skip
+"""Parts of an expression that do no more than put numbers into lists."""
+LONGEST_EXPRESSION = 10_000
+"""Letters of a text that is looked at, and items of the lists that it makes."""
+
+
+def refuse_expressions(content: Any, where: str) -> None:
+    """Refuse texts that do more than list numbers: s3prl hands some of a checkpoint's texts to `eval`.
+
+    Such as `conv_feature_layers`, which is `[(512, 10, 5)] + [(512, 3, 2)] * 4` in many.
+
+    Raises:
+        ValueError: there is one.
+    """
+    values = [content]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            values += value
+        elif isinstance(value, str) and _does_something(value):
+            raise ValueError(
+                f"{where}: the text {value[:80]!r} is code, which s3prl could run; trust_checkpoint: true loads it "
+                "all the same"
+            )
+
+
+def _does_something(text: str) -> bool:
+    """Whether `eval` of a text could do more than put a few numbers into lists."""
+    if len(text) > LONGEST_EXPRESSION:
+        return True
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError):  # `eval` would refuse it as well
+        return False
+    except (RecursionError, MemoryError):
+        return True
+    operands = [side for node in nodes if isinstance(node, ast.BinOp) for side in (node.left, node.right)]
+    factors = [side.value for side in operands if isinstance(side, ast.Constant) and isinstance(side.value, int)]
+    size = math.prod(max(1, factor) for factor in factors)
+    return size > LONGEST_EXPRESSION or not all(isinstance(node, HARMLESS) for node in nodes)
 
 
 def _without_tensors(value: Any) -> Any:

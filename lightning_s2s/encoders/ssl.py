@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
-from lightning_s2s.llms.causal import load_pretrained
+from lightning_s2s.pretrained import build_from, load_pretrained, model_config, without_code
 from lightning_s2s.registry import ENCODERS, unknown_name
 from lightning_s2s.specaugment import draw_spans
 
@@ -51,7 +52,7 @@ class SslEncoder(AudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "facebook/hubert-large-ll60k",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         layers: int | Literal["weighted"] = -1,
         normalize: bool | None = None,
         mask_time_prob: float = 0.0,
@@ -65,7 +66,7 @@ class SslEncoder(AudioEncoder):
             )
         self.mask_time_prob, self.mask_time_length = mask_time_prob, mask_time_length
         self.encoder = build_encoder(checkpoint, config, mask_time_prob)
-        self._config = self.encoder.config.to_diff_dict()
+        self._config = without_code(self.encoder.config)
         self.hears_mel = self.encoder.config.model_type == "wav2vec2-bert"
         if self.hears_mel and normalize is not None:
             raise ValueError("encoder ssl: normalize is for models that hear waveforms; w2v-BERT hears log-mel")
@@ -175,26 +176,22 @@ def build_encoder(checkpoint: str | None, config: dict[str, Any] | None, mask_ti
     Raises:
         ValueError: neither is given, it can't be loaded, or the model is of another type.
     """
-    from transformers import AutoConfig, AutoModel
-
     if config is not None:
-        settings = dict(config)
-        model_type = settings.pop("model_type", None)
-        _check_type(model_type, "config")
-        model_config = AutoConfig.for_model(model_type, **settings)
+        _check_type(config.get("model_type"), "config")
+        settings = model_config(config, "encoder ssl: config")
     elif checkpoint is not None:
-        model_config = load_pretrained("AutoConfig", checkpoint)
-        _check_type(model_config.model_type, checkpoint)
+        settings = load_pretrained("AutoConfig", checkpoint)
+        _check_type(settings.model_type, checkpoint)
     else:
         raise ValueError("encoder ssl: give either checkpoint or config")
-    model_config.layerdrop = 0.0
-    model_config.add_adapter = model_config.use_intermediate_ffn_before_adapter = False
+    settings.layerdrop = 0.0
+    settings.add_adapter = settings.use_intermediate_ffn_before_adapter = False
     # Masks are drawn here, by torch's generator and inside each clip; the model has the vector that hides frames.
-    model_config.apply_spec_augment = mask_time_prob > 0
-    model_config.mask_time_prob, model_config.mask_feature_prob = mask_time_prob, 0.0
+    settings.apply_spec_augment = mask_time_prob > 0
+    settings.mask_time_prob, settings.mask_feature_prob = mask_time_prob, 0.0
     if config is not None:
-        return AutoModel.from_config(model_config)
-    return load_pretrained("AutoModel", checkpoint, config=model_config, dtype=torch.float32)
+        return build_from("AutoModel", settings, "encoder ssl: config", "model")
+    return load_pretrained("AutoModel", checkpoint, config=settings, dtype=torch.float32)
 
 
 def _check_type(model_type: str | None, source: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
 from lightning_s2s.registry import ENCODERS
 
@@ -42,7 +42,7 @@ class WhisperEncoder(WindowedAudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = "openai/whisper-base",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         pooling: int = 2,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,
@@ -52,16 +52,14 @@ class WhisperEncoder(WindowedAudioEncoder):
         mel_mask_bands: int = 12,
     ):
         super().__init__()
-        from transformers import WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Encoder
 
-        from lightning_s2s.llms.causal import load_model
+        from lightning_s2s.pretrained import load_model, model_config
 
         if pooling not in (1, 2):
             raise ValueError(f"encoder whisper: pooling must be 1 or 2; got {pooling}")
         if config is not None:
-            settings = {key: value for key, value in config.items() if key != "model_type"}
-            self.encoder = Encoder(WhisperConfig(**settings))
+            self.encoder = Encoder(model_config({**config, "model_type": "whisper"}, "encoder whisper: config"))
         else:
             self.encoder = load_model("WhisperForConditionalGeneration", checkpoint).model.encoder
         self.pooling, self.frame_rate_hz = pooling, 50.0 / pooling

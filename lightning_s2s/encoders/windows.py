@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.encoders.layers import find_layer
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
+from lightning_s2s.pretrained import without_code
 from lightning_s2s.specaugment import SpecAugment
 
 HOP_SAMPLES = 160
@@ -97,7 +98,7 @@ class WindowedAudioEncoder(AudioEncoder):
         self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        return {**self.init_args, "checkpoint": None, "config": self.encoder.config.to_diff_dict()}
+        return {**self.init_args, "checkpoint": None, "config": without_code(self.encoder.config)}
 
     @abstractmethod
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:

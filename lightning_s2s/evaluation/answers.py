@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import soundfile as sf
 from lightning_s2s.construction.dialogue import EMOTIONS
 from lightning_s2s.construction.rows import TASKS
 from lightning_s2s.construction.writing.grammar import DialogueGrammar
-from lightning_s2s.data.audio import load_audio
-from lightning_s2s.data.chat import content_items
-from lightning_s2s.data.manifest import read_manifest
+from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec, load_audio
+from lightning_s2s.data.dataset import user_audio_items
+from lightning_s2s.data.manifest import ManifestError, read_manifest
 from lightning_s2s.evaluation.answer import Answer, Figure, percentile
 from lightning_s2s.evaluation.report import print_table, write_report
 from lightning_s2s.evaluation.runs import read_run
@@ -34,9 +35,10 @@ class EvaluateAnswersConfig:
         grammar: YAML of the lines and replies, which judges the replies' form, emotion and topic.
         output_dir: gets `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
         num_warmup: answers before the clock counts.
-        limit: only so many questions; 0 for all.
+        limit: only so many questions, 0 or more; 0 for all.
         title: heading of the page.
         runs: folders of the trainings behind the model, whose curves the page shows.
+        trust_sources: also load what the model's folder names outside of itself: hub ids, URLs, other files.
     """
 
     model: str
@@ -47,20 +49,26 @@ class EvaluateAnswersConfig:
     limit: int = 0
     title: str = "Spoken questions and answers"
     runs: list[str] = field(default_factory=list)
+    trust_sources: bool = False
 
 
 def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     """Answer, judge, print the table and the figures, and write the report.
 
     Raises:
-        ValueError: model, manifest or grammar are missing or broken.
+        ValueError: model, manifest or grammar are missing or broken, or a row asks nothing that can be judged.
     """
     from tqdm import tqdm
 
+    for name, value in (("limit", config.limit), ("num_warmup", config.num_warmup)):
+        if value < 0:
+            raise ValueError(f"{name}: got {value}; 0 or more is needed")
     grammar = DialogueGrammar(config.grammar)
     rows = read_manifest(config.questions)
     rows = rows[: config.limit or None]
-    model = SpeechToSpeechModel.from_pretrained(config.model)
+    for row in rows:
+        check_question(row)
+    model = SpeechToSpeechModel.from_pretrained(config.model, trust_sources=config.trust_sources)
     output = Path(config.output_dir)
     (output / "replies").mkdir(parents=True, exist_ok=True)
     for row in rows[: config.num_warmup]:
@@ -69,8 +77,8 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     figures = summarise(answers, grammar)
 
     lines = []
-    for answer in answers:
-        wav = output / "replies" / f"{answer.id}.wav"
+    for answer, name in zip(answers, file_names([answer.id for answer in answers]), strict=True):
+        wav = output / "replies" / f"{name}.wav"
         if answer.reply.waveform is not None:
             with replacing(wav) as temporary:
                 sf.write(temporary, answer.reply.waveform.numpy(), answer.reply.sample_rate)
@@ -84,11 +92,61 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     return figures
 
 
+def find_question(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The content item that is asked: the user's first one with audio.
+
+    Raises:
+        ManifestError: there is none, or it has no emotion to judge the answer by.
+    """
+    item = next(iter(user_audio_items(row["messages"])), None)
+    if item is None:
+        problem = "messages: the user says nothing (an item with `audio`); a spoken question is needed"
+        raise ManifestError(row["manifest"], row["line"], "no question", problem)
+    if not item.get("emotion"):
+        problem = f"emotion: is missing beside the audio {item['audio']!r}; the answer is judged by it"
+        raise ManifestError(row["manifest"], row["line"], "no emotion", problem)
+    return item
+
+
+def check_question(row: Mapping[str, Any]) -> None:
+    """Look for a row's question and the header of its audio, before the model is loaded.
+
+    Raises:
+        ManifestError: there is none, or its audio can't be used.
+    """
+    try:
+        audio_duration_sec(AudioReference.parse(find_question(row)["audio"], row["folder"]))
+    except AudioError as error:
+        raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
+
+
+def file_names(identities: Iterable[str]) -> list[str]:
+    """Names for files, one for each id: the id itself where that is one and no other has it."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for identity in identities:
+        name = plain = re.sub(r"[^\w.-]", "_", identity)[:100].lstrip(".") or "_"
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
 def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: DialogueGrammar) -> Answer:
-    """One row's question answered greedily, in text and sound, and asked for its emotion."""
-    item = content_items(row["messages"][0]["content"])[0]
+    """One row's question answered greedily, in text and sound, and asked for its emotion.
+
+    Raises:
+        ManifestError: the row has no question, or its audio can't be used.
+    """
+    item = find_question(row)
     sample_rate = model.encoder.sample_rate
-    waveform = load_audio(item["audio"], row["folder"], sample_rate)
+    try:
+        waveform = load_audio(item["audio"], row["folder"], sample_rate)
+    except AudioError as error:
+        raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
     reply = model.respond(waveform, sample_rate, greedy=True)
     heard = model.respond(
         waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
@@ -96,10 +154,10 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
     judged = grammar.judge(reply.text)
     return Answer(
         id=row["id"],
-        speaker=row.get("speaker", ""),
-        pair=row.get("pair", row["id"]),
+        speaker=str(row.get("speaker") or ""),
+        pair=str(row.get("pair") or row["id"]),
         ambiguous=bool(row.get("ambiguous")),
-        said=item.get("transcript", ""),
+        said=item.get("transcript") or "",
         emotion_spoken=item["emotion"],
         emotion_heard=heard if heard in EMOTIONS else None,
         reply=reply,

@@ -16,6 +16,7 @@ from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import parse_units, read_manifest
 from lightning_s2s.files import write_text
+from lightning_s2s.reading import parse_json
 from lightning_s2s.sampling import Sampler
 
 
@@ -56,7 +57,7 @@ class Transcriber:
     """
 
     def __init__(self, name: str, device: str = "cpu"):
-        from lightning_s2s.llms.causal import load_pretrained
+        from lightning_s2s.pretrained import load_pretrained
 
         self.processor = load_pretrained("WhisperProcessor", name)
         self.model = load_pretrained("WhisperForConditionalGeneration", name).eval().to(device)
@@ -153,8 +154,12 @@ def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str
     path = folder / "answers.jsonl"
     if not path.is_file():
         raise ValueError(f"answers: {path}: no such file; expected a folder that `evaluate answers` wrote")
-    for line in _limited(path.read_text(encoding="utf-8").splitlines(), limit):
-        record = json.loads(line)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    for number, line in _limited(numbered, limit):
+        record = parse_json(line, f"{path}:{number}")
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("reply", "audio")):
+            raise ValueError(f"{path}:{number}: expected an object with the strings `reply` and `audio`")
         silent = not (folder / record["audio"]).is_file()  # a reply without sound says none of its words
         yield record["reply"], np.zeros(16_000, np.float32) if silent else load_audio(record["audio"], folder, 16_000)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,40 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.checkpoints.weights import skipping_weights
+from lightning_s2s.checkpoints.lora import refresh_rows, rows_of
+from lightning_s2s.component import PlainValues
 from lightning_s2s.data.chat import SPECIAL_TOKENS, ChatTokenizer
-from lightning_s2s.extras import how_to_install
 from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
+from lightning_s2s.pretrained import build_causal_lm, load_model, load_pretrained, without_code
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def build_causal_lm(config: dict[str, Any]):
-    """A transformers causal LM with random weights.
-
-    Raises:
-        ValueError: `config` has no `model_type`, a misspelt key, or transformers has no causal LM of it.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    try:
-        default = AutoConfig.for_model(model_type)
-        for key in settings:  # transformers keeps unknown keys, and takes its defaults (of billions of parameters)
-            meant = [] if hasattr(default, key) else difflib.get_close_matches(key, vars(default), 1, cutoff=0.85)
-            if meant:
-                raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    except ImportError:
-        raise
-    except Exception as error:  # configurations check themselves in many ways, or not before they divide by zero
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config: no causal LM of transformers fits model_type {model_type!r} ({reason})") from None
 
 
 @LLMS.register("causal")
@@ -59,7 +35,8 @@ class CausalLanguageModel(LanguageModel):
         tokenizer_corpus: instead of a tokenizer, a manifest whose texts a new one is trained on.
         tokenizer_size: vocabulary of that new tokenizer, special tokens included.
         dtype: of the weights, such as `float32` or `bfloat16`.
-        lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters.
+        lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters. Tokens
+            that the checkpoint lacks are trained with it, unless its arguments train embeddings in their own way.
         generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
             leaves that to the session.
     """
@@ -67,17 +44,18 @@ class CausalLanguageModel(LanguageModel):
     rates = "text tokens, one a step"
     size = "any: 135M (SmolLM2), 8B (Qwen3)"
     licence = "the checkpoint's own"
+    sources = ("checkpoint", "tokenizer", "tokenizer_corpus")
 
     def __init__(
         self,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         tokenizer: str | None = None,
         tokenizer_corpus: str | None = None,
         tokenizer_size: int = 768,
         dtype: str = "float32",
-        lora: dict[str, Any] | None = None,
-        generation: dict[str, Any] | None = None,
+        lora: PlainValues | None = None,
+        generation: PlainValues | None = None,
     ):
         super().__init__()
         self.generation = None if generation is None else Generation.from_config(generation, "llm causal: generation")
@@ -95,27 +73,33 @@ class CausalLanguageModel(LanguageModel):
         if checkpoint is not None:
             self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
             if tokenizer is not None:
-                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, self.vocabulary)
+                size = self.model.get_input_embeddings().num_embeddings
+                check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
             size = max(len(self.tokenizer), config.get("vocab_size", 0))
             self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
         check_streams(self.model)
+        added = self.tokenizer.missing_special_tokens()
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        self._vocabulary = self.model.get_input_embeddings().num_embeddings
         if lora is not None:
+            if checkpoint is not None and added:  # a folder or a run that this is saved in has them already
+                lora = with_new_tokens(self.model, lora, self.tokenizer.tokenizer.convert_tokens_to_ids(added))
+                self.init_args["lora"] = lora
             self.model = add_lora(self.model, lora)
         self.width = self.model.config.hidden_size
 
     @property
     def vocabulary(self) -> int:
         """V of `logits`."""
-        return self.model.get_input_embeddings().num_embeddings
+        return self._vocabulary
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
-        config = self.model.config.to_diff_dict()
+        config = without_code(self.model.config)
         return {**self.init_args, "checkpoint": None, "config": config, "tokenizer": ".", "tokenizer_corpus": None}
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -157,47 +141,34 @@ def add_lora(model: Any, lora: dict[str, Any]) -> Any:
         ValueError: an argument that peft doesn't know, or that fits no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+    if lora.get("megatron_config"):
+        raise ValueError("llm causal: lora: megatron_config names code that peft would import; leave it out")
     try:
-        return inject_adapter_in_model(LoraConfig(**lora), model)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"llm causal: lora: {error}") from None
-
-
-def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
-    """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`."""
-    import transformers
-
-    try:
-        return getattr(transformers, auto_class).from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if how_to_install(error):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: neither a folder nor a hub id that {auto_class} can load ({reason})") from None
-
-
-def load_model(auto_class: str, name: str, **options: Any) -> Any:
-    """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
-
-    In `lightning_s2s.checkpoints.weights.without_weights` it is built from its configuration alone.
-
-    Raises:
-        ValueError: it can't be loaded, or isn't the checkpoint of such a model.
-    """
-    if skipping_weights():
-        import transformers
-
-        known = getattr(transformers, auto_class)
-        build = known.from_config if auto_class.startswith("Auto") else known._from_config
-        return build(load_pretrained("AutoConfig", name), **options)
-    model, loaded = load_pretrained(auto_class, name, output_loading_info=True, **options)
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(
-            f"{name}: is no checkpoint of {type(model).__name__}: it lacks {len(missing)} of its tensors, such as "
-            f"{missing[0]}"
-        )
+        model = inject_adapter_in_model(LoraConfig(**lora), model)
+    except Exception as error:  # peft checks its arguments in many ways, or not before it indexes with them
+        raise ValueError(f"llm causal: lora: {' '.join(str(error).split())}") from None
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            layer.register_load_state_dict_post_hook(refresh_rows)
     return model
+
+
+def with_new_tokens(model: Any, lora: dict[str, Any], ids: list[int]) -> dict[str, Any]:
+    """LoRA's arguments, by which the rows of new tokens are trained, unless they train embeddings in their own way.
+
+    Args:
+        model: without LoRA.
+        lora: arguments of `peft.LoraConfig`.
+        ids: of the tokens that the checkpoint hasn't learnt.
+    """
+    targets, copies = lora.get("target_modules") or [], lora.get("modules_to_save") or []
+    named = [*([targets] if isinstance(targets, str) else targets), *copies]
+    rows = rows_of(model, ids)
+    if lora.get("trainable_token_indices") or set(named) & set(rows):
+        return lora
+    return {**lora, "trainable_token_indices": rows}
 
 
 def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: int) -> None:

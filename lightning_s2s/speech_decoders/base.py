@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import SPEAKER_WIDTH, SpeechDecoder
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache, taking_slots
 from lightning_s2s.sampling import CheckedSampler, Sampler
@@ -56,7 +57,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def __init__(
         self,
-        config: dict[str, Any] | None,
+        config: PlainValues | None,
         checkpoint: str | None,
         dropout: float,
         num_units: int | None,
@@ -78,7 +79,7 @@ class CausalSpeechDecoder(SpeechDecoder):
 
     def build(self, llm_width: int, text_vocabulary: int, config: dict[str, Any]) -> None:
         """The LM of this configuration, `vocab_size` included, and the projections to its width."""
-        from lightning_s2s.llms.causal import build_causal_lm
+        from lightning_s2s.pretrained import build_causal_lm
 
         self.lm = build_causal_lm(config)
         self.width = self.lm.config.hidden_size

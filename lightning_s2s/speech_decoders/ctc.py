@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.component import PlainValues
 from lightning_s2s.ctc import collapse, frames_needed
 from lightning_s2s.interfaces import CtcLogits, lengths_to_mask
 from lightning_s2s.kv_cache import Slot
@@ -56,7 +57,7 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
         self,
         upsampling: int = 25,
         chunk_conditions: int = 2,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         dropout: float = 0.0,
         num_units: int | None = None,

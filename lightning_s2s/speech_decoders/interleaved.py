@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
 from lightning_s2s.kv_cache import Slot
@@ -65,7 +66,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
     def __init__(
         self,
         interleave: str = "4:8",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         max_units: int = 1500,
         unit_dropout: float = 0.0,
@@ -75,7 +76,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         eos_ids: list[int] | None = None,
         text_conditions: bool = True,
         eos_ends: Literal["turn", "group"] = "turn",
-        generation: dict[str, Any] | None = None,
+        generation: PlainValues | None = None,
         fusion: Literal["none", "gate"] = "none",
     ):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions, fusion)

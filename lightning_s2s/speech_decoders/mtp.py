@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checks import check_count
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
 from lightning_s2s.kv_cache import Slot
@@ -120,7 +121,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
         interleave: str = "4:8",
         units_per_step: int = 4,
         pattern: Literal["group", "delay"] = "group",
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         checkpoint: str | None = None,
         max_units: int = 1500,
         unit_dropout: float = 0.0,

@@ -11,12 +11,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_s2s.checkpoints.folder import SLOTS
 from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.checkpoints.of_stage import CONFIGURATION_KEY, MODEL_KEY
+from lightning_s2s.checkpoints.stored import SLOTS, pack_parts
 from lightning_s2s.component import checkpoint_activations, compile_blocks
 from lightning_s2s.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.data.requirements import DataRequirements
@@ -32,11 +33,9 @@ from lightning_s2s.interfaces import (
     lengths_to_mask,
 )
 from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
+from lightning_s2s.registry import UnregisteredError
 from lightning_s2s.sharding import gathered, is_sharded, shard, whole_norm
 from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
-
-CONFIGURATION_KEY = "lightning_s2s_stage"
-"""Where a checkpoint holds the `class_path` and `init_args` of its stage."""
 
 
 class Stage(L.LightningModule):
@@ -99,6 +98,7 @@ class Stage(L.LightningModule):
         self.lr, self.lr_scale, self.weight_decay = lr, dict(lr_scale or {}), weight_decay
         self.warmup_steps, self.min_lr_ratio = warmup_steps, min_lr_ratio
         self._gathered = contextlib.ExitStack()
+        self._packed: dict[str, Any] | None = None
         if vocoder is not None:
             vocoder.requires_grad_(False)
         self._set_frozen(freeze or [])
@@ -204,6 +204,16 @@ class Stage(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.configuration is not None:
             checkpoint[CONFIGURATION_KEY] = self.configuration
+        checkpoint[MODEL_KEY] = self._description()
+
+    def _description(self) -> dict[str, Any] | None:
+        """What a checkpoint says of its model, so that it can be opened alone; it stays the same in a run."""
+        if self._packed is None:
+            try:
+                self._packed = pack_parts(self.model)
+            except UnregisteredError as error:
+                rank_zero_warn(f"{error}: this run's checkpoints resume, but can't be opened as models")
+        return self._packed
 
     def on_train_start(self) -> None:
         """Parts that are wholly frozen run as in inference: no dropout, no augmentation.

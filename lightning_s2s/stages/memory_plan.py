@@ -243,7 +243,7 @@ def batch_bytes(stage: Any, components: list[ComponentSize], duration_sec: float
     if getattr(stage, "text_weight", None) is not None or model.encoder is not None:
         text += logits("llm", model.llm.vocabulary, TEXT_TOKENS_HZ, LOGITS_AT_ONCE / duration_sec)
     if model.speech_decoder is not None and model.vocoder is not None:
-        rate = model.vocoder.unit_rate_hz * model.vocoder.codebooks_per_frame
+        rate = model.vocoder.unit_rate_hz  # the units of all codebooks, which follow each other in one stream
         unit = kept("speech_decoder", rate) + logits("speech_decoder", model.num_units or 0, rate)
     return duration_sec * max(audio, text, unit)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,20 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
+from lightning_s2s.checkpoints.plain import first_cause, load_plain, naming, save_plain
+from lightning_s2s.checkpoints.plain_pieces import PlainPlanner, PlainReader
 from lightning_s2s.checkpoints.sharded import META, is_sharded_checkpoint, next_folder, publish, with_names
 from lightning_s2s.checkpoints.weights import without_weights
+from lightning_s2s.files import saying_no_space
 from lightning_s2s.interfaces import Component
 
 
@@ -64,14 +75,28 @@ class FSDP2Strategy(ModelParallelStrategy):
         tensors = {"state_dict": checkpoint.pop("state_dict")}
         for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
             tensors[f"optimizer_{number}"] = state
+        try:
+            with saying_no_space(path, folder):
+                if self.is_global_zero:
+                    save_plain(checkpoint, folder / META)
+                if self.asynchronous:
+                    self._save_behind(tensors, folder, path)
+                else:
+                    with _by_its_cause():
+                        dist.checkpoint.save(tensors, checkpoint_id=folder)
+                    self._publish(folder, path)
+        except BaseException:
+            self._discard(folder)
+            raise
+
+    def _publish(self, folder: Path, path: Path) -> None:
         if self.is_global_zero:
-            torch.save(checkpoint, folder / META)
-        if self.asynchronous:
-            self._save_behind(tensors, folder, path)
-        else:
-            dist.checkpoint.save(tensors, checkpoint_id=folder)
-            if self.is_global_zero:
-                publish(folder, path)
+            publish(folder, path)
+
+    def _discard(self, folder: Path) -> None:
+        """What could not be written whole gives its space back."""
+        if self.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _save_behind(self, tensors: dict[str, Any], folder: Path, path: Path) -> None:
         if self._writers is None:  # of its own, so that nothing comes between the training's messages
@@ -80,9 +105,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert isinstance(written, Future)
 
         def finish() -> None:
-            written.result()
-            if self.is_global_zero:
-                publish(folder, path)
+            try:
+                with saying_no_space(path, folder):
+                    with _by_its_cause():
+                        written.result()
+                    self._publish(folder, path)
+            except BaseException:
+                self._discard(folder)
+                raise
 
         # Not as a callback of `written`, whose result is there before its callbacks have run.
         self._writing = self._waiter.submit(finish)
@@ -94,13 +124,16 @@ class FSDP2Strategy(ModelParallelStrategy):
             writing.result()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore model and optimisers; gives the rest. Nothing in the checkpoint is run, whatever `weights_only` says.
+
+        Raises:
+            ValueError: it is no checkpoint, broken, or holds code.
+        """
         path = Path(self.broadcast(str(checkpoint_path)))
         if is_sharded_checkpoint(path):
-            return super().load_checkpoint(path, weights_only)
-        if not path.is_file():
-            raise ValueError(f"{path}: no checkpoint; expected a folder with {META}, or a .ckpt file")
+            return self._load_pieces(path)
         # Of a single process. Lightning's own way takes the optimiser's parameters to be in the model's order.
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        content = load_plain(path, mmap=True)
         whole = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self.model, content.pop("state_dict"), options=whole)
         for optimizer, state in zip(self.optimizers, content.pop("optimizer_states", []), strict=False):
@@ -108,12 +141,42 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=whole)
         return content
 
+    def _load_pieces(self, path: Path) -> dict[str, Any]:
+        """As Lightning's own, which unpickles."""
+        assert self.model is not None and self.lightning_module is not None
+        content = load_plain(path / META)
+
+        def fill(name: str, state: Any) -> Any:
+            pieces = {name: state}
+            with naming(path):
+                dist.checkpoint.load(pieces, storage_reader=PlainReader(path), planner=PlainPlanner())
+            return pieces[name]
+
+        state = fill("state_dict", get_model_state_dict(self.model))
+        self.model.load_state_dict(state, strict=self.lightning_module.strict_loading)
+        for number, optimizer in enumerate(self.optimizers):
+            state = fill(f"optimizer_{number}", get_optimizer_state_dict(self.model, optimizer))
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state, options=options)
+        return content
+
     def teardown(self) -> None:
-        self.finish_saving()
-        if self._writers is not None:
-            dist.destroy_process_group(self._writers)
-            self._writers = None
-        super().teardown()
+        try:
+            self.finish_saving()
+        finally:
+            if self._writers is not None:
+                dist.destroy_process_group(self._writers)
+                self._writers = None
+            super().teardown()
+
+
+@contextmanager
+def _by_its_cause() -> Iterator[None]:
+    """Raise what went wrong in the first process that failed; torch's own error is no Exception and many lines."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise first_cause(error) from None
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over all processes")

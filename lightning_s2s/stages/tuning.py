@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics
 
@@ -30,6 +32,11 @@ class EmpatheticInstructionTuning(Stage):
         self.unit_weight = unit_weight
         self._leave_idle("hidden_states")
         self.free_answers = FreeAnswerMetrics(num_generated)
+
+    def data_requirements(self) -> DataRequirements:
+        """What batches must fit; with a speech decoder to train, some of the rows must be spoken."""
+        trained = any(parameter.requires_grad for parameter in self.model.speech_decoder.parameters())
+        return replace(super().data_requirements(), trains_speech=trained and self.unit_weight != 0)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
         output = self.model(batch, whole=split == "train")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import WEIGHTS, load_tensors, read_state_dict
+from lightning_s2s.component import PlainValues
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
 from lightning_s2s.vocoders.flattened import FlattenedCodecVocoder
@@ -45,13 +46,14 @@ class EncodecVocoder(FlattenedCodecVocoder):
     size = "15M"
     licence = "none named"
     extra = "codecs"
+    sources = ("checkpoint", "pretrained")
 
     def __init__(
         self,
         checkpoint: str | None = None,
         pretrained: bool = False,
         bandwidth: float = 6.0,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
     ):
         super().__init__()
         if bandwidth not in BANDWIDTHS:

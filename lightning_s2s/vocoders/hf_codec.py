@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_s2s.component import PlainValues
+from lightning_s2s.pretrained import build_model, load_pretrained, without_code
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
 from lightning_s2s.vocoders.flattened import FlattenedCodecVocoder
@@ -233,7 +235,7 @@ class HfCodecVocoder(FlattenedCodecVocoder):
     def __init__(
         self,
         checkpoint: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
         num_codebooks: int | None = None,
         chunk_units: int | None = None,
         left_context_units: int | None = None,
@@ -274,7 +276,7 @@ class HfCodecVocoder(FlattenedCodecVocoder):
         self.codec.window = Window(chunk, left, right)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        return {**self.init_args, "checkpoint": None, "config": self.model.config.to_diff_dict()}
+        return {**self.init_args, "checkpoint": None, "config": without_code(self.model.config)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> HfCodecVocoder:
         super()._apply(fn, recurse)
@@ -305,8 +307,6 @@ class HfCodecVocoder(FlattenedCodecVocoder):
 
 
 def _load(checkpoint: str) -> Any:
-    from lightning_s2s.llms.causal import load_pretrained
-
     _check_type(load_pretrained("AutoConfig", checkpoint).model_type, checkpoint)
     return load_pretrained("AutoModel", checkpoint, dtype="float32")
 
@@ -319,26 +319,6 @@ def _build(config: dict[str, Any]) -> Any:
         if name.endswith((".embed", ".embed_sum")):
             buffer.normal_()
     return model
-
-
-def build_model(config: dict[str, Any], where: str) -> Any:
-    """A model of transformers with random weights.
-
-    Args:
-        config: its configuration, with its `model_type`.
-        where: the configuration was given, for the message.
-
-    Raises:
-        ValueError: there is no such `model_type`, or it has no such configuration.
-    """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModel
-
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        return AutoModel.from_config(AutoConfig.for_model(config.get("model_type"), **settings))
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise ValueError(f"{where}: {str(error).strip().splitlines()[-1].strip()}") from None
 
 
 def _check_type(model_type: str | None, source: str) -> None:

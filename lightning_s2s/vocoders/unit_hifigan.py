@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import Shards, assign_tensors, parameters_on_meta, read_json, read_state_dict
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import Vocoder
+from lightning_s2s.pretrained import build_model, load_pretrained, without_code
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms
-from lightning_s2s.vocoders.hf_codec import build_model
 
 PREFIX = "vocoder."
 """Where a whole SeamlessM4T keeps its vocoder."""
@@ -63,6 +64,7 @@ class UnitHifiganVocoder(Vocoder):
     rates = "at most 50 Hz, 10,000 units, 16,000 Hz"
     size = "42M, and the SSL model for `tokenize`"
     licence = "CC-BY-NC-4.0"
+    sources = ("checkpoint", "hubert", "kmeans")
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class UnitHifiganVocoder(Vocoder):
         deduplicate: bool = True,
         speaker_id: int = 0,
         language_id: int = 0,
-        config: dict[str, Any] | None = None,
+        config: PlainValues | None = None,
     ):
         super().__init__()
         given = dict(config or {})
@@ -128,9 +130,9 @@ class UnitHifiganVocoder(Vocoder):
         self.register_buffer("centroids", centroids)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        config: dict[str, Any] = {"vocoder": self.vocoder.config.to_diff_dict()}
+        config: dict[str, Any] = {"vocoder": without_code(self.vocoder.config)}
         if self.hubert is not None:
-            config |= {"hubert": self.hubert.config.to_diff_dict(), "normalize": self.normalize}
+            config |= {"hubert": without_code(self.hubert.config), "normalize": self.normalize}
         return self.init_args | {"checkpoint": None, "hubert": None, "kmeans": None, "config": config}
 
     def train(self, mode: bool = True) -> UnitHifiganVocoder:
@@ -296,14 +298,10 @@ def _load_vocoder(folder: Path) -> Any:
 
 
 def _load_hubert(name: str) -> Any:
-    from lightning_s2s.llms.causal import load_pretrained
-
     return load_pretrained("AutoModel", name, dtype="float32")
 
 
 def _normalizes(name: str) -> bool:
-    from lightning_s2s.llms.causal import load_pretrained
-
     return bool(load_pretrained("Wav2Vec2FeatureExtractor", name).do_normalize)
 
 

@@ -8,16 +8,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from waiting import SAFETY_LIMIT_SEC, wait_for
 
 from lightning_s2s.cli import main
 from lightning_s2s.evaluation.ablation import running
 from lightning_s2s.evaluation.ablation.reading import read_study
 from lightning_s2s.evaluation.ablation.study import Command, plan
+from lightning_s2s.locks import holding
 
 ROOT = Path(__file__).parents[2]
 TINY_LM = {
@@ -78,36 +79,26 @@ def table(page: str) -> list[str]:
     return [line for line in page.partition("## What the variants change")[0].splitlines() if line.startswith("|")]
 
 
-def handles_sigterm(process: int) -> bool:
-    """Whether a process has set a handler for SIGTERM: a `fit` that trains has."""
-    status = Path(f"/proc/{process}/status").read_text()
-    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def wait_for(condition, seconds: float = 600.0):
-    """The condition's value, once it is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited too long")
-
-
 @pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_and_gives_what_its_commands_give(folder: Path, capsys):
+    stage = yaml.safe_load((folder / "stage.yaml").read_text())
+    pause = {"class_path": "pausing.PauseOnce", "init_args": {"folder": str(folder), "after_step": STEPS // 2}}
+    stage["trainer"]["callbacks"] = [pause]
+    (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
     ablate = [sys.executable, "-m", "lightning_s2s.cli", "ablate", "study.yaml"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    paths = [ROOT, Path(__file__).parent, ROOT / "tests"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     killed = subprocess.Popen(ablate, env=environment, stderr=subprocess.DEVNULL)
-    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children")
-    child = int(wait_for(lambda: children.read_text().split())[0])
-    wait_for(lambda: handles_sigterm(child))
-    os.kill(child, signal.SIGSTOP)
+
+    def process_that_pauses() -> str:
+        assert killed.poll() is None
+        return (folder / "paused").read_text() if (folder / "paused").exists() else ""
+
+    child = int(wait_for(process_that_pauses, "the first command to reach its pause"))
     killed.kill()  # the command that it had begun would go on alone to its end: here it is told to save itself
     killed.wait()
     os.kill(child, signal.SIGTERM)
-    os.kill(child, signal.SIGCONT)
+    (folder / "go").touch()
 
     again = subprocess.run(ablate, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
@@ -265,7 +256,7 @@ def test_a_changed_study_does_not_take_old_results(folder: Path, fake_run, capsy
 def test_a_real_failure_leaves_its_log(folder: Path):
     command = plan(read_study("study.yaml"))[0].commands["speak"]
     wrong = Command("speak", "x", ("fit", "--config", "missing.yaml"), (), folder / "wrong", ())
-    with running.lock(folder / "study") as held:
+    with holding(folder / "study", "another call") as held:
         assert running.run_command(wrong, held) == 2
     assert not running.is_finished(command)
     assert running._log_end(wrong) == f" (error: --config missing.yaml: no such file); see {folder}/wrong/output.log"
@@ -278,25 +269,18 @@ def test_a_real_failure_leaves_its_log(folder: Path):
 def test_a_signal_ends_the_study_once_the_command_has_saved_itself(number):
     """The child has a session of its own, as commands have, and ignores SIGINT, as those in the background do."""
     code = """
-import signal, sys, time
+import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 print("ready", flush=True)
-time.sleep(60)
+while True:
+    signal.pause()
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"ready\n"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), running._signals_to(process):
         os.kill(os.getpid(), number)
-        process.wait(timeout=30)
+        process.wait(SAFETY_LIMIT_SEC)
     assert process.returncode == 3
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-
-
-def test_a_lock_is_held_until_the_last_command_ends(tmp_path: Path, capsys):
-    with running.lock(tmp_path) as held:
-        left_behind = subprocess.Popen(["sleep", "1"], pass_fds=[held])
-    with running.lock(tmp_path):
-        left_behind.wait(timeout=0.5)
-    assert "another call, or a step that it left behind, is at work; waiting" in capsys.readouterr().err

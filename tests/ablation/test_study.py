@@ -277,15 +277,16 @@ def test_options_have_one_type_in_all_variants(folder: Path):
 # --- the studies of the repository ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("variants", ["first", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_the_repositorys_studies_run(path: Path, workplace: Path):
+def test_the_repositorys_studies_run(path: Path, variants: str, workplace: Path):
     """Cut down to a step: every training, the questions of the first variant, and the measures that they leave."""
     study = read_study(path.relative_to(ROOT))
     assert str(study.output_dir) == f"runs/ablations/{path.stem}"
     assert {measure.kind for measure in study.measures} >= {"quality"}
     runs = [run for run in plan(study) if run.seed == study.seeds[0]]
     check_options(commands_of(runs))
-    for run in runs:
+    for run in runs[:1] if variants == "first" else runs:
         for step, command in run.commands.items():
             is_fit = command.arguments[0] == "fit"
             if is_finished(command) or not (is_fit or (step == "answers" and path.stem in ASKED and run is runs[0])):

@@ -13,7 +13,8 @@ from conftest import last_line
 
 from lightning_s2s import cli, extras
 from lightning_s2s.cli import main
-from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line
+from lightning_s2s.commands.messages import CommandError, check_configs, explain
+from lightning_s2s.reading import one_line
 
 HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib", "yaml")
 
@@ -158,7 +159,7 @@ def fail_with(error: Exception):
 )
 def test_errors_end_as_one_line_and_a_status(monkeypatch, run, error, code, expected):
     monkeypatch.setattr(cli, "_dispatch", fail_with(error))
-    monkeypatch.setattr(cli, "_raised_here", lambda error: True)
+    monkeypatch.setattr(cli, "raised_here", lambda error: True)
     assert run("respond") == (code, "", expected)
 
 

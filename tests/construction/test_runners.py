@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from waiting import SAFETY_LIMIT_SEC, wait_for
 
 from lightning_s2s.construction.dialogue import Usage
 from lightning_s2s.construction.running import Failure, Local, Ray, Step, run_step
@@ -78,7 +79,7 @@ def test_an_error_ends_the_run_and_keeps_what_was_done(step, tmp_path):
 
 def test_threads_work_side_by_side(tmp_path):
     """Each batch waits for another: with one thread, none would end."""
-    step, meeting = Square(tmp_path / "log", threads=2), threading.Barrier(2, timeout=20)
+    step, meeting = Square(tmp_path / "log", threads=2), threading.Barrier(2, timeout=SAFETY_LIMIT_SEC)
     step.batch_size = 2
     step.run = lambda batch: [meeting.wait() * 0 + item for item in batch]
     assert run_step(step, [1, 2, 3, 4], Local(), tmp_path) == [1, 2, 3, 4]
@@ -125,30 +126,38 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from test_runners import Sleeper\n"
+        "from test_runners import Endless\n"
         "from lightning_s2s.construction.running import Local, run_step\n"
         "from pathlib import Path\n"
         "if __name__ == '__main__':\n"
-        "    run_step(Sleeper(Path(sys.argv[2])), list(range(4)), Local(processes=2), Path(sys.argv[2]))\n"
+        "    run_step(Endless(Path(sys.argv[2])), list(range(4)), Local(processes=2), Path(sys.argv[2]))\n"
     )
     script = tmp_path / "main.py"
     script.write_text(program)
-    child = subprocess.Popen([sys.executable, script, str(Path(__file__).parent), str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    child = subprocess.Popen([sys.executable, script, *paths[:1], str(tmp_path)], env=environment)
+    wait_for(lambda: child.poll() is not None or len(list(tmp_path.glob("*.worker"))) == 2, "two workers to begin")
     child.send_signal(signal.SIGKILL)
-    child.wait()
-    workers = [int(path.stem) for path in pids]
-    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert child.wait() == -signal.SIGKILL
+    for path in tmp_path.glob("*.worker"):
+        wait_for(lambda path=path: not is_held(path), "a worker to end")
 
 
-class Sleeper(Step):
-    """Notes its process and sleeps."""
+def is_held(path: Path) -> bool:
+    """Whether a process lives that has locked the file."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
-    name = "sleep"
+
+class Endless(Step):
+    """Locks a file of its process and never ends."""
+
+    name = "endless"
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -157,8 +166,10 @@ class Sleeper(Step):
         return str(item)
 
     def run(self, batch):
-        (self.folder / f"{os.getpid()}.pid").touch()
-        time.sleep(120)
+        with (self.folder / f"{os.getpid()}.locked").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            Path(file.name).rename(self.folder / f"{os.getpid()}.worker")
+            threading.Event().wait()
         return [0 for _ in batch]
 
 

@@ -148,7 +148,7 @@ def test_what_espeak_refuses(tmp_path):
     program.chmod(0o755)
     with pytest.raises(ValueError, match="voice 'xx': no such voice"):
         Espeak(str(program)).check(["xx"])
-    program.write_text("#!/bin/sh\nexec sleep 30\n")
+    program.write_text("#!/bin/sh\nexec sleep 86400\n")
     with pytest.raises(SpeechError, match="took over 0.1 s"):
         Espeak(str(program), timeout_sec=0.1).synthesise("hello", "en")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
+from servers import LATE, treat_marked_answers_as_late, url_of_nobody
 from test_speech import as_file, tone
+from waiting import wait_for
 
 from lightning_s2s.construction.running import Failure, Local, run_step
 from lightning_s2s.construction.speaking import SpeakTexts
@@ -24,6 +25,7 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.times, self.keys = [], Counter(), []
+        self.closing = Event()
         Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request, client_address):
@@ -42,14 +44,16 @@ class Handler(BaseHTTPRequestHandler):
         fault, _, times = text.partition(" ")
         if times.isdigit() and self.server.times[text] > int(times):
             fault = "speak"
-        if fault == "late":
-            time.sleep(3.0)
+        if fault == "never":
+            self.server.closing.wait()
         status = int(fault) if fault.isdigit() else 200
         error = json.dumps({"error": {"message": f"the server says {fault}"}}).encode()
         content = {"empty": b"", "torn": SOUND[:-5000], "json": error}.get(fault, error if status > 200 else SOUND)
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Retry-After-Ms", "1")
+        if fault == "late":
+            self.send_header(LATE, "1")
         self.end_headers()
         self.wfile.write(content)
 
@@ -58,10 +62,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     pytest.importorskip("openai", reason="the package openai is not installed")
+    treat_marked_answers_as_late(monkeypatch)
     server = FaultyServer()
     yield server
+    server.closing.set()
     server.shutdown()
     server.server_close()
 
@@ -69,7 +75,7 @@ def server():
 @pytest.fixture
 def engine(server):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=1.0, pause_sec=0.01)
+    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=600.0, pause_sec=0.01)
 
 
 def test_what_is_asked_for(engine, server, monkeypatch):
@@ -104,13 +110,20 @@ def test_what_passes_is_tried_again(text, engine, server):
         ("empty", "got no audio"),
         ("torn", "got 11000 of 16000 bytes"),
         ("json", "got no audio that can be read"),
-        ("late", "got no answer within 1 s"),
+        ("late", "got no answer within 600 s"),
     ],
 )
 def test_what_does_not_pass_costs_one_text(text, message, engine, server):
     with pytest.raises(SpeechError, match=message):
         engine.synthesise(text, "vivian")
     assert server.times[text] == 4
+
+
+def test_a_server_that_never_answers_is_given_up_by_the_clock(engine, server):
+    engine.timeout_sec = 0.2
+    with pytest.raises(SpeechError, match="got no answer within 0.2 s"):
+        engine.synthesise("never", "vivian")
+    wait_for(lambda: len(server.requests) == 4, "the requests to arrive, which may take longer than they wait")
 
 
 @pytest.mark.parametrize(
@@ -122,17 +135,14 @@ def test_what_is_refused_ends_the_run(text, message, engine, server):
     assert server.times[text] == 1
 
 
-def test_a_server_that_is_not_there(engine, server):
-    server.shutdown()
-    server.server_close()
+def test_a_server_that_is_not_there(engine):
     engine.max_retries = 0
-    with pytest.raises(ValueError, match="no answer .*refused"):
+    with url_of_nobody() as engine.base_url, pytest.raises(ValueError, match="no answer .*refused"):
         engine.synthesise("hello", "vivian")
 
 
 def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
     """A run over good and bad texts, several at a time, and a second one once the server is well."""
-    engine.timeout_sec = 30.0  # a machine that is busy counts nothing here
     texts = ["a", "429 1", "b", "torn", "c", "500 2", "empty", "d", "json 1"]
     step = SpeakTexts("replies", engine, 1.0, tmp_path)
     items = [("vivian", text, "sad") for text in texts]

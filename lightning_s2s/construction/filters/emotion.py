@@ -80,7 +80,7 @@ class EmotionAgreement(_Agreement):
 
     @cached_property
     def _network(self) -> tuple[Any, Any]:
-        from lightning_s2s.llms.causal import load_model, load_pretrained
+        from lightning_s2s.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
         network = load_model("AutoModelForAudioClassification", self.model).eval().to(self.device)

@@ -192,7 +192,7 @@ class SpeakerSimilarity(Filter):
 
     @cached_property
     def _network(self) -> tuple[Any, Any]:
-        from lightning_s2s.llms.causal import load_model, load_pretrained
+        from lightning_s2s.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
         return extractor, load_model("AutoModelForAudioXVector", self.model).eval().to(self.device)

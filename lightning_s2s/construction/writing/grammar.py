@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lightning_s2s.construction.dialogue import EMOTIONS
-from lightning_s2s.files import read_yaml
+from lightning_s2s.reading import read_yaml
 
 
 class DialogueGrammar:

@@ -18,7 +18,7 @@ from lightning_s2s.evaluation.ablation.study import (
     references,
     slug,
 )
-from lightning_s2s.files import read_yaml
+from lightning_s2s.reading import read_yaml
 from lightning_s2s.registry import unknown_name
 
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")

@@ -65,7 +65,7 @@ def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
 
     Args:
         commands: in order.
-        held: the study's `lock`.
+        held: the lock on the study's folder, see `lightning_s2s.locks`.
 
     Returns:
         What failed.
@@ -142,29 +142,6 @@ def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
     if received:
         raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[int]:
-    """Hold a study's folder; a command that outlived a killed study holds it, too, and its end is waited for.
-
-    Yields:
-        The lock's file descriptor. Commands inherit it, and so the lock is held until the last of them ends.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"{folder}: another call, or a step that it left behind, is at work; waiting",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _record(command: Command) -> dict[str, object]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import load_tensors
+from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.glm4_voice.checkpoint import read_decoder, read_tokenizer_config, read_tokenizer_tensors
@@ -56,12 +57,13 @@ class Glm4VoiceVocoder(Vocoder):
     rates = "12.5 Hz, 16,384 units, 22,050 Hz"
     size = "132M, and 343M for `tokenize`"
     licence = "GLM-4-Voice model licence"
+    sources = ("decoder", "tokenizer")
 
     def __init__(
         self,
         decoder: str | None = None,
         tokenizer: str | None = None,
-        config: dict[str, dict[str, Any]] | None = None,
+        config: PlainValues | None = None,
         first_chunk_units: int = 10,
         chunk_units: int = 10,
         left_context_units: int = 30,
