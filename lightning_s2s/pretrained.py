@@ -31,7 +31,7 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`.
 
     Raises:
-        ValueError: nothing of this name can be loaded, or only by code that comes with it, or its weights aren't finite.
+        ValueError: nothing of this name can be loaded, only by code that comes with it, or weights that aren't finite.
     """
     import transformers
 
