@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+def in_float32(module: nn.Module, *arguments: Any) -> Any:
+    """What `module` would give if its weights were float32: for what knows no other precision, or needs this one."""
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    widened = {
+        name: tensor.float()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    }
+    return torch.func.functional_call(module, widened, arguments) if widened else module(*arguments)
 
 
 class LogMelSpectrogram(nn.Module):
@@ -31,12 +44,11 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(B, T) -> (B, num_mels, T // hop_length), in the precision of the module, computed in float32."""
+        """(B, T) -> (B, num_mels, T // hop_length) float32, whatever the precision of what reads them."""
         pad = (self.win_length - self.hop_length) // 2
         padded = nn.functional.pad(waveform.float(), (pad, pad))
         spectrum = torch.stft(
             padded, self.win_length, self.hop_length, window=self.window.float(), center=False, return_complex=True
         )
         with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
-            features = (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()
-        return features.to(self.filters.dtype)
+            return (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()

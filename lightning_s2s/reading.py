@@ -183,8 +183,12 @@ def _depth(content: Any) -> int:
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, loader_class: type[yaml.SafeLoader] | None = None) -> Any:
     """The content of a YAML file.
+
+    Args:
+        path: of the file.
+        loader_class: a SafeLoader that knows more tags; None takes SafeLoader itself.
 
     Raises:
         OSError: it can't be read.
@@ -195,7 +199,7 @@ def read_yaml(path: Path) -> Any:
         text = _read_bytes(path, "YAML").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid YAML: {error}", str(path)) from None
-    return parse_yaml(text, path)
+    return parse_yaml(text, path, loader_class)
 
 
 def parse_yaml(text: str, source: str | Path, loader_class: type[yaml.SafeLoader] | None = None) -> Any:

@@ -339,11 +339,10 @@ def test_plain_values():
 
 LOADERS = {
     # Plain values and tensors alone, each by `weights_only=True`:
-    "torch.load": {"checkpoints.handoff", "checkpoints.of_stage", "checkpoints.sharded", "checkpoints.weights",
-                   "encoders.s3prl", "stages.strategies"},
+    "torch.load": {"checkpoints.plain", "checkpoints.plain_pieces", "checkpoints.weights", "encoders.s3prl"},
     "torch.hub.load_state_dict_from_url": {"vocoders.encodec"},
     # Classes of an index alone:
-    "pickle.Unpickler": {"checkpoints.sharded"},
+    "_IndexUnpickler": {"checkpoints.plain_pieces"},
     # What this program sent to its own workers:
     "pickle.loads": {"construction.running.ray"},
     # The one door to transformers, `trust_remote_code=False`:

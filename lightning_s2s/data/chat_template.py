@@ -1,14 +1,17 @@
 """A tokenizer's chat template, with marks in place of the contents: no content can be mistaken for its markup.
 
-This file imports neither torch nor transformers.
+A template is a stranger's program, see `lightning_s2s.data.template_renderer`. This file imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from lightning_s2s.data.template_renderer import TemplateBombError, render, render_apart
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ MARK = re.compile("\ue000(\\d+)\ue001")
 
 PROBES = (("system", "user", "assistant", "user", "assistant"), ("user", "assistant", "user", "assistant"))
 
+Key = tuple[bool, tuple[str, ...]]
+"""Whether the generation prompt follows, and the roles."""
+
 
 class ChatTemplate:
     """Any chat template of transformers, with thinking off.
@@ -34,6 +40,9 @@ class ChatTemplate:
 
     Args:
         tokenizer: of transformers; its `chat_template` may be replaced.
+
+    Raises:
+        ValueError: the template takes more time or memory than any that writes dialogues.
 
     Attributes:
         turn_end: the special token that closes the assistant's turn.
@@ -45,11 +54,13 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.turn_end, self.has_system = IM_END, True
         self.uses: tuple[str, ...] = (IM_START, IM_END)
-        self._rendered: dict[tuple[bool, tuple[str, ...]], str] = {}
+        self._rendered: dict[Key, str] = {}
+        self._raw: dict[Key, tuple[str | None, str | None]] = {}
         if problem := self._study():
             log.warning("%s: using ChatML instead", problem)
             tokenizer.chat_template = CHATML_TEMPLATE
             self._rendered.clear()
+            self._raw.clear()
             self._study()
 
     def _study(self) -> str | None:
@@ -61,6 +72,8 @@ class ChatTemplate:
         for roles in PROBES:
             try:
                 rendered = self.render(roles)
+            except TemplateBombError:
+                raise
             except ValueError as error:
                 problem = str(error)
                 continue
@@ -80,22 +93,32 @@ class ChatTemplate:
             ValueError: the template refuses these roles, or leaves a message out or moves it.
         """
         key = (add_generation_prompt, tuple(roles))
-        if key not in self._rendered:  # with marks for contents, dialogues of the same roles render alike
-            try:
-                rendered = self.tokenizer.apply_chat_template(
-                    [{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)],
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    enable_thinking=False,
-                    thinking=False,
-                )
-            except Exception as error:  # templates raise what they like, e.g. "System role not supported"
-                raise ValueError(f"chat template: refuses the roles {', '.join(roles)} ({error})") from None
+        if key not in self._rendered:
+            rendered, problem = self._render(key)
+            if rendered is None:
+                raise ValueError(f"chat template: refuses the roles {', '.join(roles)} ({problem})")
             if MARK.findall(rendered) != [str(i) for i in range(len(roles))]:
                 what = "leaves out, repeats or moves messages of"
                 raise ValueError(f"chat template: {what} the roles {', '.join(roles)}")
             self._rendered[key] = _without_thinking(rendered) if add_generation_prompt else rendered
         return self._rendered[key]
+
+    def _render(self, key: Key) -> tuple[str | None, str | None]:
+        """The text, or what the template says against these roles.
+
+        With marks for contents, dialogues of the same roles render alike; those that may come next are rendered along.
+        """
+        if key not in self._raw:
+            known = self.tokenizer.chat_template == CHATML_TEMPLATE
+            keys = [key] if known else list(dict.fromkeys([key, *_likely(key[1])]))
+            dialogues = [
+                ([{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)], add_generation_prompt)
+                for add_generation_prompt, roles in keys
+            ]
+            template, variables = str(self.tokenizer.get_chat_template()), variables_of(self.tokenizer)
+            run = render if known else render_apart
+            self._raw.update(zip(keys, run(template, variables, dialogues), strict=True))
+        return self._raw[key]
 
     def render_with_answer(self, roles: Sequence[str]) -> str:
         """`render` of a dialogue that the assistant ends, whose last turn follows the generation prompt.
@@ -105,6 +128,23 @@ class ChatTemplate:
         last = _MARK.format(len(roles) - 1)
         prompt = self.render(roles[:-1], add_generation_prompt=True)
         return prompt + last + self.render(roles).rpartition(last)[2]
+
+
+def variables_of(tokenizer: Any) -> dict[str, Any]:
+    """What a template can read beside the messages: thinking is off, there are no tools."""
+    special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    return {**special, "tools": None, "documents": None, "enable_thinking": False, "thinking": False}
+
+
+def _likely(roles: Sequence[str]) -> Iterator[Key]:
+    """What will be asked for beside these roles: its beginnings, and dialogues that go on with a few turns."""
+    start = roles[:1] if roles[0] == "system" else roles[:0]
+    turns = ("user", "assistant") * max(6, len(roles))
+    for length in range(1, len(turns) // 2 * 2 + 1):
+        alternating = (*start, *turns[:length])
+        yield False, alternating
+        if alternating[-1] == "user":
+            yield True, alternating
 
 
 def _without_thinking(prompt: str) -> str:

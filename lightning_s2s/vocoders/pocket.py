@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import load_weights
-from lightning_s2s.features import LogMelSpectrogram
+from lightning_s2s.features import LogMelSpectrogram, in_float32
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.source_filter import HarmonicNoiseSynthesizer, SpeechParameters, SynthesisState
@@ -120,7 +120,7 @@ class PocketEncoder(nn.Module):
         self.spread = nn.BatchNorm1d(num_dims, affine=False)  # unit variance, or few grid points would be used
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.stem(mel)
+        x = self.stem(mel.to(self.stem.weight.dtype))
         for block in self.blocks:
             x = block(x)
         x = self.down(x)
@@ -157,7 +157,7 @@ class PocketDecoder(nn.Module):
             self.head.bias[1 : 1 + num_bands] = -5.0
 
     def forward(self, values: Tensor, state: PocketStreamState, last: bool) -> SpeechParameters:
-        x = self.stem(values.transpose(1, 2), state, last)
+        x = self.stem(values.transpose(1, 2).to(self.stem.weight.dtype), state, last)
         for block in self.low_blocks:
             x = block(x, state, last)
         x = self.up(x.transpose(1, 2)).unflatten(-1, (self.frames_per_unit, -1)).flatten(1, 2).transpose(1, 2)
@@ -165,7 +165,7 @@ class PocketDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, state, last)
         with torch.autocast(x.device.type, enabled=False):  # a pitch needs more than bfloat16's 8 bits
-            y = self.head(self.norm(x.transpose(1, 2).float()))
+            y = in_float32(self.head, in_float32(self.norm, x.transpose(1, 2).float()))
         envelope, aperiodicity = y[..., 1 : 1 + self.num_bands], y[..., 1 + self.num_bands :].sigmoid()
         return SpeechParameters(y[..., 0], envelope, aperiodicity)
 

@@ -193,7 +193,7 @@ def test_pickled_code_is_refused_and_not_run(vocoder, tmp_path, name):
             lambda path: torch.save({"a": torch.zeros(1)}, path),
             r"flow\.pt: lacks the tensor input_",
         ),
-        ("config.yaml", lambda path: path.write_text("flow: ["), r"config\.yaml: not valid YAML"),
+        ("config.yaml", lambda path: path.write_text("flow: ["), r"config\.yaml: .*not valid YAML"),
         ("config.yaml", lambda path: path.write_text("flow: {}"), r"config\.yaml: key 'hift' is missing"),
         (
             "config.yaml",

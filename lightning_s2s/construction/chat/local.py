@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
 from lightning_s2s.construction.server import PassingError
+from lightning_s2s.data.chat_template import variables_of
+from lightning_s2s.data.template_renderer import render_apart
 
 
 @dataclass
@@ -75,9 +77,11 @@ class LocalChat(ChatModel):
     def _prompt(self, request: ChatRequest) -> str:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": f"{request.prompt}\n\n{json_instruction(request.schema)}"})
-        return self._model[0].apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        tokenizer = self._model[0]
+        ((text, problem),) = render_apart(tokenizer.get_chat_template(), variables_of(tokenizer), [(messages, True)])
+        if text is None:
+            raise ValueError(f"{self.checkpoint}: chat template: refuses the prompt ({problem})")
+        return text
 
     @functools.cached_property
     def _model(self) -> tuple[Any, Any, Any]:

@@ -1,0 +1,142 @@
+"""Chat templates are programs of strangers: they run in a process of their own, within bounds on time and memory.
+
+jinja's sandbox keeps a template from files and from Python's insides. It bounds neither loops nor the size of what they
+build, and some of that (`'x' * 10**10`, `10**10**10`) happens inside one operation, or while the template is compiled.
+
+Run as a script, this file reads a job from its standard input and renders it; the standard library and jinja2 alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+MAX_CPU_SEC = 2
+"""Of all that one job renders; a template takes some milliseconds."""
+MAX_WALL_SEC = 60
+"""Also where the machine does other things; only a template that waits gets there."""
+MAX_MEMORY_BYTES = 1 << 30
+MAX_CHARACTERS = 1 << 20
+"""Of one rendered dialogue without its contents."""
+
+
+class TemplateBombError(ValueError):
+    """A template takes more time or memory than any that writes dialogues."""
+
+
+Rendered = tuple[str | None, str | None]
+"""A dialogue's text and None, or None and what the template says against it."""
+
+
+def render_apart(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -> Sequence[Rendered]:
+    """Render dialogues through a chat template, in a process of its own; what was rendered once is kept.
+
+    Args:
+        template: in jinja, as tokenizers have it.
+        variables: what the template can read beside the messages.
+        dialogues: (messages, add_generation_prompt) each.
+
+    Raises:
+        TemplateBombError: it takes too long, or too much memory.
+    """
+    return _run(json.dumps({"template": template, "variables": variables, "dialogues": dialogues}))
+
+
+@lru_cache
+def _run(job: str) -> Sequence[Rendered]:
+    refusal = f"chat template: takes more than {MAX_CPU_SEC} s or {MAX_MEMORY_BYTES >> 20:,} MiB"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", __file__], input=job.encode(), capture_output=True, timeout=MAX_WALL_SEC
+        )
+    except subprocess.TimeoutExpired:
+        raise TemplateBombError(refusal) from None
+    if done.returncode:
+        raise TemplateBombError(refusal)
+    return [(text, problem) for text, problem in json.loads(done.stdout)]
+
+
+def render(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -> Sequence[Rendered]:
+    """`render_apart` in this process: for templates that are known."""
+    try:
+        compiled = _environment().from_string(template)
+    except Exception as error:  # jinja's, and Python's where an expression is computed while it is compiled
+        return [(None, _reason(error))] * len(dialogues)
+    rendered: list[Rendered] = []
+    for messages, add_generation_prompt in dialogues:
+        values = {**variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        try:
+            text = compiled.render(**values)
+        except MemoryError:
+            raise
+        except Exception as error:  # templates raise what they like, e.g. "System role not supported"
+            rendered.append((None, _reason(error)))
+            continue
+        too_long = len(text) > MAX_CHARACTERS
+        problem = f"writes {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed"
+        rendered.append((None, problem) if too_long else (text, None))
+    return rendered
+
+
+def _environment() -> Any:
+    """What templates can use, as transformers gives it to them."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant says; it changes nothing."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: Any) -> None:
+        raise jinja2.exceptions.TemplateError(str(message))
+
+    def strftime_now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:500] or type(error).__name__
+
+
+def _main() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows has no such bounds; the time is watched from outside
+        pass
+    else:
+        for kind, most in ((resource.RLIMIT_CPU, MAX_CPU_SEC), (resource.RLIMIT_AS, MAX_MEMORY_BYTES)):
+            resource.setrlimit(kind, (most, most))
+    job = json.load(sys.stdin.buffer)
+    try:
+        rendered = render(job["template"], job["variables"], job["dialogues"])
+    except MemoryError:
+        return 1
+    print(json.dumps(rendered))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
