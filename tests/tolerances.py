@@ -29,9 +29,9 @@ def roundings_of_pitch(num_samples: int, sample_rate: int, pitch_hz: float, harm
     """Roundings, in units of eps, in a sound whose pitch comes from a network in float32.
 
     A pitch that is off by some eps shifts the phase by as much in every cycle, and the phase of a harmonic by its
-    number times that: 2 pi * cycles * harmonics * 3 eps.
+    number times that: 2 pi * cycles * harmonics * 6 eps.
     """
-    return 3 * 2 * math.pi * num_samples * pitch_hz / sample_rate * harmonics
+    return 6 * 2 * math.pi * num_samples * pitch_hz / sample_rate * harmonics
 
 
 def assert_same_pocket_sound(found: Tensor, expected: Tensor) -> None:
