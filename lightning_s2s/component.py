@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.building import bounded_building
@@ -62,6 +62,24 @@ class Component(nn.Module):
         them relative to it.
         """
         return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Buffers that no checkpoint holds (filters, windows, rotary frequencies) keep their dtype.
+
+        Half as wide they would be others, and others than in the same model once it was stored and loaded.
+        """
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            moved = module.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(moved.device)
+        return self
 
     @classmethod
     def check_stored(cls, init_args: dict[str, Any]) -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Float32Buffers(nn.Module):
-    """A module that computes signals from buffers of its own, which move to other devices but stay float32.
+def in_float32(module: nn.Module, *arguments: Any) -> Any:
+    """What `module` would give if its weights were float32: for what knows no other precision, or needs this one."""
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    widened = {
+        name: tensor.float()
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    }
+    return torch.func.functional_call(module, widened, arguments) if widened else module(*arguments)
 
-    A half-precision filter bank or window makes other signals; and what no checkpoint holds would be float32 again in a
-    model that was loaded.
-    """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
-
-
-class LogMelSpectrogram(Float32Buffers):
+class LogMelSpectrogram(nn.Module):
     """Natural-log mel spectrogram of 16 kHz speech, one frame for each full hop.
 
     Frame f is centred on hop f: windows reach (win - hop) / 2 samples over both ends, so that F = T // hop_length and
@@ -49,7 +48,7 @@ class LogMelSpectrogram(Float32Buffers):
         pad = (self.win_length - self.hop_length) // 2
         padded = nn.functional.pad(waveform.float(), (pad, pad))
         spectrum = torch.stft(
-            padded, self.win_length, self.hop_length, window=self.window, center=False, return_complex=True
+            padded, self.win_length, self.hop_length, window=self.window.float(), center=False, return_complex=True
         )
         with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
-            return (self.filters @ spectrum.abs()).clamp(min=1e-5).log()
+            return (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()

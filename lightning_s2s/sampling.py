@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.checks import check_count, check_number
+from lightning_s2s.checks import all_finite, check_count, check_number
 
 
 @dataclass
@@ -96,7 +96,7 @@ def check_finite(values: Tensor, component: str, what: str) -> None:
     Raises:
         ValueError: one is NaN or infinite.
     """
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise ValueError(_broken(component, what))
 
 

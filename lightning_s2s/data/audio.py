@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,10 @@ MOST_SAMPLES = 2**28
 """Seconds, and samples of all channels, that one audio may have; a gibibyte as float32."""
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
 """Hz."""
+LOUDEST = 16.0
+"""Floats beyond this are no waveform with a full scale of 1."""
 
+_INTEGERS = [np.dtype(kind) for kind in (np.int8, np.int16, np.int32, np.uint8)]
 _MOST_DIGITS = 30
 _RANGE = re.compile(r"(?P<path>.+):(?P<start>[0-9]+):(?P<length>[0-9]+)", re.DOTALL)
 _warned: set[str] = set()
@@ -214,6 +217,46 @@ def load_audio(reference: str, folder: str | Path, sample_rate: int) -> Waveform
         for remark in audio.remarks:
             log.warning("audio %s %s", parsed, remark.message)
     return audio.resampled(sample_rate)
+
+
+def as_waveform(samples: Any) -> Waveform:
+    """Samples that a program hands over, as the package has them.
+
+    Args:
+        samples: (T,) array, tensor or list; floats in [-1, 1], or int8, int16, int32 or uint8 with their full scale.
+    Returns:
+        (T,) float32, floats as they are, integers in [-1, 1).
+    Raises:
+        ValueError: another shape or type, NaN or infinite samples, or floats far beyond full scale, which are integers
+            that were converted without being scaled.
+    """
+    if hasattr(samples, "detach"):  # a tensor, of whatever device; this file doesn't import torch
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"waveform: can't be read as an array ({error}); (T,) floats are needed") from None
+    if array.ndim != 1:
+        raise ValueError(f"waveform: must be (T,), mono; got shape {array.shape}")
+    if not array.size:
+        return np.zeros(0, np.float32)
+    if isinstance(samples, list | tuple) and array.dtype.kind == "i" and np.abs(array).max() <= 1:
+        array = array.astype(np.float32)  # [0, 1, 0] are floats that were written short
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError("waveform: holds NaN or infinite samples")
+        if (peak := float(np.abs(array).max())) > LOUDEST:
+            raise ValueError(
+                f"waveform: reaches {peak:g}, full scale is 1; divide samples that were 16-bit integers by 32768"
+            )
+        return array.astype(np.float32)
+    if array.dtype not in _INTEGERS:
+        allowed = "floats in [-1, 1], int8, int16, int32 or uint8"
+        raise ValueError(f"waveform: got samples of type {array.dtype}; allowed: {allowed}")
+    middle = 128 if array.dtype == np.uint8 else 0
+    scale = 2.0 ** (8 * array.dtype.itemsize - 1)
+    return ((array.astype(np.float64) - middle) / scale).astype(np.float32)
 
 
 def decode_audio(reference: AudioReference) -> DecodedAudio:

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_s2s.checkpoints.weights import parameters_in_memory
 from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
+from lightning_s2s.features import in_float32
 from lightning_s2s.interfaces import AudioEncoder
 from lightning_s2s.registry import ENCODERS, near_names
 
@@ -126,7 +127,7 @@ class S3prlEncoder(AudioEncoder):
         return pad_sequence([clips[row] for row in range(len(lengths))], batch_first=True), counts
 
     def _hear(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        hidden_states, _ = self.encoder(waveform, lengths)
+        hidden_states, _ = in_float32(self.encoder, waveform, lengths)
         return hidden_states[self.place] if self.layer_sum is None else self.layer_sum(hidden_states)
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checks import check_count, check_flag, check_number
+from lightning_s2s.data.audio import as_waveform
 from lightning_s2s.sampling import Generation, Sampler, check_seed
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.event_stream import EventStream
-from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_samples, as_speaker, check_text
+from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_speaker, check_text
 from lightning_s2s.streaming.turn import Turn
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class StreamingSession:
             )
 
     def push(self, waveform: Any) -> None:
-        """More of the question: (T,) floats in [-1, 1], or int16, int32 or uint8, scaled by their range.
+        """More of the question: (T,) floats in [-1, 1], or integers with their full scale; see `as_waveform`.
 
         Raises:
             ValueError: it is something else, or holds NaN; the question gets longer than the LLM can read; or it is
@@ -142,7 +143,7 @@ class StreamingSession:
         """
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
-        piece = as_samples(waveform)
+        piece = torch.from_numpy(as_waveform(waveform))
         duration_sec = (sum(map(len, self._pieces)) + len(piece)) / self.sample_rate
         rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
         self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard

@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-
-from lightning_s2s.features import Float32Buffers
 
 MIN_PITCH_HZ, MAX_PITCH_HZ = 70.0, 500.0
 REFERENCE_PITCH_HZ = 200.0
@@ -49,7 +47,7 @@ class SynthesisState:
     num_frames: int = 0
 
 
-class HarmonicNoiseSynthesizer(Float32Buffers):
+class HarmonicNoiseSynthesizer(nn.Module):
     """`SpeechParameters` -> waveform.
 
     Within a frame the pitch moves linearly, and two filters, that of the frame before and its own, are crossfaded.

@@ -13,7 +13,7 @@ from conftest import last_line
 from lightning_s2s import kv_cache
 from lightning_s2s.commands.models import find_model, open_model
 
-KEYS = {"text", "text_ids", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
+KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 
 
 def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(

@@ -10,10 +10,12 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from lightning_s2s.data.audio import (
     AudioError,
     AudioReference,
+    as_waveform,
     audio_duration_sec,
     decode_audio,
     load_audio,
@@ -220,3 +222,56 @@ def test_places_beyond_any_file(tmp_path, place):
         for use in (audio_duration_sec, decode_audio):
             with pytest.raises(AudioError, match="lie outside the (archive|file), which has"):
                 use(AudioReference.parse(f"{name}:{place}", tmp_path))
+
+
+# --- samples of a program -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([0, 16384, -32768], np.int16), [0, 0.5, -1]),
+        (np.array([0, 2**30, -(2**31)], np.int32), [0, 0.5, -1]),
+        (np.array([128, 192, 0], np.uint8), [0, 0.5, -1]),
+        (np.array([0, 64, -128], np.int8), [0, 0.5, -1]),
+        (np.array([0, 0.5, -1], np.float64), [0, 0.5, -1]),
+        (np.array([0, 0.5, -1], np.float16), [0, 0.5, -1]),
+        (torch.tensor([0, 16384, -32768], dtype=torch.int16), [0, 0.5, -1]),
+        (torch.tensor([0, 0.5, -1], dtype=torch.bfloat16), [0, 0.5, -1]),
+        (torch.tensor([0, 0.5, -1], requires_grad=True), [0, 0.5, -1]),
+        ([0, 0.5, -1], [0, 0.5, -1]),
+        ([0, 1, -1], [0, 1, -1]),
+        (np.zeros(0, np.float32), []),
+        (np.zeros(0, np.int16), []),
+        ([], []),
+    ],
+)
+def test_samples_of_a_program(samples, expected):
+    found = as_waveform(samples)
+    assert found.dtype == np.float32
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.array([0, 20_000], np.int64), "got samples of type int64; allowed: floats in .* int16, int32 or uint8"),
+        ([0, 20_000], "got samples of type int64"),
+        (np.array([0, 1], np.uint16), "got samples of type uint16"),
+        (np.array([True]), "got samples of type bool"),
+        (np.array([1j]), "got samples of type complex128"),
+        (torch.tensor([1j]), "got samples of type complex64"),
+        (np.array(["a"]), "got samples of type"),
+        ([None], "got samples of type object"),
+        ("abc", r"must be \(T,\)"),
+        ([[0.0], [0.0, 1.0]], "can't be read as an array"),
+        (np.zeros((2, 100)), r"must be \(T,\), mono; got shape \(2, 100\)"),
+        (np.float32(0), r"must be .* got shape \(\)"),
+        (np.array([0, np.nan]), "holds NaN or infinite samples"),
+        (np.array([0, np.inf]), "holds NaN or infinite samples"),
+        (np.array([0.0, 20_000.0]), "reaches 20000, full scale is 1; divide .* by 32768"),
+    ],
+)
+def test_samples_that_are_none(samples, message):
+    with pytest.raises(ValueError, match=f"^waveform: {message}"):
+        as_waveform(samples)
