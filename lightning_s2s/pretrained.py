@@ -28,7 +28,8 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`.
 
     Raises:
-        ValueError: nothing of this name can be loaded, or only by code that comes with it, or its weights aren't finite.
+        ValueError: nothing of this name can be loaded, or only by code that comes with it; or its weights are NaN or
+            infinite.
     """
     import transformers
 

@@ -101,7 +101,7 @@ class StreamingSession:
         by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
         self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
-            if seed is not None and sampler.seed is None:
+            if seed is not None and isinstance(sampler, Sampler) and sampler.seed is None:
                 sampler.seed = seed + offset
         chunk_units = model.speech_decoder.chunk_units if self.speak else 1
         if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
@@ -178,7 +178,7 @@ class StreamingSession:
 def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:
     """The sampler that was given, or else the model's own, or else greedy or the default."""
     if given is not None:
-        return given
+        return given.fresh() if isinstance(given, Sampler) else given
     if generation is not None:
         return generation.sampler(greedy)
     return Sampler(temperature=0.0) if greedy else default
