@@ -6,7 +6,8 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ class _Bounds:
         self.source, self.stored = source, stored
         self.memory = memory_bytes()
         self.numbers, self.bytes, self.modules = 0, 0, 0
+        self.tensors: dict[int, list[weakref.ref[Tensor]]] = {}
 
     def see_module(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
         self.modules += 1
@@ -103,21 +105,35 @@ class _Bounds:
 
     def see_tensor(self, module: nn.Module, name: str, tensor: Tensor | None) -> None:
         self.see_module(module, name, None)
-        if tensor is None:
-            return
-        self.numbers += tensor.numel()
-        if tensor.device.type == "cpu":
-            self.bytes += tensor.numel() * tensor.element_size()
+        if tensor is None or any(known() is tensor for known in self.tensors.get(id(tensor), ())):
+            return  # tied
+        self.tensors.setdefault(id(tensor), []).append(weakref.ref(tensor))
+        self.count([tensor])
+        if self.too_large(self.numbers, self.bytes):  # unless some were replaced, and are gone
+            self.numbers = self.bytes = 0
+            self.count([tensor for known in self.tensors.values() for one in known if (tensor := one()) is not None])
         self.see_numbers(self.numbers, self.bytes, f"up to {type(module).__name__}.{name}")
+
+    def count(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self.numbers += tensor.numel()
+            if tensor.device.type == "cpu":
+                self.bytes += tensor.numel() * tensor.element_size()
 
     def see_numbers(self, numbers: int, size: int, where: str) -> None:
         """`size` in bytes, of memory."""
+        if problem := self.too_large(numbers, size):
+            self.refuse(problem.format(where))
+
+    def too_large(self, numbers: int, size: int) -> str | None:
+        """What is wrong with this many numbers, with a place for where they are; None where they fit."""
         if self.stored is not None and numbers > 2 * self.stored + 2**20:
-            self.refuse(f"{numbers:.4g} numbers {where}; the weights that belong to it hold {self.stored:,}")
+            return f"{numbers:.4g} numbers {{}}; the weights that belong to it hold {self.stored:,}"
         if numbers > MAX_PARAMETERS:
-            self.refuse(f"{numbers:.4g} numbers {where}; at most {MAX_PARAMETERS:.0e} are allowed")
+            return f"{numbers:.4g} numbers {{}}; at most {MAX_PARAMETERS:.0e} are allowed"
         if size > self.memory:
-            self.refuse(f"{size / 1e9:,.1f} GB {where}; this machine has {self.memory / 1e9:,.1f} GB of memory")
+            return f"{size / 1e9:,.1f} GB {{}}; this machine has {self.memory / 1e9:,.1f} GB of memory"
+        return None
 
     def refuse(self, what: str) -> None:
         raise InputError(f"{self.source}: describes something too large to be built: {what}")

@@ -10,10 +10,13 @@ import contextlib
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from lightning_s2s.building import check_sizes
 from lightning_s2s.checkpoints.weights import check_finite_tensor, skipping_weights
 from lightning_s2s.extras import how_to_install
+from lightning_s2s.reading import read_json, reading
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,7 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`.
 
     Raises:
-        ValueError: nothing of this name can be loaded, or only by code that comes with it; or its weights are NaN or
-            infinite.
+        ValueError: nothing of this name can be loaded, only by code that comes with it, or weights that aren't finite.
     """
     import transformers
 
@@ -84,6 +86,7 @@ def model_config(config: Mapping[str, Any], where: str, what: str = "model") -> 
     """
     from transformers import AutoConfig
 
+    check_sizes(config, where)
     settings = dict(config)
     model_type = settings.pop("model_type", None)
     try:
@@ -194,6 +197,8 @@ def is_model_class(auto_class: str) -> bool:
 def _config_of(name: str, model_class: Any) -> Any:
     from transformers import AutoConfig
 
+    if (path := Path(name, "config.json")).is_file():
+        check_sizes(read_json(path), str(path))
     config = _from_pretrained(getattr(model_class, "config_class", AutoConfig), name)
     if getattr(config, "auto_map", None):
         log.warning("%s: its config.json names code of its own (auto_map), which is not run", name)
@@ -201,16 +206,17 @@ def _config_of(name: str, model_class: Any) -> Any:
 
 
 def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
-    try:
-        return known.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if how_to_install(error):
-            raise
-        if "trust_remote_code" in str(error):
-            raise ValueError(f"{name}: can only be loaded by code that comes with it, which is not run") from None
-        raise ValueError(
-            f"{name}: neither a folder nor a hub id that {known.__name__} can load ({_reason(error)})"
-        ) from None
+    with reading(name, known.__name__):  # tokenizers and configurations raise what they like
+        try:
+            return known.from_pretrained(name, trust_remote_code=False, **options)
+        except (OSError, ValueError, KeyError) as error:
+            if how_to_install(error):
+                raise
+            if "trust_remote_code" in str(error):
+                raise ValueError(f"{name}: can only be loaded by code that comes with it, which is not run") from None
+            raise ValueError(
+                f"{name}: neither a folder nor a hub id that {known.__name__} can load ({_reason(error)})"
+            ) from None
 
 
 def _reason(error: Exception) -> str:

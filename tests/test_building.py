@@ -76,6 +76,14 @@ def test_the_number_of_modules_is_bounded(monkeypatch):
         nn.ModuleList(nn.Identity() for _ in range(10**9))
 
 
+def test_what_is_tied_or_replaced_counts_once():
+    with bounded_building("a.json", stored=10**6):
+        first, second = nn.Linear(1000, 1000, bias=False), nn.Linear(1, 1)
+        second.weight = first.weight
+        for _ in range(5):
+            second.weight = nn.Parameter(torch.zeros(1000, 1000))
+
+
 def test_hooks_end_with_the_context():
     with pytest.raises(InputError), bounded_building("a.json"):
         torch.ones(10**6, 10**6)

@@ -18,8 +18,8 @@ FOUNDATIONS = [
     "building", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio", "data.chat",
     "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths", "data.row_checks",
     "data.sound_files", "data.template_renderer", "extras", "features", "files",
-    "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "reading", "registry", "sampling",
-    "sharding", "specaugment", "splice", "tensor_parallel",
+    "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "ranges", "reading", "registry",
+    "sampling", "sharding", "specaugment", "splice", "tensor_parallel",
 ]  # fmt: skip
 LEVELS = {
     # Contracts, names, and pure functions over tensors and text.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_s2s.building import bounded_building
 from lightning_s2s.checkpoints.stored import SLOTS, build_parts, describe_parts
 from lightning_s2s.checkpoints.weights import WEIGHTS, Shards, assign_tensors, parameters_on_meta, save_weights
 from lightning_s2s.files import write_bytes, write_text
-from lightning_s2s.reading import read_json
+from lightning_s2s.reading import read_json, reading
 from lightning_s2s.registry import unknown_name
 from lightning_s2s.sharding import is_sharded
 
@@ -72,7 +74,8 @@ def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeec
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder / WEIGHTS}: no such file; expected the weights of SpeechToSpeechModel")
     shards = Shards(folder)
-    with parameters_on_meta():
+    stored = sum(map(math.prod, shards.shapes.values()))
+    with reading(path, "model"), bounded_building(str(path), stored), parameters_on_meta():
         parts = build_parts(config, path, folder, trust_sources)
         if "llm" not in parts:
             raise ValueError(f"{path}: key 'llm' is missing; every model has a language model")

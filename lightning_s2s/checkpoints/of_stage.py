@@ -35,6 +35,7 @@ def load_checkpoint(path: str | Path, trust_sources: bool = False) -> SpeechToSp
     from lightning_s2s.model import SpeechToSpeechModel
 
     path = Path(path)
+    weights: Any
     if path.is_dir():
         content, weights = read_sharded(path)
     else:

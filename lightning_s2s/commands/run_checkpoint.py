@@ -114,9 +114,14 @@ class RunCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed, self._unlogged = state_dict["seed"], state_dict.get("unlogged")
+        self._seed = int(state_dict["seed"])
+        if self._seed < 0:
+            raise ValueError(f"its seed is {self._seed}; 0 or more is needed")
         if not self.chooses_anew:
-            self._best = state_dict.get("best", math.inf)
+            self._best = float(state_dict.get("best", math.inf))
+        if point := state_dict.get("unlogged"):
+            metrics = {str(name): float(value) for name, value in point["metrics"].items()}
+            self._unlogged = {"step": int(point["step"]), "metrics": metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """On another number of processes, each has done as large a part of its share of the epoch."""

@@ -24,7 +24,7 @@ from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
 from lightning_s2s.commands.interrupts import EndsAtOnce, Received
 from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line
-from lightning_s2s.commands.resuming import check_resume, check_validate, chooses_best_anew, options_of
+from lightning_s2s.commands.resuming import check_resume, check_validate, options_of
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
 from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.data import SpeechDialogueData
@@ -156,10 +156,11 @@ class StageCLI(LightningCLI):
             callback.options = options
         self.source = self._checkpoint_to_resume()
         if self.source is not None:
-            for line in check_resume(self.source, options):
+            resumed = check_resume(self.source, options)
+            for line in resumed.lines:
                 rank_zero_info(line)
             for callback in callbacks:
-                callback.chooses_anew = chooses_best_anew(self.source, options)
+                callback.chooses_anew = resumed.chooses_anew
             rank_zero_info(f"resuming from {self.source}")
 
     def before_validate(self) -> None:
@@ -252,7 +253,7 @@ def parse_stage(
     check_configs(arguments)
     REGISTRY.load()
     values_stay_values()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
     return kind(
         received or Received(),
         hold or ExitStack().enter_context,
@@ -278,5 +279,7 @@ def with_stage_for_help(arguments: list[str]) -> list[str]:
     return ["--model", STAGE_WITH_ALL_SLOTS, *arguments]
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Advertisements are not; of a signal this command says itself what it did."""
+    message = record.getMessage()
+    return "Tip: For seamless" not in message and "Detected KeyboardInterrupt" not in message

@@ -176,8 +176,8 @@ class SpeechDialogueDataset:
         if self.requirements.needs_transcripts:
             for item in user_audio_items(messages):
                 if not item.get("transcript"):
-                    message = f"audio {item['audio']!r}: has no transcript, which the CTC loss reads"
-                    raise self._broken(row, "no transcript", message)
+                    problem = f"audio {item['audio']!r}: has no transcript, which the CTC loss reads"
+                    raise self._broken(row, "no transcript", problem)
         for message in spoken:
             self._check_unit_rate(row, message)
             self._speaker(row, message)

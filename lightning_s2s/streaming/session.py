@@ -116,6 +116,7 @@ class StreamingSession:
             raise ValueError(f"instruction and history: {error}") from None
         self.check_room(1)
         self._pieces: list[Tensor] = []
+        self._num_samples = 0
         self._turn: Turn | None = None
 
     def check_room(self, num_heard: int) -> None:
@@ -144,10 +145,11 @@ class StreamingSession:
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
         piece = torch.from_numpy(as_waveform(waveform))
-        duration_sec = (sum(map(len, self._pieces)) + len(piece)) / self.sample_rate
+        duration_sec = (self._num_samples + len(piece)) / self.sample_rate
         rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
         self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard
         self._pieces.append(piece)
+        self._num_samples += len(piece)
 
     def finish(self) -> EventStream:
         """The question is over: an iterator over the events, up to `Done`.

@@ -15,7 +15,7 @@ import yaml
 from conftest import TINY_LM, byte_tokenizer, last_line, write_tiny_corpus
 
 from lightning_s2s.cli import main
-from lightning_s2s.commands.resuming import changes
+from lightning_s2s.commands.resuming import changes, check_resume
 from lightning_s2s.locks import holding
 
 
@@ -85,8 +85,9 @@ def told(caplog) -> Any:
         ("empty", "is empty; expected a .ckpt file or folder that `lightning-s2s fit` wrote"),
         ("cut", "is cut off after"), ("random", "is no checkpoint"), ("folder", "is a folder without a checkpoint"),
         ("lost link", "is a link to nowhere, which is not there"), ("code", "holds pickled code (posix.mkdir)"),
-        ("other keys", "holds weights alone, as best.ckpt does"), ("no place", "can't be read ("),
-        ("mutated", "does not fit this run ("),
+        ("other keys", "holds weights alone, as best.ckpt does"), ("no place", "not a readable checkpoint ("),
+        ("mutated optimiser", "does not fit this run ("), ("mutated seed", "does not fit this run ("),
+        ("mutated options", "not a readable checkpoint ("),
     ],
 )  # fmt: skip
 def test_a_broken_last_ckpt_is_one_line(fit, folder, kind, expected, tmp_path):
@@ -109,8 +110,15 @@ def test_a_broken_last_ckpt_is_one_line(fit, folder, kind, expected, tmp_path):
         torch.save({"weights": whole["state_dict"]}, last)
     elif kind == "no place":
         torch.save({**whole, "loops": {"fit_loop": 3}}, last)
-    else:
+    elif kind == "mutated optimiser":
         torch.save({**whole, "optimizer_states": [{"state": 7}]}, last)
+    else:
+        state = whole["callbacks"]["RunCheckpoint"]
+        if kind == "mutated seed":
+            state["seed"] = "many"
+        else:
+            state["options"]["data"]["train"] = [3]
+        torch.save(whole, last)
     code, output = fit("--resume")
     assert code == 1 and not (tmp_path / "harm").exists()
     assert last_line(output).startswith(f"error: {last}: {expected}")
@@ -164,26 +172,48 @@ def test_checkpoints_are_never_unpickled_whatever_is_asked_for(fit):
     ("options", "expected"),
     [
         (["--data.max_batch_size", "2"], "data.max_batch_size: was 3, is now 2;"),
-        (["--data.batch_duration_sec", "30"], "data.batch_duration_sec: was 60.0, is now 30.0;"),
-        (["--data.num_buckets", "2"], "data.num_buckets: was 8, is now 2;"),
-        (["--data.seed", "1"], "data.seed: was 0, is now 1;"),
-        (["--data.min_audio_sec", "0.1"], "data.min_audio_sec: was 0.5, is now 0.1;"),
         (["--model.freeze", "[encoder.*]"], "model.freeze: was [llm.*], is now [encoder.*];"),
-        (["--model.freeze", "null"], "model.freeze: was [llm.*], is now null;"),
-        (["--model.lr", "0.5"], "model.lr: was 0.0001, is now 0.5;"),
-        (["--model.lr_scale", "{encoder.*: 2}"], "model.lr_scale.encoder.*: was 0.5, is now 2.0;"),
         (["--model.llm.lora", "{r: 4}"], "model.llm.lora: was null, is now {r: 4"),
-        (["--model.encoder.num_layers", "2"], "model.encoder.num_layers: was 1, is now 2;"),
+        (["--model.lr_scale", "{encoder.*: 2}"], "model.lr_scale.encoder.*: was 0.5, is now 2.0;"),
         (["--model.adapter", "linear"], "model.adapter: was conv, is now linear;"),
-        (["--trainer.overfit_batches", "1"], "trainer.overfit_batches: was 0.0, is now 1;"),
         (["--trainer.max_steps", "1"], "trainer.max_steps: 1 lies below step 2, which the run has reached; was 2;"),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_goes_on_keeps_what_it_was_told(fit, folder, options, expected):
     code, output = fit("--resume", *options)
-    prefix = "error: " if "lies below" in expected else f"error: {folder / 'checkpoints' / 'last.ckpt'}: "
-    assert code == 1 and last_line(output).startswith(prefix + expected)
+    assert code == 1 and last_line(output).startswith(f"error: {folder / 'checkpoints' / 'last.ckpt'}: {expected}")
     assert "another trainer.default_root_dir" in last_line(output)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "expected"),
+    [
+        ("data", "batch_duration_sec", 30.0, "data.batch_duration_sec: was 60.0, is now 30.0;"),
+        ("data", "num_buckets", 2, "data.num_buckets: was 8, is now 2;"),
+        ("data", "seed", 1, "data.seed: was 0, is now 1;"),
+        ("data", "min_audio_sec", 0.1, "data.min_audio_sec: was 0.5, is now 0.1;"),
+        ("data", "train", [], "data.train: was "),
+        ("model", "freeze", None, "model.freeze: was [llm.*], is now null;"),
+        ("model", "lr", 0.5, "model.lr: was 0.0001, is now 0.5;"),
+        ("model", "warmup_steps", 7, "model.warmup_steps: was 1, is now 7;"),
+        ("model", "speech_decoder", {"class_path": "x.ctc"}, "model.speech_decoder: was null, is now ctc;"),
+        ("trainer", "overfit_batches", 1, "trainer.overfit_batches: was 0.0, is now 1;"),
+        ("data", "num_workers", 4, None), ("data", "cache_audio", True, None), ("data", "on_error", "skip", None),
+        ("model", "compile", True, None), ("model", "encoder_cache", "x", None), ("model", "num_generated", 9, None),
+        ("model", "unknown_to_the_version_that_wrote_it", 3, None),
+    ],
+)  # fmt: skip
+def test_each_option_is_kept_or_free(finished, section, name, value, expected):
+    last = finished / "run" / "checkpoints" / "last.ckpt"
+    now = torch.load(last, weights_only=True)["callbacks"]["RunCheckpoint"]["options"]
+    (now[section]["init_args"] if section == "model" else now[section])[name] = value
+    if expected is None:
+        (line,) = check_resume(last, now).lines
+        assert line == "trainer.max_steps: step 2 of 2 is reached: nothing is left to train"
+    else:
+        with pytest.raises(ValueError) as refused:
+            check_resume(last, now)
+        assert str(refused.value).startswith(f"{last}: {expected}")
 
 
 def test_another_rank_of_lora_is_named(finished, run, tmp_path):

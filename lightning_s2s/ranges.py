@@ -1,0 +1,169 @@
+"""What numbers an option takes stands in its type, and is checked where the object is built.
+
+    @checked
+    class Filter:
+        def __init__(self, max_share: Share = 0.1, min_words: Count | None = None): ...
+
+    Filter(max_share=1.5)  # ValueError: Filter: max_share: got 1.5; allowed: 0 to 1
+
+Numbers without a range of their own must be finite. The parsers of YAML and command line see plain `int` and `float`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, TypeVar
+
+HUGE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between two bounds.
+
+    Attributes:
+        low: the lowest.
+        high: the highest.
+        above: `low` itself is not allowed.
+    """
+
+    low: float
+    high: float = HUGE
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        return (
+            f"{'above ' if self.above else ''}{self.low:,g} {'and at most' if self.above else 'to'} {self.high:,.15g}"
+        )
+
+
+Natural = Annotated[int, Range(0)]
+"""How many of something, none included."""
+Count = Annotated[int, Range(1)]
+"""How many of something, at least one."""
+Layers = Annotated[int, Range(1, 1_000)]
+"""How many layers."""
+Share = Annotated[float, Range(0, 1)]
+"""A part of a whole, a probability."""
+Positive = Annotated[float, Range(0, above=True)]
+"""A size, a duration or a rate."""
+NonNegative = Annotated[float, Range(0)]
+"""A weight or a tolerance."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""Of random numbers."""
+Decibels = Annotated[float, Range(-200, 200)]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type)
+
+
+def checked(cls: Class) -> Class:
+    """Class decorator, above `@dataclass`: the constructor refuses numbers that its types don't allow.
+
+    Raises:
+        ValueError: by the constructor; the message names class, argument, value and what is allowed.
+    """
+    init = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        check_arguments(init, bound.arguments, f"{type(self).__name__}: ")
+        init(self, *args, **kwargs)
+
+    setattr(cls, "__init__", wrapped)  # noqa: B010 (mypy forbids plain assignment)
+    return cls
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Compare the numbers among a function's arguments with its types.
+
+    Raises:
+        ValueError: one doesn't fit; the message begins with `where`.
+    """
+    hints = _hints(function)
+    for name, value in arguments.items():
+        if name in hints:
+            _check(value, hints[name], f"{where}{name}")
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types that parameters have; those that can't be found out are left out."""
+    plain: Any = inspect.unwrap(function)
+    names = vars(sys.modules[plain.__module__]) if plain.__module__ in sys.modules else {}
+    hints = {}
+    for name, hint in getattr(plain, "__annotations__", {}).items():
+        try:
+            hints[name] = eval(hint, {**vars(typing), **names}) if isinstance(hint, str) else hint  # noqa: S307 (own source)
+        except (NameError, TypeError, AttributeError):  # known to type checkers alone
+            continue
+    return hints
+
+
+def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> None:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        ranges = [note for note in inner[1:] if isinstance(note, Range)]
+        _check(value, inner[0], where, ranges[0] if ranges else allowed)
+    elif origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in inner:
+            return
+        fitting = [kind for kind in inner if _is_a(value, kind)]
+        if fitting:
+            _check(value, fitting[0], where, allowed)
+        elif all(kind in (int, float, type(None)) or typing.get_origin(kind) is Annotated for kind in inner):
+            _check(value, next(kind for kind in inner if kind is not type(None)), where, allowed)
+    elif origin in (list, tuple, set) or (origin is not None and _is_sequence(origin)):
+        if isinstance(value, list | tuple | set) and inner:
+            for number, item in enumerate(value):
+                kind = inner[min(number, len(inner) - 1)]
+                _check(item, inner[0] if kind is Ellipsis else kind, f"{where}[{number}]", allowed)
+    elif origin is not None and isinstance(value, Mapping) and len(inner) == 2:
+        for key, item in value.items():
+            _check(item, inner[1], f"{where}.{key}", allowed)
+    elif hint in (int, float):
+        _check_number(value, hint, where, allowed)
+
+
+def _is_sequence(origin: Any) -> bool:
+    import collections.abc as kinds
+
+    return origin in (kinds.Sequence, kinds.Iterable, kinds.Collection)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of one of the kinds of a union."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _is_a(value, inner[0])
+    if origin is typing.Literal:
+        return value in inner
+    kind = origin or hint
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:
+    what = "a whole number" if kind is int else "a number"
+    if allowed is not None:
+        what = f"{'whole numbers, ' if kind is int else ''}{allowed}"
+    fits = _is_a(value, kind) and math.isfinite(value)
+    if not fits or (allowed is not None and value not in allowed):
+        shown = repr(value)
+        raise ValueError(f"{where}: got {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed: {what}")
