@@ -62,7 +62,12 @@ NonNegative = Annotated[float, Range(0)]
 """A weight or a tolerance."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Of random numbers."""
-Decibels = Annotated[float, Range(-200, 200)]
+Speed = Annotated[float, Range(0.25, 4)]
+"""Of a voice, beside its usual one."""
+Temperature = Annotated[float, Range(0, 100)]
+"""By which logits are divided before a token is drawn; 0 takes the most likely one."""
+Processes = Annotated[int, Range(1, 10_000)]
+"""How many run at a time."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)

@@ -17,6 +17,7 @@ from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.pretrained import build_causal_lm, load_model, load_pretrained, without_code
+from lightning_s2s.ranges import Count
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
 
@@ -52,7 +53,7 @@ class CausalLanguageModel(LanguageModel):
         config: PlainValues | None = None,
         tokenizer: str | None = None,
         tokenizer_corpus: str | None = None,
-        tokenizer_size: int = 768,
+        tokenizer_size: Count = 768,
         dtype: str = "float32",
         lora: PlainValues | None = None,
         generation: PlainValues | None = None,

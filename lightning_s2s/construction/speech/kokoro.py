@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer
+from lightning_s2s.ranges import Processes, checked
 from lightning_s2s.registry import unknown_name
 
 
+@checked
 @dataclass
 class Kokoro(SpeechSynthesizer):
     """Kokoro-82M (hexgrad, Apache-2.0): 24 kHz, English; the same text sounds the same every time. No emotions.
@@ -25,7 +27,7 @@ class Kokoro(SpeechSynthesizer):
     """
 
     folder: str
-    num_threads: int = 1
+    num_threads: Processes = 1
 
     identity = "kokoro"
     licence = "Apache-2.0"
