@@ -29,8 +29,6 @@ class LineProgress(ProgressBar):
 
     def __init__(self, every_sec: NonNegative = 30.0):
         super().__init__()
-        if every_sec < 0:
-            raise ValueError(f"every_sec must not be negative; got {every_sec}")
         self.every_sec = every_sec
         self._enabled = True
         self._start_sec = self._last_sec = time.monotonic()

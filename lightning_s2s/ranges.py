@@ -4,7 +4,7 @@
     class Filter:
         def __init__(self, max_share: Share = 0.1, min_words: Count | None = None): ...
 
-    Filter(max_share=1.5)  # ValueError: Filter: max_share: got 1.5; allowed: 0 to 1
+    Filter(max_share=1.5)  # ValueError: Filter: max_share must be between 0 and 1; got 1.5
 
 Numbers without a range of their own must be finite. The parsers of YAML and command line see plain `int` and `float`.
 """
@@ -42,10 +42,14 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
-    def __str__(self) -> str:
-        return (
-            f"{'above ' if self.above else ''}{self.low:,g} {'and at most' if self.above else 'to'} {self.high:,.15g}"
-        )
+    def says(self) -> str:
+        """What is allowed, for a message."""
+        lowest = f"{'above' if self.above else 'at least'} {self.low:,g}"
+        if self.high == HUGE:
+            return lowest
+        if self.above:
+            return f"{lowest} and at most {self.high:,.15g}"
+        return f"between {self.low:,g} and {self.high:,.15g}"
 
 
 Natural = Annotated[int, Range(0)]
@@ -166,10 +170,13 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:
-    what = "a whole number" if kind is int else "a number"
+    what = "a whole number" if kind is int else "a finite number"
+    is_one = _is_a(value, kind) and math.isfinite(value)
+    if is_one and (allowed is None or value in allowed):
+        return
     if allowed is not None:
-        what = f"{'whole numbers, ' if kind is int else ''}{allowed}"
-    fits = _is_a(value, kind) and math.isfinite(value)
-    if not fits or (allowed is not None and value not in allowed):
-        shown = repr(value)
-        raise ValueError(f"{where}: got {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed: {what}")
+        too_large = is_one and allowed.high == HUGE and value > HUGE
+        range_ = f"at most {HUGE:,}" if too_large else allowed.says()
+        what = range_ if is_one else f"{what}, {range_}"
+    shown = repr(value)
+    raise ValueError(f"{where} must be {what}; got {shown if len(shown) <= 80 else shown[:77] + '...'}")

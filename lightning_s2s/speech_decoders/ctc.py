@@ -65,11 +65,6 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
         text_conditions: bool = True,
     ):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions)
-        if upsampling < 1 or chunk_conditions < 1:
-            raise ValueError(
-                "speech_decoder ctc: upsampling and chunk_conditions must be at least 1; got "
-                f"{upsampling} and {chunk_conditions}"
-            )
         self.upsampling, self.chunk_conditions = upsampling, chunk_conditions
         self.chunk_units = chunk_conditions * upsampling
         self._warned_of = upsampling
