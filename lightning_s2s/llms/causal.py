@@ -85,7 +85,6 @@ class CausalLanguageModel(LanguageModel):
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        self._vocabulary = self.model.get_input_embeddings().num_embeddings
         if lora is not None:
             if checkpoint is not None and added:  # a folder or a run that this is saved in has them already
                 lora = with_new_tokens(self.model, lora, self.tokenizer.tokenizer.convert_tokens_to_ids(added))
@@ -95,8 +94,8 @@ class CausalLanguageModel(LanguageModel):
 
     @property
     def vocabulary(self) -> int:
-        """V of `logits`."""
-        return self._vocabulary
+        """V of `logits`; what LoRA puts around the embeddings doesn't know their number."""
+        return self.model.config.get_text_config().vocab_size
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
