@@ -188,8 +188,12 @@ def _depth(content: Any) -> int:
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, loader_class: type[yaml.SafeLoader] | None = None) -> Any:
     """The content of a YAML file.
+
+    Args:
+        path: the file.
+        loader_class: see `parse_yaml`.
 
     Raises:
         OSError: it can't be read.
@@ -200,7 +204,7 @@ def read_yaml(path: Path) -> Any:
         text = _read_bytes(path, "YAML").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid YAML: {error}", str(path)) from None
-    return parse_yaml(text, path)
+    return parse_yaml(text, path, loader_class)
 
 
 def parse_yaml(text: str, source: str | Path, loader_class: type[yaml.SafeLoader] | None = None) -> Any:
@@ -269,6 +273,8 @@ def _check_node(node: yaml.Node, seen: dict[int, tuple[int, int] | None]) -> tup
         return counted
     seen[id(node)] = None
     children: list[yaml.Node] = []
+    if isinstance(node.value, str) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        refuse("half a character (a lone surrogate)")
     if isinstance(node, MappingNode):
         if twice := _first_twice((key.tag, key.value) for key, _ in node.value if isinstance(key.value, str)):
             refuse(f"key {twice[1]!r} stands twice in one mapping")

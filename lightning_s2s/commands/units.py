@@ -6,6 +6,7 @@ from jsonargparse import ActionConfigFile
 
 from lightning_s2s.commands.messages import CommandError, check_configs
 from lightning_s2s.commands.settings import SettingsParser
+from lightning_s2s.ranges import check_device
 from lightning_s2s.registry import REGISTRY
 
 ROLES = ("user", "assistant")
@@ -61,17 +62,12 @@ def run(name: str, arguments: list[str]) -> int:
     if not options.roles:
         raise CommandError(f"--roles: is empty; allowed: {', '.join(ROLES)}")
 
-    import torch
-
     from lightning_s2s.data.units import add_units
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise CommandError(f"--device: got {device!r}; allowed: auto, cpu, cuda, cuda:0, ...") from None
+        place = check_device(options.device, "--device")
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     settings = options.vocoder.as_dict()
     vocoder = parser.instantiate(options).vocoder.eval().to(place)
     report = add_units(

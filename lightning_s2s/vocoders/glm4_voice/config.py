@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lightning_s2s.reading import read_yaml as read_plain_yaml
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -173,10 +175,7 @@ def read_yaml(path: Path) -> tuple[FlowConfig, HiftConfig]:
         return loader.construct_scalar(node)
 
     PlainLoader.add_multi_constructor("!", untagged)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from None
+    content = read_plain_yaml(path, PlainLoader)
     for key in ("flow", "hift"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
             raise ValueError(f"{path}: key {key!r} is missing; it must hold the decoder's sizes")
