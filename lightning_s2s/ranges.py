@@ -26,6 +26,11 @@ HUGE = 1_000_000_000
 
 
 @dataclass(frozen=True)
+class DeviceName:
+    """Names of devices that are here."""
+
+
+@dataclass(frozen=True)
 class Range:
     """Numbers between two bounds.
 
@@ -72,6 +77,9 @@ Temperature = Annotated[float, Range(0, 100)]
 """By which logits are divided before a token is drawn; 0 takes the most likely one."""
 Processes = Annotated[int, Range(1, 10_000)]
 """How many run at a time."""
+
+Device = Annotated[str, DeviceName()]
+"""Where a model runs: `cpu`, `cuda`, `cuda:1`, ..."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
@@ -126,6 +134,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> None:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        if any(isinstance(note, DeviceName) for note in inner[1:]):
+            check_device(value, where)
         ranges = [note for note in inner[1:] if isinstance(note, Range)]
         _check(value, inner[0], where, ranges[0] if ranges else allowed)
     elif origin in (types.UnionType, typing.Union):
@@ -167,6 +177,31 @@ def _is_a(value: Any, hint: Any) -> bool:
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     return isinstance(kind, type) and isinstance(value, kind)
+
+
+def check_device(name: Any, where: str) -> Any:
+    """The torch device of this name; `auto` is a GPU where there is one.
+
+    Args:
+        name: of the device.
+        where: it was given, for the message.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # of `meta` there is nothing to copy
+    except Exception as error:  # torch raises RuntimeError, AssertionError, NotImplementedError, ... by the device
+        gpus = torch.cuda.device_count()
+        here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(gpus))])
+        reason = "" if gpus or "cuda" not in str(name) else "; there is no CUDA GPU here"
+        raise ValueError(f"{where} must be a device of this machine ({here}); got {name!r}{reason}") from error
+    return device
 
 
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:

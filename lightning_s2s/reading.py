@@ -192,8 +192,8 @@ def read_yaml(path: Path, loader_class: type[yaml.SafeLoader] | None = None) -> 
     """The content of a YAML file.
 
     Args:
-        path: of the file.
-        loader_class: a SafeLoader that knows more tags; None takes SafeLoader itself.
+        path: the file.
+        loader_class: see `parse_yaml`.
 
     Raises:
         OSError: it can't be read.
@@ -273,6 +273,8 @@ def _check_node(node: yaml.Node, seen: dict[int, tuple[int, int] | None]) -> tup
         return counted
     seen[id(node)] = None
     children: list[yaml.Node] = []
+    if isinstance(node.value, str) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        refuse("half a character (a lone surrogate)")
     if isinstance(node, MappingNode):
         if twice := _first_twice((key.tag, key.value) for key, _ in node.value if isinstance(key.value, str)):
             refuse(f"key {twice[1]!r} stands twice in one mapping")

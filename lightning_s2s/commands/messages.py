@@ -58,7 +58,7 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     """
     options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        return _unknown_option(found[1].split()[0], options)
+        return _unknown_option((found[1].split() or [found[1]])[0], options)
     not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
     if found := re.fullmatch(not_accepted, message):
         return _unknown_option(found[1], options)

@@ -16,7 +16,7 @@ from lightning_s2s.construction.corpora import Recording, read_corpus
 from lightning_s2s.construction.rows import reading_row, recording_rows, write_manifest
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
 from lightning_s2s.journal import Journal
-from lightning_s2s.ranges import Count, NonNegative, Positive, checked
+from lightning_s2s.ranges import Count, Device, NonNegative, Positive, checked
 from lightning_s2s.registry import unknown_name
 
 TASKS = ("transcribe", "emotion", "continue")
@@ -62,7 +62,7 @@ class ManifestConfig:
     llm: str | None = None
     max_new_tokens: Count = 64
     batch_size: Count = 16
-    device: str = "cpu"
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         for task in self.tasks:

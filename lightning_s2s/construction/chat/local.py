@@ -12,7 +12,7 @@ from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatReque
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.data.chat_template import variables_of
 from lightning_s2s.data.template_renderer import render_apart
-from lightning_s2s.ranges import Count, Range, Temperature, checked
+from lightning_s2s.ranges import Count, Device, Range, Temperature, checked
 
 
 @checked
@@ -39,7 +39,7 @@ class LocalChat(ChatModel):
     repetition_penalty: Annotated[float, Range(0, 100, above=True)] = 1.0
     max_tokens: Count = 200
     batch_size: Count = 8
-    device: str = "cpu"
+    device: Device = "cpu"
 
     @property
     def identity(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Share, checked
+from lightning_s2s.ranges import Device, Share, checked
 from lightning_s2s.registry import unknown_name
 
 
@@ -58,7 +58,7 @@ class EmotionAgreement(_Agreement):
     model: str
     labels: dict[str, str] = field(default_factory=dict)
     min_probability: Share = 0.3
-    device: str = "cpu"
+    device: Device = "cpu"
 
     name, figure = "emotion", "emotion"
 

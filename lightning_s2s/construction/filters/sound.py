@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, over, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Count, NonNegative, Positive, Range, Share, checked
+from lightning_s2s.ranges import Count, Device, NonNegative, Positive, Range, Share, checked
 
 FRAME = RATE // 50
 SILENCE_DB = -40.0
@@ -85,7 +85,7 @@ class WordError(Filter):
 
     asr: str = "openai/whisper-base"
     max_word_error: NonNegative = 0.2
-    device: str = "cpu"
+    device: Device = "cpu"
     batch_size: Count = 4
 
     name = "word_error"
@@ -144,7 +144,7 @@ class SpeakerSimilarity(Filter):
 
     model: str = "microsoft/wavlm-base-plus-sv"
     min_similarity: Annotated[float, Range(-1, 1)] = 0.86
-    device: str = "cpu"
+    device: Device = "cpu"
 
     name = "speaker_similarity"
     hears = compares_voices = True
@@ -215,7 +215,7 @@ class Quality(Filter):
 
     min_mos: Annotated[float, Range(0, 5)] = 2.5
     min_reply_mos: Annotated[float, Range(0, 5)] = 3.5
-    device: str = "cpu"
+    device: Device = "cpu"
 
     name = "quality"
     hears = True
