@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -61,6 +62,13 @@ class Sampler:
     def forget(self) -> None:
         """Start afresh with the repetition penalty."""
         self.drawn.clear()
+
+    def fresh(self) -> Sampler:
+        """One with the same options that has drawn nothing yet: who draws beside others needs one for itself."""
+        sampler = copy.copy(self)
+        sampler.drawn = []
+        sampler.generator = self.generator if self.seed is None else None
+        return sampler
 
     def _draw(self, logits: Tensor) -> int:
         if self.top_k:

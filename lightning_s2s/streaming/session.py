@@ -101,7 +101,7 @@ class StreamingSession:
         by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
         self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
-            if seed is not None and sampler.seed is None:
+            if seed is not None and isinstance(sampler, Sampler) and sampler.seed is None:
                 sampler.seed = seed + offset
         chunk_units = model.speech_decoder.chunk_units if self.speak else 1
         if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
@@ -116,6 +116,7 @@ class StreamingSession:
             raise ValueError(f"instruction and history: {error}") from None
         self.check_room(1)
         self._pieces: list[Tensor] = []
+        self._num_samples = 0
         self._turn: Turn | None = None
 
     def check_room(self, num_heard: int) -> None:
@@ -144,10 +145,11 @@ class StreamingSession:
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
         piece = torch.from_numpy(as_waveform(waveform))
-        duration_sec = (sum(map(len, self._pieces)) + len(piece)) / self.sample_rate
+        duration_sec = (self._num_samples + len(piece)) / self.sample_rate
         rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
         self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard
         self._pieces.append(piece)
+        self._num_samples += len(piece)
 
     def finish(self) -> EventStream:
         """The question is over: an iterator over the events, up to `Done`.
@@ -178,7 +180,7 @@ class StreamingSession:
 def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:
     """The sampler that was given, or else the model's own, or else greedy or the default."""
     if given is not None:
-        return given
+        return given.fresh() if isinstance(given, Sampler) else given
     if generation is not None:
         return generation.sampler(greedy)
     return Sampler(temperature=0.0) if greedy else default

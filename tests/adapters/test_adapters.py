@@ -106,9 +106,9 @@ def test_every_parameter_is_trained_and_a_copy_gives_the_same(adapter):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LinearAdapter(0), "downsampling and hidden_width must be at least 1; got 0, 2048"),
+        (lambda: LinearAdapter(0), "downsampling must be at least 1; got 0"),
         (lambda: QformerAdapter(window_sec=0.0), "window_sec must be above 0"),
-        (lambda: QformerAdapter(num_queries=0), "num_queries, width, num_layers and num_heads at least 1"),
+        (lambda: QformerAdapter(num_queries=0), "num_queries must be at least 1; got 0"),
         (lambda: QformerAdapter(width=10, num_heads=4), r"width must be a multiple of num_heads \(4\); got 10"),
         (lambda: qformer(25.0, window_sec=0.01), "window_sec 0.01 holds no frame of the encoder's 25.0 Hz"),
         (lambda: qformer(None), "needs the encoder's frame_rate_hz"),

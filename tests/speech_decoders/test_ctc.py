@@ -194,8 +194,8 @@ def test_every_weight_of_the_layers_is_trained():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"upsampling": 0}, "upsampling and chunk_conditions must be at least 1; got 0 and 2"),
-        ({"chunk_conditions": 0}, "at least 1; got 25 and 0"),
+        ({"upsampling": 0}, "upsampling must be between 1 and 1,000; got 0"),
+        ({"chunk_conditions": 0}, "chunk_conditions must be at least 1; got 0"),
         ({"num_units": 0}, "num_units must be at least 1; got 0"),
     ],
 )

@@ -160,5 +160,5 @@ def test_other_rates(frames_per_unit, units):
 
 
 def test_a_rate_that_is_none():
-    with pytest.raises(ValueError, match="vocoder pocket: frames_per_unit must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="frames_per_unit must be at least 1; got 0"):
         PocketVocoder(frames_per_unit=0)
