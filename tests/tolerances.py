@@ -18,11 +18,16 @@ ROUNDINGS = 1000
 """In units of eps, for a few layers of some hundred terms each; mistakes in the arithmetic are far larger."""
 
 
-def assert_equal_but_for_rounding(found: Tensor, expected: Tensor, roundings: float = ROUNDINGS) -> None:
-    """Two tensors of one shape and dtype are equal within `roundings` * eps of the largest expected value."""
+def tolerance(expected: Tensor, roundings: float = ROUNDINGS) -> float:
+    """Largest difference that rounding explains: `roundings` * eps of the largest expected value."""
     peak = float(expected.abs().max()) if expected.numel() else 0.0
     assert math.isfinite(peak)
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=roundings * torch.finfo(expected.dtype).eps * peak)
+    return roundings * torch.finfo(expected.dtype).eps * peak
+
+
+def assert_equal_but_for_rounding(found: Tensor, expected: Tensor, roundings: float = ROUNDINGS) -> None:
+    """Two tensors of one shape and dtype are equal within their `tolerance`."""
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=tolerance(expected, roundings))
 
 
 def roundings_of_pitch(num_samples: int, sample_rate: int, pitch_hz: float, harmonics: float) -> float:
