@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_parts import WHISPER
-from tolerances import assert_equal_but_for_rounding
+from tolerances import ROUNDINGS, assert_equal_but_for_rounding
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.encoders.mel import MelEncoder
@@ -33,14 +33,16 @@ def speech(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.inference_mode()
-def assert_batched_equals_single(module, batch: torch.Tensor, lengths: torch.Tensor) -> list[int]:
+def assert_batched_equals_single(
+    module, batch: torch.Tensor, lengths: torch.Tensor, roundings: float = ROUNDINGS
+) -> list[int]:
     """Each row of a batch gives what it gives alone; the output lengths."""
     together, counts = module(batch, lengths)
     assert together.shape[:2] == (len(lengths), int(counts.max()))
     for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
         alone, alone_count = module(batch[row : row + 1, :length], lengths[row : row + 1])
         assert alone_count.tolist() == [count]
-        assert_equal_but_for_rounding(together[row, :count], alone[0, :count])
+        assert_equal_but_for_rounding(together[row, :count], alone[0, :count], roundings)
     return counts.tolist()
 
 

@@ -81,7 +81,7 @@ def configuration(kind: str, runner=None) -> CorpusConfig:
         grammar.write_text(yaml.safe_dump(RULES))
         writer = GrammarWriter(
             str(grammar), {"train": 4, "validation": 2, "test": 2}, {"train": 1, "validation": 1, "test": 1},
-            {"train": 2, "validation": 2, "test": 2}, replies_per_emotion=10, held_out_share=0.3,
+            {"train": 4, "validation": 4, "test": 4}, replies_per_emotion=30, held_out_share=0.3,
         )  # fmt: skip
     else:
         chat = HashWriter(batch_size=2, concurrency=2 if kind == "threads" else 1)
