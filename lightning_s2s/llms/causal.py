@@ -78,7 +78,8 @@ class CausalLanguageModel(LanguageModel):
                 check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
-            size = max(len(self.tokenizer), config.get("vocab_size", 0))
+            vocab_size: Any = config.get("vocab_size", 0)
+            size = max(len(self.tokenizer), vocab_size)
             self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
         check_streams(self.model)
         added = self.tokenizer.missing_special_tokens()
