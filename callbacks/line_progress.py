@@ -11,7 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from lightning_s2s.ranges import NonNegative, checked
 
+
+@checked
 class LineProgress(ProgressBar):
     """Prints a line every `every_sec` seconds, after each validation and at the end: steps, what is left, losses.
 
@@ -24,10 +27,8 @@ class LineProgress(ProgressBar):
         ValueError: `every_sec` is negative.
     """
 
-    def __init__(self, every_sec: float = 30.0):
+    def __init__(self, every_sec: NonNegative = 30.0):
         super().__init__()
-        if every_sec < 0:
-            raise ValueError(f"every_sec must not be negative; got {every_sec}")
         self.every_sec = every_sec
         self._enabled = True
         self._start_sec = self._last_sec = time.monotonic()

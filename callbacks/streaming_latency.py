@@ -11,6 +11,7 @@ import numpy as np
 from lightning_s2s.callbacks.answering import AnsweringCallback
 from lightning_s2s.evaluation.answer import MARKS, percentile, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
+from lightning_s2s.ranges import Count, Natural, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +28,7 @@ CLOCK = """The clock starts when the question's audio has ended. `encoder_done`:
 Percentiles are linear between order statistics."""
 
 
+@checked
 class StreamingLatency(AnsweringCallback):
     """Measures the streaming session after a validation and logs what it took.
 
@@ -49,14 +51,12 @@ class StreamingLatency(AnsweringCallback):
     def __init__(
         self,
         questions: str,
-        num_questions: int = 8,
-        num_warmup: int = 2,
-        every_n_validations: int = 1,
+        num_questions: Count = 8,
+        num_warmup: Natural = 2,
+        every_n_validations: Count = 1,
         greedy: bool = True,
     ):
         super().__init__(questions, num_questions, every_n_validations, greedy)
-        if num_warmup < 0:
-            raise ValueError(f"num_warmup: got {num_warmup}; at least 0 is needed")
         self.num_warmup = num_warmup
         self._described = False
 

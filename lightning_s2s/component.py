@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.building import bounded_building
 from lightning_s2s.extras import MissingPackageError, has_cpp_compiler, how_to_install
+from lightning_s2s.ranges import check_arguments
 from lightning_s2s.reading import MAX_DEPTH
 
 PlainValues: TypeAlias = dict
@@ -131,6 +132,7 @@ def _remember_arguments(init: Any) -> Any:
     @functools.wraps(init)
     def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
+        check_arguments(init, bound.arguments, f"{type(self).__name__}: ")
         bound.apply_defaults()
         if "init_args" not in self.__dict__:
             arguments = dict(list(bound.arguments.items())[1:])

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lightning_s2s.reading import InputError, parse_json
+
 
 class Journal:
     """Pieces of work by their keys, one JSON line each, safe on disk after each `add`.
@@ -36,23 +38,29 @@ class Journal:
         """Find the lines; gives the bytes of whole ones."""
         end = 0
         with self.path.open("rb") as file:
-            try:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    content = json.loads(line)
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    content = parse_json(line, f"line {number}")
                     if end:
                         self._places[_as_key(content["key"])] = end
+                        _ = content["found"]
                     elif other := [name for name in begun if content[name] != begun[name]]:
                         raise ValueError(
                             f"{self.path}: was begun with another {', '.join(other)}; call it as then, or remove the "
                             "file to start anew"
                         )
-                    end += len(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self.path}: is no unfinished work of `{self.command}` ({error}); remove or rename it"
-                ) from None
+                except (InputError, KeyError, TypeError) as error:
+                    found = {
+                        KeyError: f"line {number}: key {error} is missing",
+                        TypeError: f"line {number}: no mapping",
+                    }
+                    raise ValueError(
+                        f"{self.path}: is no unfinished work of `{self.command}` ({found.get(type(error), error)}); "
+                        "remove or rename it"
+                    ) from None
+                end += len(line)
         return end
 
     def __contains__(self, key: Hashable) -> bool:

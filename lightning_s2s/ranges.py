@@ -4,7 +4,7 @@
     class Filter:
         def __init__(self, max_share: Share = 0.1, min_words: Count | None = None): ...
 
-    Filter(max_share=1.5)  # ValueError: Filter: max_share: got 1.5; allowed: 0 to 1
+    Filter(max_share=1.5)  # ValueError: Filter: max_share must be between 0 and 1; got 1.5
 
 Numbers without a range of their own must be finite. The parsers of YAML and command line see plain `int` and `float`.
 """
@@ -26,6 +26,11 @@ HUGE = 1_000_000_000
 
 
 @dataclass(frozen=True)
+class DeviceName:
+    """Names of devices that are here."""
+
+
+@dataclass(frozen=True)
 class Range:
     """Numbers between two bounds.
 
@@ -42,10 +47,14 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
-    def __str__(self) -> str:
-        return (
-            f"{'above ' if self.above else ''}{self.low:,g} {'and at most' if self.above else 'to'} {self.high:,.15g}"
-        )
+    def says(self) -> str:
+        """What is allowed, for a message."""
+        lowest = f"{'above' if self.above else 'at least'} {self.low:,g}"
+        if self.high == HUGE:
+            return lowest
+        if self.above:
+            return f"{lowest} and at most {self.high:,.15g}"
+        return f"between {self.low:,g} and {self.high:,.15g}"
 
 
 Natural = Annotated[int, Range(0)]
@@ -62,7 +71,15 @@ NonNegative = Annotated[float, Range(0)]
 """A weight or a tolerance."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """Of random numbers."""
-Decibels = Annotated[float, Range(-200, 200)]
+Speed = Annotated[float, Range(0.25, 4)]
+"""Of a voice, beside its usual one."""
+Temperature = Annotated[float, Range(0, 100)]
+"""By which logits are divided before a token is drawn; 0 takes the most likely one."""
+Processes = Annotated[int, Range(1, 10_000)]
+"""How many run at a time."""
+
+Device = Annotated[str, DeviceName()]
+"""Where a model runs: `cpu`, `cuda`, `cuda:1`, ..."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
@@ -104,10 +121,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types that parameters have; those that can't be found out are left out."""
     plain: Any = inspect.unwrap(function)
     names = vars(sys.modules[plain.__module__]) if plain.__module__ in sys.modules else {}
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, hint in getattr(plain, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: hint})
         try:
-            hints[name] = eval(hint, {**vars(typing), **names}) if isinstance(hint, str) else hint  # noqa: S307 (own source)
+            hints |= typing.get_type_hints(alone, {**vars(typing), **names}, include_extras=True)
         except (NameError, TypeError, AttributeError):  # known to type checkers alone
             continue
     return hints
@@ -116,6 +134,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> None:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        if any(isinstance(note, DeviceName) for note in inner[1:]):
+            check_device(value, where)
         ranges = [note for note in inner[1:] if isinstance(note, Range)]
         _check(value, inner[0], where, ranges[0] if ranges else allowed)
     elif origin in (types.UnionType, typing.Union):
@@ -159,11 +179,39 @@ def _is_a(value: Any, hint: Any) -> bool:
     return isinstance(kind, type) and isinstance(value, kind)
 
 
+def check_device(name: Any, where: str) -> Any:
+    """The torch device of this name; `auto` is a GPU where there is one.
+
+    Args:
+        name: of the device.
+        where: it was given, for the message.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # of `meta` there is nothing to copy
+    except Exception as error:  # torch raises RuntimeError, AssertionError, NotImplementedError, ... by the device
+        gpus = torch.cuda.device_count()
+        here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(gpus))])
+        reason = "" if gpus or "cuda" not in str(name) else "; there is no CUDA GPU here"
+        raise ValueError(f"{where} must be a device of this machine ({here}); got {name!r}{reason}") from error
+    return device
+
+
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:
-    what = "a whole number" if kind is int else "a number"
+    what = "a whole number" if kind is int else "a finite number"
+    is_one = _is_a(value, kind) and math.isfinite(value)
+    if is_one and (allowed is None or value in allowed):
+        return
     if allowed is not None:
-        what = f"{'whole numbers, ' if kind is int else ''}{allowed}"
-    fits = _is_a(value, kind) and math.isfinite(value)
-    if not fits or (allowed is not None and value not in allowed):
-        shown = repr(value)
-        raise ValueError(f"{where}: got {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed: {what}")
+        too_large = is_one and allowed.high == HUGE and value > HUGE
+        range_ = f"at most {HUGE:,}" if too_large else allowed.says()
+        what = range_ if is_one else f"{what}, {range_}"
+    shown = repr(value)
+    raise ValueError(f"{where} must be {what}; got {shown if len(shown) <= 80 else shown[:77] + '...'}")

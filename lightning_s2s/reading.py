@@ -26,6 +26,7 @@ MAX_DEPTH = 64
 """Lists and mappings inside each other."""
 MAX_VALUES = 20_000
 """Values of a YAML once its aliases are written out: ten lines of aliases to aliases can stand for billions."""
+CIRCLE = "an alias stands inside what it is an alias of"
 TOO_DEEP, TOO_MANY = f"more than {MAX_DEPTH} levels deep", f"more than {MAX_VALUES:,} values, aliases written out"
 
 BUGS = (AssertionError, NameError, NotImplementedError)
@@ -43,6 +44,10 @@ class InputError(ValueError):
     def __init__(self, message: str, source: str | None = None):
         super().__init__(message)
         self.source = source
+
+
+class YamlBombError(InputError):
+    """A YAML that is small on paper, and without bounds when it is read."""
 
 
 @contextmanager
@@ -187,8 +192,8 @@ def read_yaml(path: Path, loader_class: type[yaml.SafeLoader] | None = None) -> 
     """The content of a YAML file.
 
     Args:
-        path: of the file.
-        loader_class: a SafeLoader that knows more tags; None takes SafeLoader itself.
+        path: the file.
+        loader_class: see `parse_yaml`.
 
     Raises:
         OSError: it can't be read.
@@ -225,7 +230,8 @@ def parse_yaml(text: str, source: str | Path, loader_class: type[yaml.SafeLoader
         problem = getattr(error, "problem", None) or one_line(error)
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise InputError(f"{source}:{line} not valid YAML: {problem}", str(source)) from None
+        kind = YamlBombError if problem in (TOO_DEEP, TOO_MANY, CIRCLE) else InputError
+        raise kind(f"{source}:{line} not valid YAML: {problem}", str(source)) from None
 
 
 def _stopping_early(loader_class: type[yaml.SafeLoader]) -> type[yaml.SafeLoader]:
@@ -263,10 +269,12 @@ def _check_node(node: yaml.Node, seen: dict[int, tuple[int, int] | None]) -> tup
     if id(node) in seen:
         counted = seen[id(node)]
         if counted is None:
-            refuse("an alias stands inside what it is an alias of")
+            refuse(CIRCLE)
         return counted
     seen[id(node)] = None
     children: list[yaml.Node] = []
+    if isinstance(node.value, str) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        refuse("half a character (a lone surrogate)")
     if isinstance(node, MappingNode):
         if twice := _first_twice((key.tag, key.value) for key, _ in node.value if isinstance(key.value, str)):
             refuse(f"key {twice[1]!r} stands twice in one mapping")

@@ -326,9 +326,9 @@ def test_questions(tmp_path, questions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_questions": 0}, "num_questions: got 0"),
-        ({"num_warmup": -1}, "num_warmup: got -1"),
-        ({"every_n_validations": 0}, "every_n_validations: got 0"),
+        ({"num_questions": 0}, "num_questions must be at least 1; got 0"),
+        ({"num_warmup": -1}, "num_warmup must be at least 0; got -1"),
+        ({"every_n_validations": 0}, "every_n_validations must be at least 1; got 0"),
     ],
 )
 def test_wrong_numbers(options, message):

@@ -57,5 +57,5 @@ def test_progress_as_lines(tmp_path, capsys, monkeypatch):
 
 
 def test_progress_lines_need_a_time():
-    with pytest.raises(ValueError, match="every_sec must not be negative; got -1"):
+    with pytest.raises(ValueError, match="every_sec must be at least 0; got -1"):
         LineProgress(-1)

@@ -102,7 +102,7 @@ def test_every_refusal_is_one_line_that_names_the_folder(good_folder, tmp_path, 
         (("llm", "init_args", "config", "vocab_size"), 10**9, "describes something too large to be built: "),
         (("speech_decoder", "init_args", "config", "intermediate_size"), 10**8, "too large to be built: "),
         (("encoder", "init_args", "width"), 10**6, "describes something too large to be built: "),
-        (("encoder", "init_args", "num_layers"), 10**9, "num_layers: got 1000000000; allowed: 1 to 1,000"),
+        (("encoder", "init_args", "num_layers"), 10**9, "num_layers must be between 1 and 1,000; got 1000000000"),
         (("vocoder", "init_args", "levels"), [10**4, 10**4], "describes something too large to be built: "),
     ],
 )
@@ -115,4 +115,4 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
     (folder / "config.json").write_text(json.dumps(put(config, place, value)))
     with pytest.raises(ValueError) as refused:
         SpeechToSpeechModel.from_pretrained(folder)
-    assert str(refused.value).startswith(f"{folder / 'config.json'}: ") and message in str(refused.value)
+    assert str(folder / "config.json") in str(refused.value) and message in str(refused.value)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.interfaces import Adapter, lengths_to_mask
+from lightning_s2s.ranges import Count
 from lightning_s2s.registry import ADAPTERS
 
 
@@ -26,7 +27,9 @@ class ConvAdapter(Adapter):
     rates = "25 Hz -> 6.25 Hz"
     size = "73M (1280 -> 4096)"
 
-    def __init__(self, kernel_sizes: tuple[int, ...] = (5, 5), inner_width: int = 512, silence_padding: bool = True):
+    def __init__(
+        self, kernel_sizes: tuple[Count, ...] = (5, 5), inner_width: Count = 512, silence_padding: bool = True
+    ):
         super().__init__()
         if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
             raise ValueError(f"adapter conv: kernel_sizes must be odd and at least one; got {list(kernel_sizes)}")

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.interfaces import Adapter, lengths_to_mask
+from lightning_s2s.ranges import Count
 from lightning_s2s.registry import ADAPTERS
 
 
@@ -27,12 +28,8 @@ class LinearAdapter(Adapter):
     rates = "25 Hz -> 5 Hz"
     size = "22M (1280 -> 4096)"
 
-    def __init__(self, downsampling: int = 5, hidden_width: int = 2048, layer_norm: bool = False):
+    def __init__(self, downsampling: Count = 5, hidden_width: Count = 2048, layer_norm: bool = False):
         super().__init__()
-        if downsampling < 1 or hidden_width < 1:
-            raise ValueError(
-                f"adapter linear: downsampling and hidden_width must be at least 1; got {downsampling}, {hidden_width}"
-            )
         self.downsampling = self.num_stacked = downsampling
         self.hidden_width, self.layer_norm = hidden_width, layer_norm
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.interfaces import Adapter, lengths_to_mask
+from lightning_s2s.ranges import Count, Layers, Range, Share
 from lightning_s2s.registry import ADAPTERS
 
 
@@ -37,12 +40,12 @@ class QformerAdapter(Adapter):
 
     def __init__(
         self,
-        window_sec: float = 1.0,
-        num_queries: int = 6,
-        width: int = 768,
-        num_layers: int = 2,
-        num_heads: int = 12,
-        dropout: float = 0.0,
+        window_sec: Annotated[float, Range(0, 3_600, above=True)] = 1.0,
+        num_queries: Count = 6,
+        width: Count = 768,
+        num_layers: Layers = 2,
+        num_heads: Count = 12,
+        dropout: Share = 0.0,
     ):
         super().__init__()
         if window_sec <= 0 or min(num_queries, width, num_layers, num_heads) < 1:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_s2s.reading import one_line, read_yaml
+from lightning_s2s.commands.interpolations import check_interpolations
+from lightning_s2s.reading import YamlBombError, one_line, parse_yaml, read_yaml
 from lightning_s2s.registry import REGISTRY, near_names, unknown_name
 
 NOISE = (
@@ -57,7 +58,7 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     """
     options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        return _unknown_option(found[1].split()[0], options)
+        return _unknown_option((found[1].split() or [found[1]])[0], options)
     not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
     if found := re.fullmatch(not_accepted, message):
         return _unknown_option(found[1], options)
@@ -97,12 +98,15 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
 def check_configs(arguments: list[str]) -> None:
     """See that every `--config` file is there and holds a YAML mapping; the parsers' own messages don't name the file.
 
+    The values of other options are read as YAML, too: here they are held against the same bounds.
+
     Raises:
         CommandError: one doesn't.
     """
     for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, joined = option.partition("=")
         if name not in ("--config", "-c"):
+            _check_value(name, joined if equals else value)
             continue
         path = Path(joined if equals else value)
         if not path.is_file():
@@ -115,6 +119,18 @@ def check_configs(arguments: list[str]) -> None:
             raise CommandError(str(error)) from None
         if not isinstance(content, dict):
             raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
+        check_interpolations(content, path)
+
+
+def _check_value(option: str, value: str) -> None:
+    """Refuse a bomb; whether a value is what the option takes is the parser's affair."""
+    if option.startswith("-") and any(letter in value for letter in "[{&*-"):
+        try:
+            parse_yaml(value, option)
+        except YamlBombError as error:
+            raise CommandError(str(error)) from None
+        except ValueError:
+            return
 
 
 def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:

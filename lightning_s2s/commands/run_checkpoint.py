@@ -22,6 +22,7 @@ from lightning_s2s.checkpoints.plain import load_plain, save_plain
 from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint, read_whole_run, remove_folders
 from lightning_s2s.commands.interrupts import Received
 from lightning_s2s.files import remove_leftovers, replacing
+from lightning_s2s.ranges import NonNegative, checked
 from lightning_s2s.stages.strategies import FSDP2Strategy
 
 
@@ -35,6 +36,7 @@ def best_checkpoint(trainer: Trainer) -> Path:
     return last_checkpoint(trainer).with_name("best.ckpt")
 
 
+@checked
 class RunCheckpoint(Checkpoint):
     """Keeps `DEFAULT_ROOT_DIR/checkpoints/last.ckpt` up to date and ends the run on Ctrl-C or SIGTERM.
 
@@ -60,14 +62,12 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        every_sec: float = 60.0,
+        every_sec: NonNegative = 60.0,
         asynchronous: bool = False,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         keep_best: bool = True,
     ):
-        if every_sec < 0:
-            raise ValueError(f"checkpoint.every_sec: got {every_sec}; 0 or more is needed")
         self.every_sec, self.asynchronous = every_sec, asynchronous
         self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
         self.received = Received()

@@ -28,7 +28,7 @@ from lightning_s2s.commands.resuming import check_resume, check_validate, option
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
 from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.files import remove_leftovers
+from lightning_s2s.files import NO_SPACE, remove_leftovers
 from lightning_s2s.locks import holding
 from lightning_s2s.registry import REGISTRY
 from lightning_s2s.stages.strategies import built_for
@@ -201,6 +201,8 @@ class StageCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE and error.filename is None:  # a logger's
+                raise OSError(error.errno, NO_SPACE[error.errno], str(self.trainer.default_root_dir)) from None
             if self.source is None or not _while_restoring(error) or str(error).startswith(str(self.source)):
                 raise
             raise ValueError(f"{self.source}: does not fit this run ({one_line(error)})") from None

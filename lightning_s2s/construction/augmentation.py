@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import soundfile as sf
 import soxr
 
+from lightning_s2s import ranges
 from lightning_s2s.data.audio import SUFFIXES
+from lightning_s2s.ranges import checked
 
 COLOURS = ("white", "pink")
 Range = tuple[float, float]
@@ -42,6 +45,7 @@ class Drawn:
         return figures | ({"noise": Path(self.noise).name} if self.noise else {})
 
 
+@checked
 @dataclass
 class Augmentation:
     """Each part is off unless it is named; a range is [lowest, highest], drawn evenly.
@@ -60,16 +64,14 @@ class Augmentation:
     """
 
     splits: list[str] = field(default_factory=lambda: ["train"])
-    share: float = 1.0
-    room_sec: Range | None = None
+    share: Annotated[float, ranges.Range(0, 1, above=True)] = 1.0
+    room_sec: Annotated[Range, ranges.Range(0, 60)] | None = None
     noise: list[str] = field(default_factory=list)
-    snr_db: Range = (5.0, 30.0)
-    bands_hz: list[Range] = field(default_factory=list)
-    level_db: Range | None = None
+    snr_db: Annotated[Range, ranges.Range(-200, 200)] = (5.0, 30.0)
+    bands_hz: list[Annotated[Range, ranges.Range(0, 1_000_000)]] = field(default_factory=list)
+    level_db: Annotated[Range, ranges.Range(-200, 200)] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"augmentation: share must lie above 0 and at most at 1; got {self.share}")
         ranges = {"room_sec": self.room_sec, "snr_db": self.snr_db, "level_db": self.level_db}
         ranges |= {f"bands_hz {number}": band for number, band in enumerate(self.bands_hz)}
         for name, limits in ranges.items():

@@ -12,9 +12,11 @@ from lightning_s2s.construction.running import Local, Runner
 from lightning_s2s.construction.speech import SpeechSynthesizer
 from lightning_s2s.construction.writing import DialogueWriter
 from lightning_s2s.interfaces import Vocoder
+from lightning_s2s.ranges import Seed, Share, Speed, checked
 from lightning_s2s.registry import unknown_name
 
 
+@checked
 @dataclass
 class CorpusConfig:
     """A corpus of spoken dialogues.
@@ -56,19 +58,19 @@ class CorpusConfig:
     user_voices: dict[str, list[str]]
     assistant_voice: str
     vocoder: Vocoder | None = None
-    user_speed: float = 1.0
-    assistant_speed: float = 1.0
+    user_speed: Speed = 1.0
+    assistant_speed: Speed = 1.0
     assistant_tts: SpeechSynthesizer | None = None
     assistant_prosody: dict[str, Prosody] | None = None
     voice_traits: dict[str, dict[str, str]] = field(default_factory=dict)
     prosody: dict[str, Prosody] | None = None
-    jitter: float = 0.4
+    jitter: Share = 0.4
     augmentation: Augmentation | None = None
     filters: list[Filter] = field(default_factory=list)
     dataset: bool = False
     licences: dict[str, str] = field(default_factory=dict)
     runner: Runner = field(default_factory=Local)
-    seed: int = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
         if set(self.user_voices) != set(SPLITS):

@@ -16,11 +16,13 @@ from lightning_s2s.construction.corpora import Recording, read_corpus
 from lightning_s2s.construction.rows import reading_row, recording_rows, write_manifest
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
 from lightning_s2s.journal import Journal
+from lightning_s2s.ranges import Count, Device, NonNegative, Positive, checked
 from lightning_s2s.registry import unknown_name
 
 TASKS = ("transcribe", "emotion", "continue")
 
 
+@checked
 @dataclass
 class ManifestConfig:
     """A corpus on disk as a manifest.
@@ -54,13 +56,13 @@ class ManifestConfig:
     splits: list[str] | None = None
     emotions: list[str] | None = None
     rename: dict[str, str] = field(default_factory=dict)
-    min_sec: float = 0.5
-    max_sec: float = 30.0
-    limit: int | None = None
+    min_sec: NonNegative = 0.5
+    max_sec: Positive = 30.0
+    limit: Count | None = None
     llm: str | None = None
-    max_new_tokens: int = 64
-    batch_size: int = 16
-    device: str = "cpu"
+    max_new_tokens: Count = 64
+    batch_size: Count = 16
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -70,8 +72,6 @@ class ManifestConfig:
             raise ValueError("llm: the task continue needs one, and nothing else does")
         if not 0 < self.min_sec < self.max_sec:
             raise ValueError(f"min_sec, max_sec: must be rising and above 0; got {self.min_sec:g}, {self.max_sec:g}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit: must be at least 1; got {self.limit}")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import zipfile
@@ -32,6 +31,7 @@ from lightning_s2s.construction.running import Failure, Step, run_step
 from lightning_s2s.construction.speaking import Delivery, Line, SpeakLines, SpeakTexts, Tokenise
 from lightning_s2s.construction.writing import Order
 from lightning_s2s.files import replacing
+from lightning_s2s.reading import parse_json, reading
 
 DATASET = "dataset"
 """Folder of `output_dir`."""
@@ -166,11 +166,12 @@ class Construction:
         """Step -> items and seconds of all runs; a line that a kill cut off is left out."""
         total: dict[str, tuple[int, float]] = {}
         path = self.work / TIMING
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                step, items, seconds = json.loads(line)
-                before = total.get(step, (0, 0.0))
-                total[step] = (before[0] + items, before[1] + seconds)
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], start=1):
+            if line.endswith(b"\n"):
+                with reading(f"{path}: line {number}", "step's time; remove or rename the file"):
+                    step, items, seconds = parse_json(line, f"{path}: line {number}")
+                    before = total.get(step, (0, 0.0))
+                    total[step] = (before[0] + items, before[1] + seconds)
         return total
 
     def _filter(self, kind: Filter) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import numpy as np
+
+from lightning_s2s.ranges import Range, checked
 
 Analysis = tuple[np.ndarray, np.ndarray, np.ndarray]
 """WORLD's pitch (F,), spectral envelope (F, bins) and aperiodicity (F, bins), a frame every 5 ms."""
 
 
+@checked
 @dataclass(frozen=True)
 class Prosody:
     """How a neutral rendering is changed.
@@ -27,12 +31,12 @@ class Prosody:
         breath: 0..1, share of noise mixed into the voiced parts.
     """
 
-    pitch: float = 1.0
-    pitch_range: float = 1.0
-    tempo: float = 1.0
-    energy_db: float = 0.0
-    tilt_db: float = 0.0
-    breath: float = 0.0
+    pitch: Annotated[float, Range(0, 10, above=True)] = 1.0
+    pitch_range: Annotated[float, Range(-1, 10)] = 1.0
+    tempo: Annotated[float, Range(0, 10, above=True)] = 1.0
+    energy_db: Annotated[float, Range(-100, 100)] = 0.0
+    tilt_db: Annotated[float, Range(-100, 100)] = 0.0
+    breath: Annotated[float, Range(-0.2, 1.2)] = 0.0
 
     def jitter(self, rng: random.Random, amount: float) -> Prosody:
         """Every value moved by up to `amount` of its usual spread, so that no two speakers do the same."""

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from lightning_s2s.construction.prosody_features import FEATURES, LEVEL, ClipJob
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import ManifestError, read_manifest
 from lightning_s2s.files import write_text
+from lightning_s2s.ranges import Count, Natural, NonNegative, Processes, Range, Seed, checked
 
 SPLITS = ("train", "validation", "test")
 LIMIT = 2.5
@@ -117,6 +118,7 @@ class ProsodyClassifier(nn.Module):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@checked
 @dataclass
 class ClassifierConfig:
     """A classifier of emotions by prosody, trained on manifests.
@@ -145,26 +147,18 @@ class ClassifierConfig:
     validation: str
     test: str
     output_dir: str
-    noisy_copies: int = 1
+    noisy_copies: Natural = 1
     noise_snr_db: tuple[float, float] = (15.0, 40.0)
-    gain_db: float = 12.0
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.1
-    batch_size: int = 256
-    max_epochs: int = 300
-    patience: int = 20
-    processes: int = 1
-    seed: int = 0
+    gain_db: Annotated[float, Range(0, 100)] = 12.0
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 5e-3
+    weight_decay: NonNegative = 0.1
+    batch_size: Count = 256
+    max_epochs: Count = 300
+    patience: Count = 20
+    processes: Processes = 1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1; got {getattr(self, name)}")
-        for name in ("noisy_copies", "gain_db", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: must not be negative; got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: must be above 0; got {self.learning_rate}")
         if not self.noise_snr_db[0] <= self.noise_snr_db[1]:
             raise ValueError(f"noise_snr_db: must be [lowest, highest]; got {list(self.noise_snr_db)}")
 

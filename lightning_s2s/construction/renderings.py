@@ -10,6 +10,7 @@ import soundfile as sf
 
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.files import replacing
+from lightning_s2s.reading import reading
 
 SILENCE = 1e-4
 """A rendering whose peak is below this is silent."""
@@ -52,6 +53,16 @@ class Renderings:
                 raise SpeechError(f"{text!r} in the voice {voice}: {error}") from None
             with replacing(path) as temporary:
                 sf.write(temporary, trim_silence(waveform, sample_rate), sample_rate)
+        return read_recording(path)
+
+
+def read_recording(path: str | Path) -> tuple[np.ndarray, int]:
+    """A recording that this package wrote: (T,) float32, and its sample rate.
+
+    Raises:
+        ValueError: it is broken; removed, it is made again.
+    """
+    with reading(path, "recording; remove it, and it is made again"):
         return sf.read(path, dtype="float32")
 
 

@@ -15,6 +15,7 @@ from lightning_s2s.construction import report_page
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS, Candidate
 from lightning_s2s.construction.filters import Filter
+from lightning_s2s.construction.renderings import read_recording
 from lightning_s2s.evaluation.answer import Figure, percentile, printable
 from lightning_s2s.evaluation.pictures import MelPainter, clip_player
 from lightning_s2s.evaluation.report import chip, fact_list, figure_list, html_page, tone_class, verdict_tag
@@ -227,10 +228,8 @@ class _Sounds:
         return clip_player(kind, label, *self._load(names[number]), longest_sec, self.painters[kind])
 
     def _load(self, name: str) -> tuple[np.ndarray, int]:
-        import soundfile as sf
-
         if name not in self.loaded:
-            self.loaded[name] = sf.read(self.folder / name, dtype="float32")
+            self.loaded[name] = read_recording(self.folder / name)
         return self.loaded[name]
 
     def _seconds(self, name: str) -> float:

@@ -18,7 +18,7 @@ from lightning_s2s.checkpoints.weights import weights_fingerprint
 from lightning_s2s.construction.augmentation import Augmentation, Drawn, augment
 from lightning_s2s.construction.opus import encode_opus
 from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
-from lightning_s2s.construction.renderings import Renderings
+from lightning_s2s.construction.renderings import Renderings, read_recording
 from lightning_s2s.construction.running import Failure, Step
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.server import metered
@@ -254,7 +254,7 @@ class Tokenise(Step[str]):
 
     def run(self, batch: Sequence[str]) -> list[Any | Failure]:
         rate = self.vocoder.tokenizer_sample_rate
-        waveforms = [soxr.resample(*sf.read(self.folder / name, dtype="float32"), rate) for name in batch]
+        waveforms = [soxr.resample(*read_recording(self.folder / name), rate) for name in batch]
         return ["".join(f"<|audio_{unit}|>" for unit in self.tokenise(waveform)) for waveform in waveforms]
 
     def tokenise(self, waveform: np.ndarray) -> list[int]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_s2s.data.template_renderer import TemplateBombError, render, render_apart
+from lightning_s2s.data.template_renderer import TemplateBombError, is_plain, render, render_apart
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +109,14 @@ class ChatTemplate:
         With marks for contents, dialogues of the same roles render alike; those that may come next are rendered along.
         """
         if key not in self._raw:
-            known = self.tokenizer.chat_template == CHATML_TEMPLATE
-            keys = [key] if known else list(dict.fromkeys([key, *_likely(key[1])]))
+            template, variables = str(self.tokenizer.get_chat_template()), variables_of(self.tokenizer)
+            plain = is_plain(template)
+            keys = [key] if plain else list(dict.fromkeys([key, *_likely(key[1])]))
             dialogues = [
                 ([{"role": role, "content": _MARK.format(i)} for i, role in enumerate(roles)], add_generation_prompt)
                 for add_generation_prompt, roles in keys
             ]
-            template, variables = str(self.tokenizer.get_chat_template()), variables_of(self.tokenizer)
-            run = render if known else render_apart
+            run = render if plain else render_apart
             self._raw.update(zip(keys, run(template, variables, dialogues), strict=True))
         return self._raw[key]
 

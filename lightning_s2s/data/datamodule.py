@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -16,10 +16,12 @@ from lightning_s2s.data.batching import DurationBatchSampler, Note, ResumableLoa
 from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, collate_vocoder
 from lightning_s2s.data.dataset import SpeechDialogueDataset
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.ranges import Count, NonNegative, Positive, Range, Seed, checked
 
 log = logging.getLogger(__name__)
 
 
+@checked
 class SpeechDialogueData(L.LightningDataModule):
     """Spoken dialogues from JSONL manifests, in batches of bounded duration.
 
@@ -51,24 +53,18 @@ class SpeechDialogueData(L.LightningDataModule):
         self,
         train: str | list[str] | None = None,
         validation: str | list[str] | None = None,
-        batch_duration_sec: float = 60.0,
-        max_batch_size: int = 64,
-        num_buckets: int = 8,
-        num_workers: int = 0,
+        batch_duration_sec: Positive = 60.0,
+        max_batch_size: Count = 64,
+        num_buckets: Count = 8,
+        num_workers: Annotated[int, Range(0, 1_024)] = 0,
         on_error: Literal["skip", "raise"] = "raise",
-        min_audio_sec: float = 0.5,
+        min_audio_sec: NonNegative = 0.5,
         cache_audio: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ):
         super().__init__()
         if on_error not in ("skip", "raise"):
             raise ValueError(f"on_error: got {on_error!r}; allowed: skip, raise")
-        for name, value in (("batch_duration_sec", batch_duration_sec), ("max_batch_size", max_batch_size)):
-            if value <= 0:
-                raise ValueError(f"{name}: got {value}; a positive number is needed")
-        for name, value in (("num_workers", num_workers), ("min_audio_sec", min_audio_sec), ("seed", seed)):
-            if value < 0:
-                raise ValueError(f"{name}: got {value}; 0 or more is needed")
         if cache_audio and num_workers:
             raise ValueError(f"cache_audio: keeps audio in the main process; it needs num_workers 0, got {num_workers}")
         self.manifests = {"train": _as_list(train), "validation": _as_list(validation)}

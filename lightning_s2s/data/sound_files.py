@@ -153,6 +153,12 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
                 return None
         elif stated and (stated < _UNSTATED or stated <= there):
             _check_size(stated, there)
+            file.seek(at + stated + stated % 2)
+            if not _may_follow(file.read(2**20)):
+                raise ValueError(
+                    f"its header states {stated} bytes of sound, but {there - stated} follow that are something else: "
+                    "it was not finished, or is broken"
+                )
             return None
         elif not there or (not stated and _only_chunks_follow(file, at, size, f"{order}4sI")):
             return None  # no sound at all
@@ -162,6 +168,13 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
         content[at - 4 : at] = struct.pack(f"{order}I", there)
         return bytes(content)
     raise ValueError("it breaks off before its sound")
+
+
+def _may_follow(rest: bytes) -> bool:
+    """Whether a wav may go on so behind its sound: with a chunk, a tag of mp3, padding or nothing."""
+    name = rest[:4]
+    chunk = name.isascii() and all(chr(byte).isalnum() or byte in b" _-" for byte in name)
+    return chunk or name[:3] in (b"ID3", b"TAG") or not rest.strip(b"\0")
 
 
 def _only_chunks_follow(file: BinaryIO, at: int, size: int, form: str) -> bool:

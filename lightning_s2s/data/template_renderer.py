@@ -61,8 +61,44 @@ def _run(job: str) -> Sequence[Rendered]:
     return [(text, problem) for text, problem in json.loads(done.stdout)]
 
 
+PLAIN = {
+    "Add", "And", "Compare", "Concat", "CondExpr", "Const", "For", "Getattr", "Getitem", "If", "Name", "Not", "Operand",
+    "Or", "Output", "Slice", "Template", "TemplateData", "Test",
+}  # fmt: skip
+"""What can only put pieces of the dialogue and of the template side by side."""
+PLAIN_FILTERS = {"capitalize", "length", "lower", "title", "trim", "upper"}
+
+
+def is_plain(template: str) -> bool:
+    """Whether a template can do no more than go through the messages and write them: it needs no bounds."""
+    from jinja2 import Environment, nodes
+
+    if len(template) > 20_000:
+        return False
+    try:
+        tree = Environment(trim_blocks=True, lstrip_blocks=True).parse(template)
+    except Exception:  # what can't be read, in the sandbox or at all, says so there
+        return False
+    for node in tree.find_all(nodes.Node):
+        if isinstance(node, nodes.For):
+            over = node.iter.node if isinstance(node.iter, nodes.Getitem) else node.iter
+            if node.recursive or not isinstance(over, nodes.Name) or over.name != "messages":
+                return False
+            if any(node.find_all(nodes.For)):
+                return False
+        elif isinstance(node, nodes.Call):
+            if not isinstance(node.node, nodes.Name) or node.node.name != "raise_exception":
+                return False
+        elif isinstance(node, nodes.Filter):
+            if node.name not in PLAIN_FILTERS or node.args:
+                return False
+        elif type(node).__name__ not in PLAIN:
+            return False
+    return True
+
+
 def render(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -> Sequence[Rendered]:
-    """`render_apart` in this process: for templates that are known."""
+    """`render_apart` in this process: for templates that are plain."""
     try:
         compiled = _environment().from_string(template)
     except Exception as error:  # jinja's, and Python's where an expression is computed while it is compiled

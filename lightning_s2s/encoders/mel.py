@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
+from lightning_s2s.ranges import Count, Layers, Natural, NonNegative, Range, Share
 from lightning_s2s.registry import ENCODERS
 from lightning_s2s.specaugment import SpecAugment
 
@@ -45,17 +47,17 @@ class MelEncoder(AudioEncoder):
     def __init__(
         self,
         checkpoint: str | None = None,
-        width: int = 192,
-        num_layers: int = 4,
-        num_heads: int = 4,
-        dropout: float = 0.1,
-        time_masks: int = 2,
-        mel_masks: int = 2,
-        gain_db: float = 2.0,
-        mel_warp: float = 0.12,
-        time_warp: float = 0.08,
-        time_mask_sec: float = 0.2,
-        mel_mask_bands: int = 12,
+        width: Count = 192,
+        num_layers: Layers = 4,
+        num_heads: Count = 4,
+        dropout: Share = 0.1,
+        time_masks: Natural = 2,
+        mel_masks: Natural = 2,
+        gain_db: Annotated[float, Range(0, 100)] = 2.0,
+        mel_warp: Share = 0.12,
+        time_warp: Share = 0.08,
+        time_mask_sec: NonNegative = 0.2,
+        mel_mask_bands: Natural = 12,
     ):
         super().__init__()
         self.width, self.gain_db = width, gain_db

@@ -12,6 +12,7 @@ from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, Shards, assign_ten
 from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
 from lightning_s2s.pretrained import model_config
+from lightning_s2s.ranges import Natural, NonNegative
 from lightning_s2s.registry import ENCODERS
 
 PREFIXES = ("audio_tower.", "model.audio_tower.", "audio_encoder_model.", "")
@@ -52,10 +53,10 @@ class Qwen2AudioEncoder(WindowedAudioEncoder):
         config: PlainValues | None = None,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,
-        time_masks: int = 0,
-        mel_masks: int = 0,
-        time_mask_sec: float = 0.2,
-        mel_mask_bands: int = 12,
+        time_masks: Natural = 0,
+        mel_masks: Natural = 0,
+        time_mask_sec: NonNegative = 0.2,
+        mel_mask_bands: Natural = 12,
     ):
         super().__init__()
         if config is not None:

@@ -13,6 +13,7 @@ from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
 from lightning_s2s.interfaces import AudioEncoder, lengths_to_mask
 from lightning_s2s.pretrained import build_from, load_pretrained, model_config, without_code
+from lightning_s2s.ranges import Count, Share
 from lightning_s2s.registry import ENCODERS, unknown_name
 from lightning_s2s.specaugment import draw_spans
 
@@ -59,8 +60,8 @@ class SslEncoder(AudioEncoder):
         config: PlainValues | None = None,
         layers: int | Literal["weighted"] = -1,
         normalize: bool | None = None,
-        mask_time_prob: float = 0.0,
-        mask_time_length: int = 10,
+        mask_time_prob: Share = 0.0,
+        mask_time_length: Count = 10,
     ):
         super().__init__()
         if not 0 <= mask_time_prob < 1 or mask_time_length < 1:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.windows import WindowedAudioEncoder
+from lightning_s2s.ranges import Natural, NonNegative
 from lightning_s2s.registry import ENCODERS
 
 
@@ -46,10 +47,10 @@ class WhisperEncoder(WindowedAudioEncoder):
         pooling: int = 2,
         real_frames_only: bool = False,
         layers: int | list[int] = -1,
-        time_masks: int = 0,
-        mel_masks: int = 0,
-        time_mask_sec: float = 0.2,
-        mel_mask_bands: int = 12,
+        time_masks: Natural = 0,
+        mel_masks: Natural = 0,
+        time_mask_sec: NonNegative = 0.2,
+        mel_mask_bands: Natural = 12,
     ):
         super().__init__()
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Encoder

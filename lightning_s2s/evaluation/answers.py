@@ -23,8 +23,10 @@ from lightning_s2s.evaluation.report import print_table, write_report
 from lightning_s2s.evaluation.runs import read_run
 from lightning_s2s.files import replacing, write_text
 from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.ranges import Natural, checked
 
 
+@checked
 @dataclass
 class EvaluateAnswersConfig:
     """Answers every question of a manifest and reports.
@@ -45,8 +47,8 @@ class EvaluateAnswersConfig:
     questions: str
     grammar: str
     output_dir: str
-    num_warmup: int = 2
-    limit: int = 0
+    num_warmup: Natural = 2
+    limit: Natural = 0
     title: str = "Spoken questions and answers"
     runs: list[str] = field(default_factory=list)
     trust_sources: bool = False

@@ -16,10 +16,12 @@ from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import parse_units, read_manifest
 from lightning_s2s.files import write_text
+from lightning_s2s.ranges import Natural, checked
 from lightning_s2s.reading import parse_json
 from lightning_s2s.sampling import Sampler
 
 
+@checked
 @dataclass
 class EvaluateSpeechConfig:
     """Word error of speech against the text it should say.
@@ -43,7 +45,7 @@ class EvaluateSpeechConfig:
     vocoder: str | None = None
     model: str | None = None
     manifest: str | None = None
-    limit: int = 0
+    limit: Natural = 0
     mos: bool = False
     output_dir: str | None = None
 

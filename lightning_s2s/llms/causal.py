@@ -17,6 +17,7 @@ from lightning_s2s.interfaces import LanguageModel
 from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.pretrained import build_causal_lm, load_model, load_pretrained, without_code
+from lightning_s2s.ranges import Count
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
 
@@ -52,7 +53,7 @@ class CausalLanguageModel(LanguageModel):
         config: PlainValues | None = None,
         tokenizer: str | None = None,
         tokenizer_corpus: str | None = None,
-        tokenizer_size: int = 768,
+        tokenizer_size: Count = 768,
         dtype: str = "float32",
         lora: PlainValues | None = None,
         generation: PlainValues | None = None,
@@ -84,7 +85,6 @@ class CausalLanguageModel(LanguageModel):
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        self._vocabulary = self.model.get_input_embeddings().num_embeddings
         if lora is not None:
             if checkpoint is not None and added:  # a folder or a run that this is saved in has them already
                 lora = with_new_tokens(self.model, lora, self.tokenizer.tokenizer.convert_tokens_to_ids(added))
@@ -94,8 +94,8 @@ class CausalLanguageModel(LanguageModel):
 
     @property
     def vocabulary(self) -> int:
-        """V of `logits`."""
-        return self._vocabulary
+        """V of `logits`; what LoRA puts around the embeddings doesn't know their number."""
+        return self.model.config.get_text_config().vocab_size
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_s2s.component import PlainValues
 from lightning_s2s.ctc import collapse, frames_needed
 from lightning_s2s.interfaces import CtcLogits, lengths_to_mask
 from lightning_s2s.kv_cache import Slot
+from lightning_s2s.ranges import Count, Range, Share
 from lightning_s2s.registry import SPEECH_DECODERS
 from lightning_s2s.sampling import CheckedSampler, check_finite
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
@@ -55,20 +56,15 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
 
     def __init__(
         self,
-        upsampling: int = 25,
-        chunk_conditions: int = 2,
+        upsampling: Annotated[int, Range(1, 1_000)] = 25,
+        chunk_conditions: Count = 2,
         config: PlainValues | None = None,
         checkpoint: str | None = None,
-        dropout: float = 0.0,
-        num_units: int | None = None,
+        dropout: Share = 0.0,
+        num_units: Count | None = None,
         text_conditions: bool = True,
     ):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions)
-        if upsampling < 1 or chunk_conditions < 1:
-            raise ValueError(
-                "speech_decoder ctc: upsampling and chunk_conditions must be at least 1; got "
-                f"{upsampling} and {chunk_conditions}"
-            )
         self.upsampling, self.chunk_conditions = upsampling, chunk_conditions
         self.chunk_units = chunk_conditions * upsampling
         self._warned_of = upsampling

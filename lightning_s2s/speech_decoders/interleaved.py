@@ -14,6 +14,7 @@ from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
 from lightning_s2s.kv_cache import Slot
+from lightning_s2s.ranges import Count, Natural, Share
 from lightning_s2s.registry import SPEECH_DECODERS
 from lightning_s2s.sampling import CheckedSampler, Generation
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
@@ -68,12 +69,12 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         interleave: str = "4:8",
         config: PlainValues | None = None,
         checkpoint: str | None = None,
-        max_units: int = 1500,
-        unit_dropout: float = 0.0,
-        dropout: float = 0.0,
-        num_units: int | None = None,
-        unit_offset: int = 0,
-        eos_ids: list[int] | None = None,
+        max_units: Count = 1500,
+        unit_dropout: Share = 0.0,
+        dropout: Share = 0.0,
+        num_units: Count | None = None,
+        unit_offset: Natural = 0,
+        eos_ids: list[Natural] | None = None,
         text_conditions: bool = True,
         eos_ends: Literal["turn", "group"] = "turn",
         generation: PlainValues | None = None,

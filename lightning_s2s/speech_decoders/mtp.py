@@ -15,6 +15,7 @@ from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import UnitLogits
 from lightning_s2s.interleave import Interleave
 from lightning_s2s.kv_cache import Slot
+from lightning_s2s.ranges import Count, Share
 from lightning_s2s.registry import SPEECH_DECODERS
 from lightning_s2s.sampling import CheckedSampler
 from lightning_s2s.speech_decoders.base import CausalSpeechDecoder, StreamState
@@ -119,14 +120,14 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
     def __init__(
         self,
         interleave: str = "4:8",
-        units_per_step: int = 4,
+        units_per_step: Count = 4,
         pattern: Literal["group", "delay"] = "group",
         config: PlainValues | None = None,
         checkpoint: str | None = None,
-        max_units: int = 1500,
-        unit_dropout: float = 0.0,
-        dropout: float = 0.0,
-        num_units: int | None = None,
+        max_units: Count = 1500,
+        unit_dropout: Share = 0.0,
+        dropout: Share = 0.0,
+        num_units: Count | None = None,
         text_conditions: bool = True,
         fusion: Literal["none", "gate"] = "none",
     ):

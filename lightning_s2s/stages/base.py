@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -33,11 +33,13 @@ from lightning_s2s.interfaces import (
     lengths_to_mask,
 )
 from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
+from lightning_s2s.ranges import Natural, NonNegative, Range, Share, checked
 from lightning_s2s.registry import UnregisteredError
 from lightning_s2s.sharding import gathered, is_sharded, shard, whole_norm
 from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
 
 
+@checked
 class Stage(L.LightningModule):
     """A training recipe around a SpeechToSpeechModel.
 
@@ -82,11 +84,11 @@ class Stage(L.LightningModule):
         vocoder: Vocoder | None = None,
         init_from: str | None = None,
         freeze: list[str] | None = None,
-        lr: float = 1e-4,
-        lr_scale: dict[str, float] | None = None,
-        weight_decay: float = 0.05,
-        warmup_steps: int = 100,
-        min_lr_ratio: float = 0.1,
+        lr: Annotated[float, Range(0, 100, above=True)] = 1e-4,
+        lr_scale: dict[str, NonNegative] | None = None,
+        weight_decay: NonNegative = 0.05,
+        warmup_steps: Natural = 100,
+        min_lr_ratio: Share = 0.1,
         activation_checkpointing: list[str] | None = None,
         encoder_cache: str | None = None,
         compile: bool = False,

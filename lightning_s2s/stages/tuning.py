@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.ranges import Natural, NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics
 
 
+@checked
 class EmpatheticInstructionTuning(Stage):
     """Trains everything but the encoder to understand words and emotion and to answer with empathy, in speech.
 
@@ -25,7 +27,7 @@ class EmpatheticInstructionTuning(Stage):
 
     monitor = "val/loss"
 
-    def __init__(self, *args: Any, unit_weight: float = 1.0, num_generated: int = 48, **stage_options: Any):
+    def __init__(self, *args: Any, unit_weight: NonNegative = 1.0, num_generated: Natural = 48, **stage_options: Any):
         super().__init__(*args, **stage_options)
         if self.model.encoder is None or self.model.speech_decoder is None:
             raise ValueError("EmpatheticInstructionTuning needs encoder, adapter, speech_decoder and vocoder")

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.ctc import similarity_ctc_loss
 from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.ranges import NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
 
 
+@checked
 class SpeechUnderstandingPretraining(Stage):
     """Aligns speech with text and learns to recognise emotion, while the LLM is frozen.
 
@@ -35,8 +37,8 @@ class SpeechUnderstandingPretraining(Stage):
     def __init__(
         self,
         *args: Any,
-        text_weight: float = 1.0,
-        ctc_weight: float = 0.0,
+        text_weight: NonNegative = 1.0,
+        ctc_weight: NonNegative = 0.0,
         num_generated: int = 48,
         **stage_options: Any,
     ):

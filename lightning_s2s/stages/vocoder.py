@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from typing import Annotated
 
 import lightning as L
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.interfaces import lengths_to_mask
+from lightning_s2s.ranges import Natural, NonNegative, Range, checked
 from lightning_s2s.stages.discriminator import EnvelopeDiscriminator
 from lightning_s2s.vocoders.pocket import ConvNeXtBlock, PocketStreamState, PocketVocoder
 from lightning_s2s.vocoders.source_filter import SpeechParameters
@@ -45,6 +47,7 @@ class UnitTranscriber(nn.Module):
         return self.head(x.transpose(1, 2)).float().unflatten(-1, (self.num_frames, -1)).flatten(1, 2).log_softmax(-1)
 
 
+@checked
 class VocoderTraining(L.LightningModule):
     """Trains `pocket` on speech with transcripts.
 
@@ -72,14 +75,14 @@ class VocoderTraining(L.LightningModule):
     def __init__(
         self,
         vocoder: PocketVocoder,
-        lr: float = 1e-3,
+        lr: Annotated[float, Range(0, 100, above=True)] = 1e-3,
         train_tokenizer: bool = True,
-        ctc_weight: float = 1.0,
-        pitch_weight: float = 5.0,
-        aperiodicity_weight: float = 2.0,
-        adversarial_weight: float = 0.0,
-        warmup_steps: int = 100,
-        settle_steps: int = 1000,
+        ctc_weight: NonNegative = 1.0,
+        pitch_weight: NonNegative = 5.0,
+        aperiodicity_weight: NonNegative = 2.0,
+        adversarial_weight: NonNegative = 0.0,
+        warmup_steps: Natural = 100,
+        settle_steps: Natural = 1000,
     ):
         super().__init__()
         self.automatic_optimization = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import WEIGHTS, load_tensors, read_state_dict
 from lightning_s2s.component import PlainValues
+from lightning_s2s.ranges import Positive
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
 from lightning_s2s.vocoders.flattened import FlattenedCodecVocoder
@@ -52,7 +53,7 @@ class EncodecVocoder(FlattenedCodecVocoder):
         self,
         checkpoint: str | None = None,
         pretrained: bool = False,
-        bandwidth: float = 6.0,
+        bandwidth: Positive = 6.0,
         config: PlainValues | None = None,
     ):
         super().__init__()

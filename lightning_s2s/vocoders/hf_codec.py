@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.component import PlainValues
 from lightning_s2s.pretrained import build_model, load_pretrained, without_code
+from lightning_s2s.ranges import Count, Natural
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
 from lightning_s2s.vocoders.flattened import FlattenedCodecVocoder
@@ -236,10 +237,10 @@ class HfCodecVocoder(FlattenedCodecVocoder):
         self,
         checkpoint: str | None = None,
         config: PlainValues | None = None,
-        num_codebooks: int | None = None,
-        chunk_units: int | None = None,
-        left_context_units: int | None = None,
-        lookahead_units: int | None = None,
+        num_codebooks: Count | None = None,
+        chunk_units: Count | None = None,
+        left_context_units: Natural | None = None,
+        lookahead_units: Natural | None = None,
     ):
         super().__init__()
         if (checkpoint is None) == (config is None):

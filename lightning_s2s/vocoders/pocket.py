@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from lightning_s2s.checkpoints.weights import load_weights
 from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import Vocoder
+from lightning_s2s.ranges import Count, Range
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.source_filter import HarmonicNoiseSynthesizer, SpeechParameters, SynthesisState
 
@@ -193,14 +195,12 @@ class PocketVocoder(Vocoder):
     def __init__(
         self,
         checkpoint: str | None = None,
-        levels: tuple[int, ...] = (8, 5, 5, 5),
-        encoder_width: int = 160,
-        decoder_width: int = 256,
-        frames_per_unit: int = 4,
+        levels: tuple[Annotated[int, Range(2, 100_000)], ...] = (8, 5, 5, 5),
+        encoder_width: Count = 160,
+        decoder_width: Count = 256,
+        frames_per_unit: Count = 4,
     ):
         super().__init__()
-        if frames_per_unit < 1:
-            raise ValueError(f"vocoder pocket: frames_per_unit must be at least 1; got {frames_per_unit}")
         self.mel = LogMelSpectrogram(16_000, 80, 160, 640)
         self.encoder = PocketEncoder(80, encoder_width, len(levels), frames_per_unit)
         self.quantizer = FiniteScalarQuantizer(list(levels))

@@ -14,6 +14,7 @@ from lightning_s2s.checkpoints.weights import Shards, assign_tensors, parameters
 from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.pretrained import build_model, load_pretrained, without_code
+from lightning_s2s.ranges import Natural
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms
 
@@ -71,10 +72,10 @@ class UnitHifiganVocoder(Vocoder):
         checkpoint: str | None = None,
         hubert: str | None = None,
         kmeans: str | None = None,
-        hubert_layer: int = 11,
+        hubert_layer: Natural = 11,
         deduplicate: bool = True,
-        speaker_id: int = 0,
-        language_id: int = 0,
+        speaker_id: Natural = 0,
+        language_id: Natural = 0,
         config: PlainValues | None = None,
     ):
         super().__init__()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_components import CLOSE, assert_batched_equals_single
+from test_components import assert_batched_equals_single
+from tolerances import assert_equal_but_for_rounding
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.adapters.linear import LinearAdapter
@@ -41,7 +42,7 @@ def test_linear_is_an_mlp_over_stacked_frames():
     last = torch.cat([hidden[0, 2], torch.zeros(3)])
     expected = adapter.fc2(torch.nn.functional.gelu(adapter.fc1(torch.stack([first, last]))))
     assert counts.tolist() == [2]
-    torch.testing.assert_close(out[0], expected, **CLOSE)
+    assert_equal_but_for_rounding(out[0], expected)
 
 
 def test_linear_layer_norm():
@@ -83,7 +84,7 @@ def test_what_stands_behind_a_clip_is_not_heard():
     hidden[0, 6:] = 9.0
     after, counts = adapter(hidden, lengths)
     assert counts.tolist() == [6]
-    torch.testing.assert_close(after[:, :6], before[:, :6])
+    assert_equal_but_for_rounding(after[:, :6], before[:, :6])
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_every_parameter_is_trained_and_a_copy_gives_the_same(adapter):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LinearAdapter(0), "downsampling and hidden_width must be at least 1; got 0, 2048"),
+        (lambda: LinearAdapter(0), "downsampling must be at least 1; got 0"),
         (lambda: QformerAdapter(window_sec=0.0), "window_sec must be above 0"),
-        (lambda: QformerAdapter(num_queries=0), "num_queries, width, num_layers and num_heads at least 1"),
+        (lambda: QformerAdapter(num_queries=0), "num_queries must be at least 1; got 0"),
         (lambda: QformerAdapter(width=10, num_heads=4), r"width must be a multiple of num_heads \(4\); got 10"),
         (lambda: qformer(25.0, window_sec=0.01), "window_sec 0.01 holds no frame of the encoder's 25.0 Hz"),
         (lambda: qformer(None), "needs the encoder's frame_rate_hz"),

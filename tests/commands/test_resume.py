@@ -334,6 +334,17 @@ def test_a_full_disk_is_told_and_the_good_checkpoint_stays(fit, folder, monkeypa
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_a_full_disk_for_a_logger_is_told_with_the_folder(fit, folder, monkeypatch):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    def full(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", full)
+    code, output = fit("--resume", "--trainer.max_steps", "3")
+    assert (code, last_line(output)) == (1, f"error: {folder}: no space left on device")
+
+
 def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder, monkeypatch):
     """A kill right after a saving: Lightning logs a step after its end, where it is saved."""
     from lightning_s2s.commands.run_checkpoint import WholeFileIO

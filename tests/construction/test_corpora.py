@@ -246,7 +246,7 @@ def test_what_can_not_be_made(change, message, librispeech, tmp_path):
         ({"tasks": ["continue"]}, "llm: the task continue needs one"),
         ({"llm": "some"}, "llm: the task continue needs one, and nothing else does"),
         ({"min_sec": 5.0, "max_sec": 2.0}, "must be rising"),
-        ({"limit": 0}, "limit: must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
     ],
 )
 def test_options_are_checked(options, message):

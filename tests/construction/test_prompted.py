@@ -155,7 +155,7 @@ def test_broken_prompts(tmp_path, name, content, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"turns": 0}, "writer: turns must be at least 1; got 0"),
+        ({"turns": 0}, "PromptedWriter: turns must be between 1 and 1,000; got 0"),
         ({"prompts": "/nowhere"}, "prompts: /nowhere: no such folder"),
         ({"price_per_million_tokens": {"in": 1.0}}, "price_per_million_tokens needs input and output; got in"),
     ],

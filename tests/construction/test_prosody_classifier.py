@@ -289,9 +289,9 @@ def test_manifests_without_emotions_or_with_one_are_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"processes": 0}, "processes: must be at least 1; got 0"),
-        ({"gain_db": -1.0}, "gain_db: must not be negative; got -1.0"),
-        ({"learning_rate": 0.0}, "learning_rate: must be above 0; got 0.0"),
+        ({"processes": 0}, "processes must be between 1 and 10,000; got 0"),
+        ({"gain_db": -1.0}, "gain_db must be between 0 and 100; got -1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and at most 100; got 0.0"),
         ({"noise_snr_db": (30.0, 10.0)}, r"noise_snr_db: must be \[lowest, highest\]; got \[30.0, 10.0\]"),
     ],
 )

@@ -176,8 +176,8 @@ class Endless(Step):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Local(processes=0), "runner: processes must be at least 1; got 0"),
-        (lambda: Ray(workers=0), "runner: workers must be at least 1; got 0"),
+        (lambda: Local(processes=0), "Local: processes must be between 1 and 10,000; got 0"),
+        (lambda: Ray(workers=0), "Ray: workers must be between 1 and 10,000; got 0"),
     ],
 )
 def test_a_broken_runner(build, message):

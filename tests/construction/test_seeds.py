@@ -106,7 +106,7 @@ def test_given_seeds_choose_a_voice_that_fits(tmp_path):
             "emotion,gender,split\nsad,male,validation\n",
             "no voice of validation has gender male; see voice_tr",
         ),
-        ("s.jsonl", "{\n", "s.jsonl:1: no JSON"),
+        ("s.jsonl", "{\n", "s.jsonl:1: not valid JSON"),
         ("s.jsonl", "[1]\n", "s.jsonl:1: must be an object"),
         ("s.txt", "", "seeds must be a .jsonl or a .csv file"),
     ],

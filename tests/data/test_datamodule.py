@@ -248,9 +248,9 @@ def test_broken_audio_is_fatal_by_default(tmp_path, write_manifest, requirements
     ("option", "message"),
     [
         ({"on_error": "ignore"}, "on_error: got 'ignore'; allowed: skip, raise"),
-        ({"batch_duration_sec": 0}, "batch_duration_sec: got 0; a positive number"),
-        ({"max_batch_size": -1}, "max_batch_size: got -1; a positive number"),
-        ({"num_workers": -1}, "num_workers: got -1; 0 or more"),
+        ({"batch_duration_sec": 0}, "batch_duration_sec must be above 0; got 0"),
+        ({"max_batch_size": -1}, "max_batch_size must be at least 1; got -1"),
+        ({"num_workers": -1}, "num_workers must be between 0 and 1,024; got -1"),
         ({"num_workers": 2, "cache_audio": True}, "cache_audio: keeps audio in the main process; .*, got 2"),
     ],
 )

@@ -151,6 +151,25 @@ def test_a_chunk_behind_the_sound_is_no_sound(tmp_path):
     assert check(tmp_path / "a.wav") == (1.0, RATE)
 
 
+@pytest.mark.parametrize("stated", [7, 1000, 31_000])
+def test_a_wav_that_states_less_than_it_has(tmp_path, stated):
+    """As a recorder leaves it that was ended between two updates of its header."""
+    content = bytearray(encode(noise(), **FORMATS["wav"]))
+    content[40:44] = struct.pack("<I", stated)
+    (tmp_path / "a.wav").write_bytes(content)
+    message = f"its header states {stated} bytes of sound, but {32_000 - stated} follow that are something else"
+    with pytest.raises(AudioError, match=message):
+        audio_duration_sec(AudioReference(tmp_path / "a.wav"))
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", b"\0", bytes(1000), b"ID3\x03", b"TAG" + bytes(125), b"LIST\4\0\0\0INFO", b"id3 "]
+)
+def test_what_may_stand_behind_a_wav(tmp_path, behind):
+    (tmp_path / "a.wav").write_bytes(encode(noise(), **FORMATS["wav"]) + behind)
+    assert check(tmp_path / "a.wav") == (1.0, RATE)
+
+
 def test_flac_of_a_pipe(tmp_path):
     content = bytearray(encode(noise(), **FORMATS["flac"]))
     content[21] &= 0xF0  # 36 bits of the number of samples

@@ -6,7 +6,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_s2s.data.chat import ChatTokenizer
-from lightning_s2s.data.template_renderer import MAX_CHARACTERS, TemplateBombError, render, render_apart
+from lightning_s2s.data.template_renderer import MAX_CHARACTERS, TemplateBombError, is_plain, render, render_apart
 
 DIALOGUE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 LOOPS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
@@ -74,3 +74,28 @@ def test_a_tokenizer_with_a_bomb_is_refused_and_one_that_explodes_later_too(make
     assert chat.encode_prompt(DIALOGUE[:1], spoken=False)
     with pytest.raises(ValueError, match="^chat template: takes more than"):
         chat.encode_prompt([*DIALOGUE * 15, DIALOGUE[0]], spoken=False)
+
+
+CHATML = "{% for m in messages %}{{ '<s>' + m['role'] + m.content | trim }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "plain"),
+    [
+        (CHATML, True),
+        (CHATML + "{% if add_generation_prompt %}{{ '<s>assistant' }}{% endif %}", True),
+        ("{% for m in messages[1:] %}{% if loop.first %}{{ m.content }}{% endif %}{% endfor %}", True),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}", True),
+        ("{% for m in messages %}{% for n in messages %}{{ n }}{% endfor %}{% endfor %}", False),
+        ("{% for i in range(9) %}{% endfor %}", False),
+        ("{% set x = 1 %}", False),
+        ("{{ 'x' * 2 }}", False),
+        ("{{ 'x' | center(9) }}", False),
+        ("{{ 'x'.join('y') }}", False),
+        ("{% macro f() %}{% endmacro %}", False),
+        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", False),
+        ("{{" * 3000, False),
+    ],
+)
+def test_plain_templates_need_no_process(template, plain):
+    assert is_plain(template) is plain

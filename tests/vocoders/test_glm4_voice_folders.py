@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from small_glm4_voice import (
-    CLOSE,
     CONFIG,
     FLOW,
     HIFT,
@@ -60,7 +59,7 @@ def test_published_sizes_on_the_meta_device():
 def test_a_folder_without_yaml_tells_its_sizes(vocoder, units, tmp_path):
     again = Glm4VoiceVocoder(str(write_decoder(tmp_path / "decoder", vocoder)), num_steps=3).eval()
     assert (again.flow.config, again.hift.config) == (vocoder.flow.config, vocoder.hift.config)
-    torch.testing.assert_close(again.synthesize(units), vocoder.synthesize(units), **CLOSE)
+    assert torch.equal(again.synthesize(units), vocoder.synthesize(units))
 
 
 YAML = """

@@ -6,14 +6,16 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.data.chat_template import variables_of
 from lightning_s2s.data.template_renderer import render_apart
+from lightning_s2s.ranges import Count, Device, Range, Temperature, checked
 
 
+@checked
 @dataclass
 class LocalChat(ChatModel):
     """A causal LM with a chat template, thinking off. Each token is drawn from those that the schema allows.
@@ -32,12 +34,12 @@ class LocalChat(ChatModel):
     """
 
     checkpoint: str
-    temperature: float = 0.8
-    top_p: float = 0.95
-    repetition_penalty: float = 1.0
-    max_tokens: int = 200
-    batch_size: int = 8
-    device: str = "cpu"
+    temperature: Temperature = 0.8
+    top_p: Annotated[float, Range(0, 1, above=True)] = 0.95
+    repetition_penalty: Annotated[float, Range(0, 100, above=True)] = 1.0
+    max_tokens: Count = 200
+    batch_size: Count = 8
+    device: Device = "cpu"
 
     @property
     def identity(self) -> str:

@@ -12,8 +12,10 @@ from typing import Any, Literal
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
 from lightning_s2s.construction.continuations import whole_sentences
 from lightning_s2s.construction.server import Json, PassingError, Server
+from lightning_s2s.ranges import Count, Natural, NonNegative, Positive, Processes, Temperature, checked
 
 
+@checked
 @dataclass
 class ChatServer(ChatModel):
     """A server with `POST /v1/chat/completions`.
@@ -40,14 +42,14 @@ class ChatServer(ChatModel):
     base_url: str
     model: str
     answers: Literal["json_schema", "json_object", "json", "words"] = "json_schema"
-    temperature: float = 0.9
-    max_tokens: int = 400
+    temperature: Temperature = 0.9
+    max_tokens: Count = 400
     extra: dict[str, Json] = field(default_factory=dict)
     api_key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
-    timeout_sec: float = 120.0
-    max_retries: int = 5
-    pause_sec: float = 0.5
+    concurrency: Processes = 16
+    timeout_sec: Positive = 120.0
+    max_retries: Natural = 5
+    pause_sec: NonNegative = 0.5
 
     @property
     def identity(self) -> str:

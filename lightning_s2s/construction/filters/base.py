@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightning_s2s.construction.dialogue import Dialogue, Usage
+from lightning_s2s.construction.renderings import read_recording
 from lightning_s2s.construction.running import Failure, Step
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.server import metered
@@ -115,10 +116,9 @@ class FilterStep(Step[Heard]):
 
 def load(path: str) -> np.ndarray:
     """A recording of `work_dir` -> (T,) float32 at RATE."""
-    import soundfile as sf
     import soxr
 
-    return soxr.resample(*sf.read(path, dtype="float32"), RATE)
+    return soxr.resample(*read_recording(path), RATE)
 
 
 def over(figures: Figures, name: str, highest: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, under
 from lightning_s2s.construction.running import Failure
+from lightning_s2s.ranges import Device, Share, checked
 from lightning_s2s.registry import unknown_name
 
 
@@ -41,6 +42,7 @@ class _Agreement(Filter):
         return under(figures, f"{self.figure}_probability", self.min_probability)
 
 
+@checked
 @dataclass
 class EmotionAgreement(_Agreement):
     """Any audio classifier of transformers.
@@ -55,8 +57,8 @@ class EmotionAgreement(_Agreement):
 
     model: str
     labels: dict[str, str] = field(default_factory=dict)
-    min_probability: float = 0.3
-    device: str = "cpu"
+    min_probability: Share = 0.3
+    device: Device = "cpu"
 
     name, figure = "emotion", "emotion"
 
@@ -90,6 +92,7 @@ class EmotionAgreement(_Agreement):
         return extractor, network
 
 
+@checked
 @dataclass
 class ProsodyAgreement(_Agreement):
     """The small classifier that `lightning-s2s emotion-classifier` trains on prosody alone.
@@ -100,7 +103,7 @@ class ProsodyAgreement(_Agreement):
     """
 
     folder: str = "experiments/tiny/emotion_classifier"
-    min_probability: float = 0.1
+    min_probability: Share = 0.1
 
     name, figure = "prosody", "prosody"
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, over, under
 from lightning_s2s.construction.running import Failure
+from lightning_s2s.ranges import Count, Device, NonNegative, Positive, Range, Share, checked
 
 FRAME = RATE // 50
 SILENCE_DB = -40.0
 """A frame this far below the loudest is silent."""
 
 
+@checked
 @dataclass
 class Duration(Filter):
     """Recordings must have a length that fits, and be no silence for the most part.
@@ -28,10 +30,10 @@ class Duration(Filter):
         max_sec_per_word: a voice that takes longer got lost.
     """
 
-    min_sec: float = 0.5
-    max_sec: float = 20.0
-    max_silence_share: float = 0.5
-    max_sec_per_word: float = 1.2
+    min_sec: NonNegative = 0.5
+    max_sec: Positive = 20.0
+    max_silence_share: Share = 0.5
+    max_sec_per_word: Positive = 1.2
 
     name = "duration"
     hears = True
@@ -70,6 +72,7 @@ def silence_share(waveform: np.ndarray) -> float:
     return float((levels <= levels.max(initial=0) * 10 ** (SILENCE_DB / 20)).mean()) if len(levels) else 1.0
 
 
+@checked
 @dataclass
 class WordError(Filter):
     """What a Whisper model hears must be what was to be said.
@@ -81,9 +84,9 @@ class WordError(Filter):
     """
 
     asr: str = "openai/whisper-base"
-    max_word_error: float = 0.2
-    device: str = "cpu"
-    batch_size: int = 4
+    max_word_error: NonNegative = 0.2
+    device: Device = "cpu"
+    batch_size: Count = 4
 
     name = "word_error"
     hears = True
@@ -128,6 +131,7 @@ class WordError(Filter):
         return Transcriber(self.asr, self.device)
 
 
+@checked
 @dataclass
 class SpeakerSimilarity(Filter):
     """Recordings must sound like their voice: like another recording of it, by a speaker verification model.
@@ -139,8 +143,8 @@ class SpeakerSimilarity(Filter):
     """
 
     model: str = "microsoft/wavlm-base-plus-sv"
-    min_similarity: float = 0.86
-    device: str = "cpu"
+    min_similarity: Annotated[float, Range(-1, 1)] = 0.86
+    device: Device = "cpu"
 
     name = "speaker_similarity"
     hears = compares_voices = True
@@ -198,6 +202,7 @@ class SpeakerSimilarity(Filter):
         return extractor, load_model("AutoModelForAudioXVector", self.model).eval().to(self.device)
 
 
+@checked
 @dataclass
 class Quality(Filter):
     """The opinion score that DistillMOS expects (1 to 5; extra `evaluation`) must be high enough.
@@ -208,9 +213,9 @@ class Quality(Filter):
         device: cpu, cuda, ...
     """
 
-    min_mos: float = 2.5
-    min_reply_mos: float = 3.5
-    device: str = "cpu"
+    min_mos: Annotated[float, Range(0, 5)] = 2.5
+    min_reply_mos: Annotated[float, Range(0, 5)] = 3.5
+    device: Device = "cpu"
 
     name = "quality"
     hears = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 from lightning_s2s.construction.chat import ChatModel, Number, Question, put_questions
 from lightning_s2s.construction.filters.base import Figures, Filter, Heard, over, under
@@ -15,6 +16,7 @@ from lightning_s2s.construction.running import Failure
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.writing.prompted import conversation
 from lightning_s2s.construction.writing.prompts import Prompts
+from lightning_s2s.ranges import Count, Natural, Range, Share, checked
 
 NUM_PERMUTATIONS = 128
 """Of the MinHash that finds candidates; their similarity is then counted exactly."""
@@ -25,6 +27,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w']|_", " ", text.lower().replace("\u2019", "'")).split())
 
 
+@checked
 @dataclass
 class WordCount(Filter):
     """Lines and replies must have so many words.
@@ -34,8 +37,8 @@ class WordCount(Filter):
         max_words: in the longest.
     """
 
-    min_words: int = 3
-    max_words: int = 40
+    min_words: Natural = 3
+    max_words: Natural = 40
 
     name = "word_count"
     light = True
@@ -126,6 +129,7 @@ class FeelingWords(_Words):
         return [heard.dialogue.turns[0].text] if heard.dialogue.ambiguous else []
 
 
+@checked
 @dataclass
 class NearDuplicates(Filter):
     """Nobody says what was said before; the first of a kind stays.
@@ -139,9 +143,9 @@ class NearDuplicates(Filter):
         max_echo: of a reply and its line.
     """
 
-    max_similarity: float = 0.8
-    max_reply_similarity: float = 0.95
-    max_echo: float = 0.7
+    max_similarity: Share = 0.8
+    max_reply_similarity: Share = 0.95
+    max_echo: Share = 0.7
 
     name = "near_duplicates"
     whole_set = True
@@ -227,6 +231,7 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, len(one | other))
 
 
+@checked
 @dataclass
 class ReplyFits(Filter):
     """An LLM judges from 1 to 5 whether the last reply fits what was said and how, by the prompt `judge.txt`.
@@ -239,9 +244,9 @@ class ReplyFits(Filter):
     """
 
     chat: ChatModel
-    min_score: int = 3
+    min_score: Annotated[int, Range(1, 5)] = 3
     prompts: str | None = None
-    attempts: int = 3
+    attempts: Count = 3
 
     name = "reply_fits"
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.running.base import Failure, Runner, Step
+from lightning_s2s.ranges import Processes, checked
 
 AHEAD = 2
 """Batches that are handed over for each worker, so that none waits for its next."""
 
 
+@checked
 @dataclass
 class Local(Runner):
     """This machine. A step that waits for a server runs in threads, any other in `processes`.
@@ -27,11 +29,7 @@ class Local(Runner):
         processes: 1 runs everything in this one. More share the cores among them.
     """
 
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"runner: processes must be at least 1; got {self.processes}")
+    processes: Processes = 1
 
     def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
         workers = min(self.processes, len(batches))

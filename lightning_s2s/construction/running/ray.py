@@ -13,8 +13,10 @@ from typing import Any
 
 from lightning_s2s.construction.running.base import Failure, Runner, Step
 from lightning_s2s.construction.running.local import Local
+from lightning_s2s.ranges import NonNegative, Processes, checked
 
 
+@checked
 @dataclass
 class Ray(Runner):
     """Ray Data (extra `ray`): every step's batches stream through `workers` actors, anywhere in the cluster.
@@ -29,14 +31,10 @@ class Ray(Runner):
         gpus: that each actor takes; 0.5 puts two on one.
     """
 
-    workers: int = 2
+    workers: Processes = 2
     address: str | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"runner: workers must be at least 1; got {self.workers}")
+    cpus: NonNegative = 1.0
+    gpus: NonNegative = 0.0
 
     def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
         if not batches or step.light:

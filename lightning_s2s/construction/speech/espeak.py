@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
+from lightning_s2s.ranges import Positive, checked
 
 WORDS_PER_MINUTE = 175
 """eSpeak's own speed."""
 
 
+@checked
 @dataclass
 class Espeak(SpeechSynthesizer):
     """eSpeak NG (GPL-3.0, a command of its own): robotic, small, fast, in many languages. No emotions.
@@ -28,7 +30,7 @@ class Espeak(SpeechSynthesizer):
     """
 
     command: str = "espeak-ng"
-    timeout_sec: float = 30.0
+    timeout_sec: Positive = 30.0
 
     identity = "espeak"
     concurrency = os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer
+from lightning_s2s.ranges import Processes, checked
+from lightning_s2s.reading import read_json, reading
 from lightning_s2s.registry import unknown_name
 
 
+@checked
 @dataclass
 class Kokoro(SpeechSynthesizer):
     """Kokoro-82M (hexgrad, Apache-2.0): 24 kHz, English; the same text sounds the same every time. No emotions.
@@ -25,7 +27,7 @@ class Kokoro(SpeechSynthesizer):
     """
 
     folder: str
-    num_threads: int = 1
+    num_threads: Processes = 1
 
     identity = "kokoro"
     licence = "Apache-2.0"
@@ -61,5 +63,7 @@ class Kokoro(SpeechSynthesizer):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.log_severity_level = 3
-        vocabulary = json.loads(Path(self.folder, "vocab.json").read_text(encoding="utf-8"))["vocab"]
+        path = Path(self.folder, "vocab.json")
+        with reading(path, "vocabulary"):
+            vocabulary = read_json(path)["vocab"]
         return onnxruntime.InferenceSession(str(Path(self.folder, "kokoro.onnx")), options), vocabulary

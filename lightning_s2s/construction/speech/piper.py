@@ -12,9 +12,11 @@ import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer
 from lightning_s2s.extras import MissingPackageError, install_command
+from lightning_s2s.ranges import NonNegative, checked
 from lightning_s2s.registry import unknown_name
 
 
+@checked
 @dataclass
 class Piper(SpeechSynthesizer):
     """Piper (package piper-tts, GPL-3.0): a network for each voice, some with many speakers. No emotions.
@@ -29,8 +31,8 @@ class Piper(SpeechSynthesizer):
     """
 
     folder: str
-    noise_scale: float | None = None
-    noise_w_scale: float | None = None
+    noise_scale: NonNegative | None = None
+    noise_w_scale: NonNegative | None = None
 
     def __post_init__(self) -> None:
         self.__setstate__({})

@@ -11,8 +11,10 @@ import numpy as np
 
 from lightning_s2s.construction.server import Json, PassingError, Server
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
+from lightning_s2s.ranges import Natural, NonNegative, Positive, Processes, checked
 
 
+@checked
 @dataclass
 class SpeechServer(SpeechSynthesizer):
     """A server with `POST /v1/audio/speech`, told by `instructions` how to speak.
@@ -40,10 +42,10 @@ class SpeechServer(SpeechSynthesizer):
     emotions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Json] = field(default_factory=dict)
     api_key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout_sec: float = 120.0
-    max_retries: int = 5
-    pause_sec: float = 0.5
+    concurrency: Processes = 8
+    timeout_sec: Positive = 120.0
+    max_retries: Natural = 5
+    pause_sec: NonNegative = 0.5
 
     has_emotions = True
 

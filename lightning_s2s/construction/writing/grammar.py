@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lightning_s2s.construction.dialogue import EMOTIONS
-from lightning_s2s.reading import read_yaml
+from lightning_s2s.reading import read_yaml, reading
 
 
 class DialogueGrammar:
@@ -21,7 +21,11 @@ class DialogueGrammar:
     """
 
     def __init__(self, path: str | Path):
-        rules = read_yaml(Path(path))
+        with reading(path, "grammar"):
+            self._read(Path(path))
+
+    def _read(self, path: Path) -> None:
+        rules = read_yaml(path)
         missing = {"topics", "people", "times", "lines", "replies", "continuations"} - set(rules or {})
         if missing:
             raise ValueError(f"{path}: the grammar lacks {', '.join(sorted(missing))}")
@@ -29,11 +33,10 @@ class DialogueGrammar:
             if emotion not in rules["replies"]:
                 raise ValueError(f"{path}: replies has no entry for the emotion {emotion!r}")
         self.rules = rules
-        self._replies = {
-            self.normalise(reply): (emotion, self.topic_of(reply))
-            for emotion in EMOTIONS
-            for reply in self.replies(emotion)
-        }
+        texts = [(emotion, reply) for emotion in EMOTIONS for reply in self.replies(emotion)]
+        self._replies = {self.normalise(reply): (emotion, self.topic_of(reply)) for emotion, reply in texts}
+        for kind in ("ambiguous", *EMOTIONS):
+            self.lines(kind)
 
     @staticmethod
     def normalise(text: str) -> str:

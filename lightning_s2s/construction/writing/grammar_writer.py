@@ -11,8 +11,10 @@ from functools import cached_property, partial
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS, Candidate, Dialogue, Reading, Script, Turn
 from lightning_s2s.construction.writing.base import DialogueWriter, Order
 from lightning_s2s.construction.writing.grammar import DialogueGrammar
+from lightning_s2s.ranges import Count, Natural, Share, checked
 
 
+@checked
 @dataclass
 class GrammarWriter(DialogueWriter):
     """Minimal pairs (lines that fit any emotion, said with several) and explicit lines (that name theirs).
@@ -21,7 +23,7 @@ class GrammarWriter(DialogueWriter):
         grammar: YAML file of lines and replies.
         ambiguous_lines: (line, voice) pairs whose words fit any emotion, by split.
         emotions_per_line: emotions that each of them is said with, by split.
-        explicit_lines: (line, voice) pairs whose words name the emotion, by split.
+        explicit_lines: (line, voice) pairs whose words name the emotion, by split; as many for each emotion.
         replies_per_emotion: distinct spoken replies of each emotion, for stage 2.
         dialogue_replies_per_emotion: so many of them, the first, answer the questions; None takes all.
         held_out_share: share of lines and of replies kept out of training.
@@ -31,17 +33,29 @@ class GrammarWriter(DialogueWriter):
     """
 
     grammar: str
-    ambiguous_lines: dict[str, int]
-    emotions_per_line: dict[str, int]
-    explicit_lines: dict[str, int]
-    replies_per_emotion: int
-    held_out_share: float
-    dialogue_replies_per_emotion: int | None = None
+    ambiguous_lines: dict[str, Natural]
+    emotions_per_line: dict[str, Natural]
+    explicit_lines: dict[str, Natural]
+    replies_per_emotion: Count
+    held_out_share: Share
+    dialogue_replies_per_emotion: Count | None = None
 
     def __post_init__(self) -> None:
         for name in ("ambiguous_lines", "emotions_per_line", "explicit_lines"):
             if set(getattr(self, name)) != set(SPLITS):
                 raise ValueError(f"{name}: needs the keys {', '.join(SPLITS)}; got {', '.join(getattr(self, name))}")
+        most = len(EMOTIONS)
+        for split in SPLITS:
+            if self.explicit_lines[split] % most:
+                raise ValueError(
+                    f"explicit_lines: {split}: got {self.explicit_lines[split]}; a multiple of {most} is needed, as "
+                    "many for each emotion"
+                )
+            if self.ambiguous_lines[split] and not 1 <= self.emotions_per_line[split] <= most:
+                raise ValueError(
+                    f"emotions_per_line: {split}: got {self.emotions_per_line[split]}; allowed: 1 to {most}, the "
+                    "number of emotions"
+                )
 
     @cached_property
     def rules(self) -> DialogueGrammar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 from lightning_s2s.construction.chat import Answer, ChatModel, Choice, Question, Text, put_questions
 from lightning_s2s.construction.dialogue import EMOTIONS, Candidate, Dialogue, Script, Turn, Usage
@@ -15,11 +15,13 @@ from lightning_s2s.construction.server import metered
 from lightning_s2s.construction.writing.base import DialogueWriter, Order
 from lightning_s2s.construction.writing.prompts import Prompts
 from lightning_s2s.construction.writing.seeds import Seed, Seeds
+from lightning_s2s.ranges import Count, NonNegative, Range, checked
 
 LONGEST_EXCERPT = 300
 """Characters of a malformed answer that are kept."""
 
 
+@checked
 @dataclass
 class PromptedWriter(DialogueWriter):
     """An LLM writes by prompts, which are files.
@@ -45,16 +47,13 @@ class PromptedWriter(DialogueWriter):
     chat: ChatModel
     seeds: Seeds
     prompts: str | None = None
-    turns: int = 1
+    turns: Annotated[int, Range(1, 1_000)] = 1
     delivery: tuple[str, ...] = EMOTIONS
-    max_words: int = 40
-    attempts: int = 3
-    price_per_million_tokens: dict[str, float] | None = None
+    max_words: Count = 40
+    attempts: Count = 3
+    price_per_million_tokens: dict[str, NonNegative] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("turns", "max_words", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"writer: {name} must be at least 1; got {getattr(self, name)}")
         prices = self.price_per_million_tokens
         if prices is not None and set(prices) != {"input", "output"}:
             raise ValueError(f"writer: price_per_million_tokens needs input and output; got {', '.join(prices)}")

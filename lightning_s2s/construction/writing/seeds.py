@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 
 from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
 from lightning_s2s.construction.writing.base import Order
+from lightning_s2s.ranges import Count, Natural, checked
+from lightning_s2s.reading import parse_json
 from lightning_s2s.registry import unknown_name
 
 Value = TypeVar("Value")
@@ -39,6 +40,7 @@ class Seed:
     about: dict[str, str]
 
 
+@checked
 @dataclass
 class Seeds:
     """Sampled seeds cover their lists evenly: every topic comes once before one comes twice, and so do the others.
@@ -58,8 +60,8 @@ class Seeds:
         ValueError: a number is wrong, or both or neither of `lines` and `file` are there.
     """
 
-    lines: dict[str, int] = field(default_factory=dict)
-    emotions_per_line: int = 1
+    lines: dict[str, Natural] = field(default_factory=dict)
+    emotions_per_line: Count = 1
     emotions: list[str] = field(default_factory=lambda: list(EMOTIONS))
     topics: list[str] = field(default_factory=list)
     situations: list[str] = field(default_factory=list)
@@ -175,10 +177,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _parse(path: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: no JSON: {error}") from None
+    row = parse_json(line, f"{path}:{number}")
     if not isinstance(row, dict):
         raise ValueError(f"{path}:{number}: must be an object")
     return row

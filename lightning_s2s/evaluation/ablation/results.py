@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from lightning_s2s.evaluation.answer import Figure
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.evaluation.runs import read_run
 from lightning_s2s.files import replacing, write_text
+from lightning_s2s.reading import read_json, reading
 from lightning_s2s.registry import unknown_name
 
 TABLE = "results.md"
@@ -78,10 +78,11 @@ def read_value(measure: Measure, command: Command) -> float:
             raise ValueError(f"{command.folder}: logged no scalar {measure.scalar!r}")
         return points[-1][1]
     path = command.folder / "figures.json"
-    figures = json.loads(path.read_text(encoding="utf-8"))
+    figures = read_json(path)
     if measure.figure not in figures:
         raise ValueError(f"{path}: {unknown_name('figure', str(measure.figure), figures)}")
-    return float(figures[measure.figure])
+    with reading(path, f"figure {measure.figure}"):
+        return float(figures[measure.figure])
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lightning_s2s.evaluation.ablation.study import Command
 from lightning_s2s.files import write_text
+from lightning_s2s.reading import read_json
 
 COMMAND = "command.json"
 """In a step's folder: what was run there, and the digests of its YAML files."""
@@ -50,7 +51,7 @@ def check_folders(commands: Sequence[Command]) -> None:
     """
     for command in commands:
         path = command.folder / COMMAND
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != _record(command):
+        if path.is_file() and read_json(path) != _record(command):
             raise ValueError(
                 f"{command.folder}: was made with other options or YAML files than the study has now, see {COMMAND} "
                 "there; remove the folder, or give the study another output_dir"

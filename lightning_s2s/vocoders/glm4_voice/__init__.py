@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_s2s.checkpoints.weights import load_tensors
 from lightning_s2s.component import PlainValues
 from lightning_s2s.interfaces import Vocoder
+from lightning_s2s.ranges import Count, Natural, NonNegative, Range, Seed
 from lightning_s2s.registry import VOCODERS
 from lightning_s2s.vocoders.glm4_voice.checkpoint import read_decoder, read_tokenizer_config, read_tokenizer_tensors
 from lightning_s2s.vocoders.glm4_voice.config import FlowConfig, HiftConfig, TokenizerConfig, check_sizes, with_values
@@ -64,13 +65,13 @@ class Glm4VoiceVocoder(Vocoder):
         decoder: str | None = None,
         tokenizer: str | None = None,
         config: PlainValues | None = None,
-        first_chunk_units: int = 10,
-        chunk_units: int = 10,
-        left_context_units: int = 30,
-        overlap_units: int = 2,
-        num_steps: int = 10,
-        guidance: float = 0.7,
-        seed: int = 42,
+        first_chunk_units: Count = 10,
+        chunk_units: Count = 10,
+        left_context_units: Natural = 30,
+        overlap_units: Natural = 2,
+        num_steps: Annotated[int, Range(1, 1_000)] = 10,
+        guidance: NonNegative = 0.7,
+        seed: Seed = 42,
     ):
         super().__init__()
         given = dict(config or {})
@@ -115,10 +116,6 @@ class Glm4VoiceVocoder(Vocoder):
             raise ValueError(
                 f"overlap_units: got {self.overlap_units}; allowed: 0..{limit - 1}, less than any chunk and its context"
             )
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps: got {self.num_steps}; at least 1 is needed")
-        if self.guidance < 0:
-            raise ValueError(f"guidance: got {self.guidance}; it can't be negative")
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         config = {"flow": dataclasses.asdict(self.flow.config), "hift": dataclasses.asdict(self.hift.config)}

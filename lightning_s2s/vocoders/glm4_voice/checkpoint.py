@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checkpoints.weights import read_state_dict
+from lightning_s2s.reading import read_json
 from lightning_s2s.vocoders.glm4_voice.config import (
     FlowConfig,
     HiftConfig,
@@ -85,7 +85,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     values: dict[str, Any] = {}
     features = {"sampling_rate": "sampling_rate", "n_fft": "n_fft", "hop_length": "hop_length"}
     features |= {"chunk_length": "chunk_length", "num_mel_bins": "feature_size"}
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     expected = {
         "encoder_causal_convolution": True,
         "encoder_causal_attention": False,
@@ -105,23 +105,11 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
             raise ValueError(f"{folder / 'config.json'}: key {name!r} is missing")
         values[name] = config[name]
     path = folder / "preprocessor_config.json"
-    preprocessor = _read_json(path)
+    preprocessor = read_json(path)
     values |= {ours: preprocessor[theirs] for ours, theirs in features.items() if theirs in preprocessor}
     if values.get("num_mel_bins") != config.get("num_mel_bins"):
         raise ValueError(f"{path}: feature_size must be config.json's num_mel_bins, {config.get('num_mel_bins')}")
     return with_values(TokenizerConfig(), values, str(folder))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a part of GLM-4-Voice's tokenizer")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}; a JSON object is needed")
-    return content
 
 
 def read_tokenizer_tensors(folder: Path, names: list[str]) -> tuple[dict[str, Tensor], Path]:

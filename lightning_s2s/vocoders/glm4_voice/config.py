@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lightning_s2s import reading
+from lightning_s2s.reading import read_yaml as read_plain_yaml
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def read_yaml(path: Path) -> tuple[FlowConfig, HiftConfig]:
         return loader.construct_scalar(node)
 
     PlainLoader.add_multi_constructor("!", untagged)
-    content = reading.read_yaml(path, PlainLoader)
+    content = read_plain_yaml(path, PlainLoader)
     for key in ("flow", "hift"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
             raise ValueError(f"{path}: key {key!r} is missing; it must hold the decoder's sizes")
