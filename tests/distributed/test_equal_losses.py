@@ -35,7 +35,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, R
         }  # fmt: skip
         arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
         run = subprocess.run(
-            [sys.executable, SCRIPT, "--stages", *stages, *arguments], capture_output=True, text=True, timeout=240
+            [sys.executable, SCRIPT, "--stages", *stages, *arguments], capture_output=True, text=True, timeout=1800
         )
         assert run.returncode == 0, run.stderr[-3000:]
         return {stage: read_run(out / stage) for stage in stages}
