@@ -1,4 +1,4 @@
-"""What an LM of transformers sees of a cache of slots in one forward. R rows, S new positions, H heads, W head width."""
+"""What transformers sees of a cache of slots in one forward. R rows, S new positions, H heads, W head width."""
 
 from __future__ import annotations
 
