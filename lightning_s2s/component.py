@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.building import bounded_building
@@ -18,9 +18,9 @@ from lightning_s2s.extras import MissingPackageError, has_cpp_compiler, how_to_i
 from lightning_s2s.ranges import check_arguments
 from lightning_s2s.reading import MAX_DEPTH
 
-PlainValues: TypeAlias = dict
-"""Names and plain values, such as a configuration of transformers. A bare `dict`: in a `dict[str, Any]`, jsonargparse
-would look for classes, import them, and build them."""
+PlainValues: TypeAlias = dict[str, None | bool | int | float | str | list | dict]
+"""Names and plain values, such as a configuration of transformers. Not `dict[str, Any]`: there, jsonargparse would look
+for classes, import them, and build them."""
 
 
 class Component(nn.Module):
@@ -63,6 +63,24 @@ class Component(nn.Module):
         them relative to it.
         """
         return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Buffers that no checkpoint holds (filters, windows, rotary frequencies) keep their dtype.
+
+        Half as wide they would be others, and others than in the same model once it was stored and loaded.
+        """
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            moved = module.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(moved.device)
+        return self
 
     @classmethod
     def check_stored(cls, init_args: dict[str, Any]) -> None:

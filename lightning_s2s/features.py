@@ -31,12 +31,11 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """(B, T) -> (B, num_mels, T // hop_length), in the precision of the module, computed in float32."""
+        """(B, T) -> (B, num_mels, T // hop_length) float32, whatever the precision of what reads them."""
         pad = (self.win_length - self.hop_length) // 2
         padded = nn.functional.pad(waveform.float(), (pad, pad))
         spectrum = torch.stft(
             padded, self.win_length, self.hop_length, window=self.window.float(), center=False, return_complex=True
         )
         with torch.autocast(waveform.device.type, enabled=False):  # features in half precision would be others
-            features = (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()
-        return features.to(self.filters.dtype)
+            return (self.filters.float() @ spectrum.abs()).clamp(min=1e-5).log()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s2s.building import check_sizes
-from lightning_s2s.checkpoints.weights import skipping_weights
+from lightning_s2s.checkpoints.weights import check_finite_tensor, skipping_weights
 from lightning_s2s.extras import how_to_install
 from lightning_s2s.reading import read_json, reading
 
@@ -31,7 +31,7 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`.
 
     Raises:
-        ValueError: nothing of this name can be loaded, or only by code that comes with it.
+        ValueError: nothing of this name can be loaded, only by code that comes with it, or weights that aren't finite.
     """
     import transformers
 
@@ -39,7 +39,12 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
     if is_model_class(auto_class):
         options.setdefault("config", _config_of(name, known))
         check_attention(options["config"], name)
-    return _from_pretrained(known, name, **options)
+    loaded = _from_pretrained(known, name, **options)
+    if is_model_class(auto_class):
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor_name, tensor in model.state_dict().items():
+            check_finite_tensor(tensor_name, tensor, name)
+    return loaded
 
 
 def load_model(auto_class: str, name: str, **options: Any) -> Any:

@@ -121,10 +121,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types that parameters have; those that can't be found out are left out."""
     plain: Any = inspect.unwrap(function)
     names = vars(sys.modules[plain.__module__]) if plain.__module__ in sys.modules else {}
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, hint in getattr(plain, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: hint})
         try:
-            hints[name] = eval(hint, {**vars(typing), **names}) if isinstance(hint, str) else hint  # noqa: S307 (own source)
+            hints |= typing.get_type_hints(alone, {**vars(typing), **names}, include_extras=True)
         except (NameError, TypeError, AttributeError):  # known to type checkers alone
             continue
     return hints

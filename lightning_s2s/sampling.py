@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.checks import check_count, check_number
+from lightning_s2s.checks import all_finite, check_count, check_number
 
 
 @dataclass
@@ -62,6 +63,13 @@ class Sampler:
         """Start afresh with the repetition penalty."""
         self.drawn.clear()
 
+    def fresh(self) -> Sampler:
+        """One with the same options that has drawn nothing yet: who draws beside others needs one for itself."""
+        sampler = copy.copy(self)
+        sampler.drawn = []
+        sampler.generator = self.generator if self.seed is None else None
+        return sampler
+
     def _draw(self, logits: Tensor) -> int:
         if self.top_k:
             threshold = logits.topk(min(self.top_k, len(logits))).values[-1]
@@ -96,7 +104,7 @@ def check_finite(values: Tensor, component: str, what: str) -> None:
     Raises:
         ValueError: one is NaN or infinite.
     """
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise ValueError(_broken(component, what))
 
 

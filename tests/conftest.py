@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
+import random
 import shutil
 import tempfile
 import zipfile
@@ -13,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pytest
-import soundfile
-import torch
-import yaml
-from small_parts import WHOLE_WHISPER
+import environment
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+CACHES = tempfile.TemporaryDirectory(prefix="lightning-s2s-tests-")
+environment.settle(Path(CACHES.name))  # before a library reads it
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from small_parts import WHOLE_WHISPER  # noqa: E402
+
 torch.set_num_threads(1)
 
 SAMPLE_RATE = 16_000
@@ -36,15 +39,18 @@ CHATML = (
 )
 
 
-def pytest_configure(config):
-    """Memory-mapped manifests of tests, and of the commands they start, stay out of the user's cache."""
-    config.datasets_cache = tempfile.TemporaryDirectory(prefix="lightning-s2s-datasets-")
-    os.environ["HF_DATASETS_CACHE"] = config.datasets_cache.name
-
-
 def pytest_unconfigure(config):
-    """Remove them."""
-    config.datasets_cache.cleanup()
+    """Remove the caches of the tests, and of the commands that they started."""
+    CACHES.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def known_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test draws doesn't depend on those before it, nor does the seed of a run that it starts."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def byte_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS, chat_template: str | None = CHATML):

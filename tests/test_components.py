@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_parts import WHISPER
+from tolerances import assert_equal_but_for_rounding
 
 from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.encoders.mel import MelEncoder
@@ -18,7 +19,6 @@ QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "initializer_range": 0.3,
 }  # fmt: skip
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def assert_batched_equals_single(module, batch: torch.Tensor, lengths: torch.Ten
     for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist(), strict=True)):
         alone, alone_count = module(batch[row : row + 1, :length], lengths[row : row + 1])
         assert alone_count.tolist() == [count]
-        torch.testing.assert_close(together[row, :count], alone[0, :count], **CLOSE)
+        assert_equal_but_for_rounding(together[row, :count], alone[0, :count])
     return counts.tolist()
 
 
@@ -97,7 +97,7 @@ def test_whisper_encoder_joins_windows_of_30_seconds():
     for start, stop, window in ((0, 750, slice(0, 3000)), (750, 760, slice(3000, 6000))):
         alone = encoder.encoder(mel.input_features[..., window]).last_hidden_state
         averaged = (alone[0, 0::2] + alone[0, 1::2]) / 2
-        torch.testing.assert_close(whole[0, start:stop], averaged[: stop - start], **CLOSE)
+        assert_equal_but_for_rounding(whole[0, start:stop], averaged[: stop - start])
 
 
 def test_whisper_pooling_is_checked():
@@ -132,7 +132,7 @@ def test_causal_lm_streams_what_it_computes_at_once(llm):
     whole = llm(embedded, torch.ones(1, 11, dtype=torch.bool))
     state = llm.start_stream()
     pieces = [llm.stream(piece, state) for piece in embedded.split([5, 1, 1, 3, 1], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, **CLOSE)
+    assert_equal_but_for_rounding(torch.cat(pieces, dim=1), whole)
     assert whole.shape == (1, 11, llm.width) and llm.logits(whole).shape == (1, 11, llm.vocabulary)
     assert llm.vocabulary == 263
 
@@ -142,7 +142,7 @@ def test_causal_lm_batched_equals_single(llm):
     embedded = llm.embed(torch.randint(0, 256, (2, 9)))
     mask = torch.tensor([[True] * 9, [True] * 4 + [False] * 5])
     together = llm(embedded, mask)
-    torch.testing.assert_close(together[1, :4], llm(embedded[1:, :4], mask[1:, :4])[0], **CLOSE)
+    assert_equal_but_for_rounding(together[1, :4], llm(embedded[1:, :4], mask[1:, :4])[0])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_decoder_batched_equals_single_and_padding_changes_nothing(decoder):
     conditions, units, speaker = torch.randn(2, 6, 16), torch.randint(0, 20, (2, 9)), torch.randn(2, 512)
     together = decoder(conditions, torch.tensor([5, 3]), units, torch.tensor([4, 7]), speaker)
     alone = decoder(conditions[1:, :3], torch.tensor([3]), units[1:, :7], torch.tensor([7]), speaker[1:])
-    torch.testing.assert_close(together.logits[5:], alone.logits, **CLOSE)
+    assert_equal_but_for_rounding(together.logits[5:], alone.logits)
 
 
 def test_decoder_without_turns(decoder):
@@ -233,7 +233,7 @@ def test_streamed_inputs_are_those_of_training(decoder):
     with torch.inference_mode():
         decoder(conditions, torch.tensor([5]), torch.tensor([units]), torch.tensor([8]), torch.zeros(1, 512))
     assert seen[0].shape[1] == streamed.shape[1] + 1  # the closing unit is drawn, not fed
-    torch.testing.assert_close(streamed, seen[0][:, :-1], **CLOSE)
+    assert_equal_but_for_rounding(streamed, seen[0][:, :-1])
 
 
 class Scripted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import assert_equal_but_for_rounding
 
 from lightning_s2s import kv_cache
 from lightning_s2s.kv_cache import SlotCache, UnboundedCache, causal_mask, open_cache
@@ -13,7 +14,6 @@ SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 128, "initializer_range": 0.3,
 }  # fmt: skip
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 KINDS = {
     "qwen3": {"head_dim": 8},
     "llama": {},
@@ -44,7 +44,7 @@ def check_sequences(lm, cache: SlotCache) -> None:
         of_b.append(more_b)
     first_c, more_a, more_b = cache.advance([c[:, :3], a[:, 8:9], b[:, 3:6]], [slots[2], slots[0], slots[1]])
     of_a.append(more_a)
-    torch.testing.assert_close(torch.cat([*of_b, more_b], dim=1), whole(lm, b)[:, :6], **CLOSE)
+    assert_equal_but_for_rounding(torch.cat([*of_b, more_b], dim=1), whole(lm, b)[:, :6])
 
     slots[1].release()
     taken = cache.acquire()
@@ -57,7 +57,7 @@ def check_sequences(lm, cache: SlotCache) -> None:
         of_d += cache.advance([d[:, 4 + i : 5 + i]], [taken])
     of_a += cache.advance([a[:, 12:]], slots[:1])
     for given, inputs in ((of_a, a), (of_c, c), (of_d, d)):
-        torch.testing.assert_close(torch.cat(given, dim=1), whole(lm, inputs), **CLOSE)
+        assert_equal_but_for_rounding(torch.cat(given, dim=1), whole(lm, inputs))
 
 
 @pytest.mark.parametrize("model_type", KINDS)
@@ -107,7 +107,7 @@ def test_a_sliding_window_has_a_cache_of_its_own():
     for _ in range(2):
         slot = cache.acquire()
         given = [cache.advance([piece], [slot])[0] for piece in inputs.split([5, 1, 3], dim=1)]
-        torch.testing.assert_close(torch.cat(given, dim=1), whole(lm, inputs), **CLOSE)
+        assert_equal_but_for_rounding(torch.cat(given, dim=1), whole(lm, inputs))
         with pytest.raises(RuntimeError, match="only slot"):
             cache.acquire()
         slot.release()

@@ -37,7 +37,10 @@ LEVELS = {
 
 CALLS_UPWARDS = {("model", "streaming.session"), ("model", "checkpoints.folder")}
 """Imports inside a function that hand a call over to the layer above: the model's `stream`, `save_pretrained`, ..."""
-LIGHT = {"cli", "commands.interpolations", "reading", "registry", "extras", "files", "commands.messages", "commands.components"}
+LIGHT = {
+    "cli", "commands.components", "commands.interpolations", "commands.messages", "extras", "files", "reading",
+    "registry",
+}  # fmt: skip
 """What `--help` and `components` load: the standard library alone."""
 
 WITHOUT_LIGHTNING = 3

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from lightning_s2s.checkpoints import opens2s
 from lightning_s2s.checkpoints.folder import read_attachments
 from lightning_s2s.checkpoints.lora import below_lora
 from lightning_s2s.checkpoints.opens2s import attachments_of, is_opens2s_folder
+from lightning_s2s.checkpoints.plain import load_plain
 from lightning_s2s.checkpoints.stored import SLOTS
 from lightning_s2s.checkpoints.weights import fitting_tensors, read_json, skipping_weights
 from lightning_s2s.model import SpeechToSpeechModel
@@ -43,11 +42,13 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path), path
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"init_from: {path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from None
+        state = load_plain(path).get("state_dict")
+    except SafetensorError as error:
+        raise ValueError(f"init_from: {path}: not a readable safetensors file ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"init_from: {path}: key 'state_dict' must map names to tensors")
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}, path
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_s2s.checkpoints.plain import EXPECTED, load_plain
 from lightning_s2s.checkpoints.stored import SLOTS, check_part, unpack_parts
 from lightning_s2s.checkpoints.weights import assign_tensors, without_weights
 from lightning_s2s.reading import reading
@@ -30,20 +31,19 @@ def load_checkpoint(path: str | Path, trust_sources: bool = False) -> SpeechToSp
         ValueError: it is no checkpoint of a stage whose model answers, or names more than plain values and registered
             components. Nothing in it is ever run.
     """
-    import torch
-
     from lightning_s2s.checkpoints.sharded import read_sharded
     from lightning_s2s.model import SpeechToSpeechModel
 
     path = Path(path)
-    with reading(path, "checkpoint of `lightning-s2s fit`"):
-        if path.is_dir():
-            content, weights = read_sharded(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            weights = content["state_dict"]
-        if not isinstance(content, Mapping) or not isinstance(weights, Mapping):
-            raise ValueError(f"{path}: no checkpoint of `lightning-s2s fit`: expected a mapping with state_dict")
+    weights: Any
+    if path.is_dir():
+        content, weights = read_sharded(path)
+    else:
+        content = load_plain(path)
+        weights = content.get("state_dict")
+    with reading(path, "checkpoint"):
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"{path}: key 'state_dict' must map names to tensors; expected {EXPECTED}")
         _check_stage(content.get(CONFIGURATION_KEY), path)
         if content.get(MODEL_KEY) is None:
             raise ValueError(f"{path}: holds no description of a model that answers (key {MODEL_KEY})")

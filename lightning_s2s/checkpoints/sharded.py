@@ -44,7 +44,7 @@ def publish(folder: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():  # Lightning's own strategy writes a plain folder
         shutil.rmtree(path)
     sync_folder(folder)
-    link = path.with_name(f".{path.name}.link")
+    link = _link(path)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(path)
@@ -53,10 +53,16 @@ def publish(folder: Path, path: Path) -> None:
 
 
 def remove_folders(path: Path, but: Path | None = None) -> None:
-    """Remove the folders that `path` may have meant, all or all but one."""
+    """Remove the folders that `path` may have meant, all or all but one, and a link that a killed run left."""
+    _link(path).unlink(missing_ok=True)
     for folder in _folders(path):
         if folder != but:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(path: Path) -> Path:
+    """Under which name a new link is made."""
+    return path.with_name(f".{path.name}.link")
 
 
 def _folders(path: Path) -> list[Path]:

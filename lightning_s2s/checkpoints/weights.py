@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_s2s.checks import all_finite
 from lightning_s2s.files import replacing
 from lightning_s2s.reading import read_json
 
@@ -112,16 +113,25 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name!r} is {type(value).__name__}; a tensor is needed")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
+        check_finite_tensor(name, value, path)
     return dict(content)
+
+
+def check_finite_tensor(name: str, tensor: Tensor, file: str | Path) -> None:
+    """Refuse a tensor by which no model could answer.
+
+    Raises:
+        ValueError: it holds NaN or infinite values; the message names `file` and tensor.
+    """
+    if not all_finite(tensor):
+        raise ValueError(f"{file}: {name} holds NaN or infinite values")
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy `tensors` into the module after all names and shapes were compared.
 
     Raises:
-        ValueError: names or shapes differ; the message names `source` and the first tensors that do.
+        ValueError: names or shapes differ, or a tensor isn't finite; the message names `source` and the tensors.
     """
     module.load_state_dict(fitting_tensors(module, tensors, source))
 
@@ -137,6 +147,8 @@ def fitting_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: st
         dict.fromkeys(found, str(source)),
         str(source),
     )
+    for name, tensor in tensors.items():
+        check_finite_tensor(name, tensor, source)
     return found
 
 
@@ -278,7 +290,7 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapp
         source: the folder, for messages.
 
     Raises:
-        ValueError: a name, a shape or the kind of a dtype differs; the module is as it was.
+        ValueError: a name, a shape or the kind of a dtype differs, or a tensor isn't finite; the module is as it was.
     """
     own = module.state_dict()
     tied = tied_names(module)
@@ -293,6 +305,7 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapp
     for name, tensor in found.items():
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise ValueError(f"{files[name]}: {name} has dtype {tensor.dtype}, expected one like {own[name].dtype}")
+        check_finite_tensor(name, tensor, files[name])
     module.load_state_dict(with_tied(module, found), assign=True)
     for name, first in tied.items():
         parent, _, leaf = name.rpartition(".")

@@ -26,9 +26,9 @@ class Received:
         told: whether somebody has said already how the run ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what_is_lost: str = "before the first batch; nothing was saved") -> None:
         self.signal = 0
-        self.what_is_lost = "before the first batch; nothing was saved"
+        self.what_is_lost = what_is_lost
         self.told = False
         self._process = os.getpid()
 
@@ -40,7 +40,7 @@ class Received:
     @property
     def message(self) -> str:
         """How the run ended, in one line."""
-        return f"ended by {NAMES[signal.Signals(self.signal)]} {self.what_is_lost}"
+        return f"ended by {NAMES[signal.Signals(self.signal)]} {self.what_is_lost}".strip()
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:

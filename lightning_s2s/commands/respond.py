@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_s2s.commands.devices import DEVICE_HELP, find_device
 from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
 from lightning_s2s.commands.models import (
     add_trust_option,
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", action="store_true", help="compile the model first, a minute or two, to answer faster"
     )
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--seed", type=int, help="of what is drawn; without it every run differs")
     add_trust_option(parser)
     return parser
@@ -70,7 +72,8 @@ def run(name: str, arguments: list[str]) -> int:
     from lightning_s2s.data.audio import load_audio
     from lightning_s2s.streaming.engine import StreamingEngine
 
-    model = open_model(options.model, options.trust_sources)
+    device = find_device(options.device)
+    model = open_model(options.model, options.trust_sources).to(device)
     if options.vocoder is not None and not options.no_audio:
         model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options).to(model.device).eval())
     if not model.can_answer:
@@ -116,6 +119,8 @@ def _check(options: argparse.Namespace) -> None:
     find_model(options.model)
     if not Path(options.question).is_file() and not Path(options.question.rsplit(":", 2)[0]).is_file():
         raise ValueError(f"{options.question}: no such audio file")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
+        raise CommandError(f"--seed: got {options.seed}; allowed: whole numbers of 64 bits")
     if options.out is not None and options.out.suffix.lower() not in AUDIO_SUFFIXES:
         raise CommandError(unknown_suffix("--out", options.out, AUDIO_SUFFIXES))
     for option, path in (("--out", options.out), ("--json", options.json)):
@@ -128,6 +133,7 @@ def reply_as_json(reply: Reply, events: list[TimedEvent]) -> dict[str, Any]:
     return {
         "text": reply.text,
         "text_ids": list(reply.text_ids),
+        "ended_by": reply.ended_by,
         "unit_ids": list(reply.unit_ids),
         "events": [{"event": event.event, "time_sec": round(event.time_sec, 6)} for event in events],
         "marks": {mark: round(seconds, 6) for mark, seconds in reply.marks.items()},
@@ -143,6 +149,8 @@ def summary(reply: Reply) -> str:
         for mark in ("first_text_token", "first_audio")
         if mark in reply.marks
     ]
+    if reply.ended_by != "end":
+        parts.append(f"cut off by {reply.ended_by}")
     if reply.real_time_factor is not None:
         parts.append(f"{reply.audio_sec:.2f} s of audio, real-time factor {reply.real_time_factor:.2f}")
     return f"[{'; '.join(parts) or 'no reply'}]"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_s2s.checkpoints.plain import naming
 from lightning_s2s.checkpoints.sharded import check_checkpoint
+from lightning_s2s.reading import reading
 from lightning_s2s.stages.base import CONFIGURATION_KEY
 
 CALLBACK = "RunCheckpoint"
@@ -41,6 +41,7 @@ TOLD = {
     "trainer.limit_train_batches": "it holds from here",
 }
 """What may change, and what comes of it."""
+LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 CHOOSES_BEST = ("data.validation", "checkpoint.monitor", "checkpoint.mode")
 MANIFESTS = ("data.train", "data.validation")
 ARCHITECTURE = ("encoder", "adapter", "llm", "speech_decoder", "vocoder")
@@ -56,9 +57,10 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         if self.key in MANIFESTS and _paths(self.then) == _paths(self.now):
-            return f"{self.key}: {_shown(_paths(self.now))} has changed since ({_digests(self.then, self.now)})"
+            return f"{self.key}: {', '.join(_paths(self.now))} has changed since ({_digests(self.then, self.now)})"
         if self.key in MANIFESTS:
-            return f"{self.key}: was {_shown(_paths(self.then))}, is now {_shown(_paths(self.now))}, with other rows"
+            then, now = (", ".join(_paths(value)) or "nothing" for value in (self.then, self.now))
+            return f"{self.key}: was {then}, is now {now}, with other rows"
         return f"{self.key}: was {_shown(self.then)}, is now {_shown(self.now)}"
 
 
@@ -88,45 +90,48 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_resume(path: Path, now: dict[str, Any]) -> list[str]:
-    """See that a run with the options `now` can go on from a checkpoint.
+class Resumed(NamedTuple):
+    """What a run that goes on is told.
 
-    Returns:
-        Lines that tell what has changed, and what comes of it.
+    Attributes:
+        lines: what has changed, and what comes of it.
+        chooses_anew: the best validation so far was of other data or another metric.
+    """
+
+    lines: list[str]
+    chooses_anew: bool
+
+
+def check_resume(path: Path, now: dict[str, Any]) -> Resumed:
+    """See that a run with the options `now` can go on from a checkpoint.
 
     Raises:
         ValueError: it can't: the checkpoint is broken, of another stage, of weights alone, or of another training.
     """
     content = _read(path)
-    then = _options_then(content)
-    _check_stage(path, content, then, now)
-    if "callbacks" not in content or "loops" not in content:
-        raise ValueError(
-            f"{path}: holds weights alone, as best.ckpt does, not the state of a run; go on from a last.ckpt, or start "
-            f"from its weights: model.init_from: {path}"
-        )
-    if not then:
-        return [
-            f"{path}: says nothing of the options of its run, so they are not compared",
-            *_limits(path, content, {}, now),
-        ]
-    found = [change for change in changes(then, now) if not _matches(change.key, FREE)]
-    refused = [change for change in found if change.key not in TOLD]
-    if refused:
-        raise ValueError(
-            f"{path}: {'; '.join(map(str, refused[:5]))}{'; ...' if refused[5:] else ''}; a run that goes on keeps "
-            "these: give them as they were, or start anew in another trainer.default_root_dir (model.init_from takes "
-            "the weights)"
-        )
-    limits = _limits(path, content, then, now)
-    told = [change for change in found if not (limits and change.key in ("trainer.max_steps", "trainer.max_epochs"))]
-    return [*(f"{change}: {TOLD[change.key]}" for change in told), *limits]
-
-
-def chooses_best_anew(path: Path, now: dict[str, Any]) -> bool:
-    """Whether the best validation of the checkpoint was of other data or another metric."""
-    then = _options_then(_read(path))
-    return any(change.key in CHOOSES_BEST for change in changes(then, now))
+    with reading(path, "checkpoint"):
+        then = _options_then(content)
+        _check_stage(path, content, then, now)
+        if "callbacks" not in content or "loops" not in content:
+            raise ValueError(
+                f"{path}: holds weights alone, as best.ckpt does, not the state of a run; go on from a last.ckpt, or "
+                f"start from its weights: model.init_from: {path}"
+            )
+        if not then:
+            unknown = f"{path}: says nothing of the options of its run, so they are not compared"
+            return Resumed([unknown, *_limits(content, {}, now)], False)
+        found = [change for change in changes(then, now) if not _matches(change.key, FREE)]
+        refused = [change for change in found if change.key not in TOLD]
+        if refused:
+            raise ValueError(
+                f"{path}: {'; '.join(map(str, refused[:5]))}{'; ...' if refused[5:] else ''}; a run that goes on keeps "
+                "these: give them as they were, or start anew in another trainer.default_root_dir (model.init_from "
+                "takes the weights)"
+            )
+        limits = _limits(content, then, now)
+        told = [change for change in found if not (limits and change.key in LIMITS)]
+        lines = [*(f"{change}: {TOLD[change.key]}" for change in told), *limits]
+        return Resumed(lines, any(change.key in CHOOSES_BEST for change in found))
 
 
 def check_validate(path: Path, now: dict[str, Any]) -> None:
@@ -136,12 +141,13 @@ def check_validate(path: Path, now: dict[str, Any]) -> None:
         ValueError: they are not, or the checkpoint is broken.
     """
     content = _read(path)
-    then = _options_then(content)
-    _check_stage(path, content, then, now)
-    parts = [f"model.{name}" for name in ARCHITECTURE]
-    for change in changes({"model": then.get("model", {})}, now):
-        if not _matches(change.key, FREE) and any((change.key + ".").startswith(f"{part}.") for part in parts):
-            raise ValueError(f"{path}: {change}; give the components that it was trained with")
+    with reading(path, "checkpoint"):
+        then = _options_then(content)
+        _check_stage(path, content, then, now)
+        parts = [f"model.{name}" for name in ARCHITECTURE]
+        for change in changes({"model": then.get("model") or content.get(CONFIGURATION_KEY) or {}}, now):
+            if not _matches(change.key, FREE) and any((change.key + ".").startswith(f"{part}.") for part in parts):
+                raise ValueError(f"{path}: {change}; give the components that it was trained with")
 
 
 def changes(then: Any, now: Any, key: str = "", options: bool = True) -> Iterator[Change]:
@@ -189,15 +195,14 @@ def _check_stage(path: Path, content: dict[str, Any], then: dict[str, Any], now:
         )
 
 
-def _limits(path: Path, content: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _limits(content: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Say where the checkpoint has reached the end of the run.
 
     Raises:
         ValueError: it lies below, by an option that has changed.
     """
-    with naming(path):
-        step = int(content["global_step"])
-        epochs = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
+    step = int(content["global_step"])
+    epochs = int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"])
     for name, unit, reached in (("max_steps", "step", step), ("max_epochs", "epoch", epochs)):
         limit = now["trainer"][name]
         before = then.get("trainer", {}).get(name, limit)

@@ -90,7 +90,7 @@ class RunCheckpoint(Checkpoint):
             strategy.checkpoint_io = AsyncCheckpointIO(io) if self.asynchronous else io
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at, self._last_step, self._stopping = time.monotonic(), trainer.global_step, False
+        self._saved_at, self._stopping = time.monotonic(), False
         self._replicas, self._accumulate = _place(trainer)[0], trainer.accumulate_grad_batches
         if self._seed is None:  # else it comes from the checkpoint that the run goes on from
             self._seed = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
@@ -98,6 +98,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Later than Lightning's own handler, which talks to the other processes in the middle of whatever they do.
         self.received.end_after_batch()
+        self._last_step = trainer.global_step  # not before: the checkpoint's is known from here on
         self.received.what_is_lost = "at once; --resume goes on from the last saving"
         if self._unlogged is not None:  # where a kill fell between a checkpoint and the point that belongs to it
             _log(trainer, self._unlogged)
@@ -114,9 +115,14 @@ class RunCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed, self._unlogged = state_dict["seed"], state_dict.get("unlogged")
+        self._seed = int(state_dict["seed"])
+        if self._seed < 0:
+            raise ValueError(f"its seed is {self._seed}; 0 or more is needed")
         if not self.chooses_anew:
-            self._best = state_dict.get("best", math.inf)
+            self._best = float(state_dict.get("best", math.inf))
+        if point := state_dict.get("unlogged"):
+            metrics = {str(name): float(value) for name, value in point["metrics"].items()}
+            self._unlogged = {"step": int(point["step"]), "metrics": metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """On another number of processes, each has done as large a part of its share of the epoch."""

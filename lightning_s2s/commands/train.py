@@ -24,11 +24,11 @@ from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
 from lightning_s2s.commands.interrupts import EndsAtOnce, Received
 from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line
-from lightning_s2s.commands.resuming import check_resume, check_validate, chooses_best_anew, options_of
+from lightning_s2s.commands.resuming import check_resume, check_validate, options_of
 from lightning_s2s.commands.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
 from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.files import remove_leftovers
+from lightning_s2s.files import NO_SPACE, remove_leftovers
 from lightning_s2s.locks import holding
 from lightning_s2s.registry import REGISTRY
 from lightning_s2s.stages.strategies import built_for
@@ -156,10 +156,11 @@ class StageCLI(LightningCLI):
             callback.options = options
         self.source = self._checkpoint_to_resume()
         if self.source is not None:
-            for line in check_resume(self.source, options):
+            resumed = check_resume(self.source, options)
+            for line in resumed.lines:
                 rank_zero_info(line)
             for callback in callbacks:
-                callback.chooses_anew = chooses_best_anew(self.source, options)
+                callback.chooses_anew = resumed.chooses_anew
             rank_zero_info(f"resuming from {self.source}")
 
     def before_validate(self) -> None:
@@ -174,16 +175,16 @@ class StageCLI(LightningCLI):
 
     def _checkpoint_to_resume(self) -> Path | None:
         """What `--resume` or `--ckpt_path` means, told to Lightning, too."""
-        config = self.config_init["fit"]
+        given, config = self._given_checkpoint(), self.config_init["fit"]
         if not config.get("resume"):
-            return self._given_checkpoint()
+            return given
         if config.get("ckpt_path"):
             raise CommandError("--resume and --ckpt_path exclude each other: give one")
         last = last_checkpoint(self.trainer)
         if not os.path.lexists(last):
             rank_zero_info(f"{last} does not exist: starting afresh")
             return None
-        config["ckpt_path"], config["weights_only"] = str(last), True
+        config["ckpt_path"] = str(last)
         return last
 
     def _given_checkpoint(self) -> Path | None:
@@ -200,6 +201,8 @@ class StageCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE and error.filename is None:  # a logger's
+                raise OSError(error.errno, NO_SPACE[error.errno], str(self.trainer.default_root_dir)) from None
             if self.source is None or not _while_restoring(error) or str(error).startswith(str(self.source)):
                 raise
             raise ValueError(f"{self.source}: does not fit this run ({one_line(error)})") from None
@@ -220,7 +223,7 @@ def run(name: str, arguments: list[str]) -> int:
     Raises:
         CommandError: a mistake in the options or the configuration, or a signal ended the run at once.
     """
-    received = Received()
+    received = Received() if name == "fit" else Received("")
     with received.handling(), ExitStack() as held:
         try:
             parse_stage(StageCLI, name, arguments, received, held.enter_context)
@@ -252,7 +255,7 @@ def parse_stage(
     check_configs(arguments)
     REGISTRY.load()
     values_stay_values()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
     return kind(
         received or Received(),
         hold or ExitStack().enter_context,
@@ -278,5 +281,7 @@ def with_stage_for_help(arguments: list[str]) -> list[str]:
     return ["--model", STAGE_WITH_ALL_SLOTS, *arguments]
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Advertisements are not; of a signal this command says itself what it did."""
+    message = record.getMessage()
+    return "Tip: For seamless" not in message and "Detected KeyboardInterrupt" not in message

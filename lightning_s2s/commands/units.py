@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jsonargparse import ActionConfigFile
 
+from lightning_s2s.commands.devices import DEVICE_HELP, find_device
 from lightning_s2s.commands.messages import CommandError, check_configs
 from lightning_s2s.commands.settings import SettingsParser
-from lightning_s2s.ranges import check_device
 from lightning_s2s.registry import REGISTRY
 
 ROLES = ("user", "assistant")
@@ -39,9 +39,7 @@ def build_parser() -> SettingsParser:
         help="at a broken row: stop, or leave it out",
     )
     parser.add_argument("--redo", type=bool, default=False, help="make units anew where a row has some")
-    parser.add_argument(
-        "--device", type=str, default="auto", help="cpu, cuda, ...; auto takes a GPU where there is one"
-    )
+    parser.add_argument("--device", type=str, default="auto", help=DEVICE_HELP)
     parser.add_argument("--batch_duration_sec", type=float, default=120.0, help="audio in a batch, padding counted")
     parser.add_argument("--max_batch_size", type=int, default=64, help="clips in a batch")
     return parser
@@ -64,10 +62,7 @@ def run(name: str, arguments: list[str]) -> int:
 
     from lightning_s2s.data.units import add_units
 
-    try:
-        place = check_device(options.device, "--device")
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    place = find_device(options.device)
     settings = options.vocoder.as_dict()
     vocoder = parser.instantiate(options).vocoder.eval().to(place)
     report = add_units(

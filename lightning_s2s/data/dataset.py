@@ -173,6 +173,11 @@ class SpeechDialogueDataset:
         if self.requirements.needs_units and not spoken:
             raise self._broken(row, DROPPED_MUTE, "messages: the assistant has no speech_units to learn from")
         self._check_text(row, messages)
+        if self.requirements.needs_transcripts:
+            for item in user_audio_items(messages):
+                if not item.get("transcript"):
+                    problem = f"audio {item['audio']!r}: has no transcript, which the CTC loss reads"
+                    raise self._broken(row, "no transcript", problem)
         for message in spoken:
             self._check_unit_rate(row, message)
             self._speaker(row, message)

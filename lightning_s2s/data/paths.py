@@ -57,7 +57,7 @@ def _hint(path: Path, given: str) -> str:
             return f"; there is one whose name looks the same, in Unicode's form {form}: rename it, or write it so"
     if "\\" in given and exists(Path(str(path).replace("\\", "/"))):
         return "; folders are separated by / here"
-    if given != given.strip() and exists(path.with_name(path.name.strip())):
+    if path.name != path.name.strip() and exists(path.with_name(path.name.strip())):
         return "; there is one without the space around its name"
     return ""
 

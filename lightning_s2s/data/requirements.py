@@ -22,6 +22,7 @@ class DataRequirements:
         codebooks_per_frame: units that make a frame together; a turn has whole frames.
         needs_units: rows whose assistant has no units teach nothing, and are left out.
         trains_speech: the stage trains a speech decoder beside the text: the training data must have a row with units.
+        needs_transcripts: the user's audio must come with its words, which a loss reads.
         task: "dialogue" for the stages, "vocoder" for pairs of audio and text.
 
     Raises:
@@ -35,6 +36,7 @@ class DataRequirements:
     codebooks_per_frame: int = 1
     needs_units: bool = False
     trains_speech: bool = False
+    needs_transcripts: bool = False
     task: Literal["dialogue", "vocoder"] = "dialogue"
 
     def __post_init__(self) -> None:

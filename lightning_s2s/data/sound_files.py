@@ -51,9 +51,11 @@ def whole_sound(source: Path | bytes) -> str | BinaryIO:
 def _complete(file: BinaryIO, size: int) -> bytes | None:
     """The content to read in place of the file's own; None where that states all that it holds."""
     start = file.read(12)
+    if size < 12:
+        raise ValueError(f"it has {size} bytes, too few for any sound")
     if start[:3] == b"ID3":
         return _behind_id3(file, size)
-    if len(start) == 12 and start[:4] in (b"RIFF", b"RIFX", b"RF64") and start[8:] == b"WAVE":
+    if start[:4] in (b"RIFF", b"RIFX", b"RF64") and start[8:] == b"WAVE":
         return _wav(file, size, start[:4])
     if start == _W64_BEGIN:
         _w64(file, size)
@@ -63,7 +65,7 @@ def _complete(file: BinaryIO, size: int) -> bytes | None:
                 _check_size(stated, size - at)
                 return None
         raise ValueError("it breaks off before its sound")
-    elif start[:4] == b".snd" and len(start) == 12:
+    elif start[:4] == b".snd":
         offset, stated = struct.unpack(">2I", start[4:])
         if stated != 0xFFFFFFFF:
             _check_size(stated, size - offset)
@@ -78,7 +80,7 @@ def _complete(file: BinaryIO, size: int) -> bytes | None:
         _check_ogg(file, size)
     elif start[:4] == b"fLaC":
         return _flac(file, 0)
-    elif len(start) >= 4 and read_frame(*struct.unpack(">I", start[:4])):
+    elif read_frame(*struct.unpack(">I", start[:4])):
         return _mp3(file, size)
     return None
 
@@ -151,6 +153,12 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
                 return None
         elif stated and (stated < _UNSTATED or stated <= there):
             _check_size(stated, there)
+            file.seek(at + stated + stated % 2)
+            if not _may_follow(file.read(2**20)):
+                raise ValueError(
+                    f"its header states {stated} bytes of sound, but {there - stated} follow that are something else: "
+                    "it was not finished, or is broken"
+                )
             return None
         elif not there or (not stated and _only_chunks_follow(file, at, size, f"{order}4sI")):
             return None  # no sound at all
@@ -160,6 +168,13 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
         content[at - 4 : at] = struct.pack(f"{order}I", there)
         return bytes(content)
     raise ValueError("it breaks off before its sound")
+
+
+def _may_follow(rest: bytes) -> bool:
+    """Whether a wav may go on so behind its sound: with a chunk, a tag of mp3, padding or nothing."""
+    name = rest[:4]
+    chunk = name.isascii() and all(chr(byte).isalnum() or byte in b" _-" for byte in name)
+    return chunk or name[:3] in (b"ID3", b"TAG") or not rest.strip(b"\0")
 
 
 def _only_chunks_follow(file: BinaryIO, at: int, size: int, form: str) -> bool:

@@ -85,6 +85,7 @@ class MelEncoder(AudioEncoder):
         if self.training:
             features, lengths = self._warp(features, lengths)
             features = self.spec_augment(self._gain(features), lengths)
+        features = features.to(self.stem[0].weight.dtype)
         for conv in self.stem:
             features = F.gelu(conv(features * lengths_to_mask(lengths, features.shape[-1]).unsqueeze(1)))
             lengths = (lengths - 1) // 2 + 1

@@ -40,6 +40,7 @@ class EvaluateAnswersConfig:
         limit: only so many questions, 0 or more; 0 for all.
         title: heading of the page.
         runs: folders of the trainings behind the model, whose curves the page shows.
+        trust_sources: also load what the model's folder names outside of itself: hub ids, URLs, other files.
     """
 
     model: str
@@ -50,6 +51,7 @@ class EvaluateAnswersConfig:
     limit: Natural = 0
     title: str = "Spoken questions and answers"
     runs: list[str] = field(default_factory=list)
+    trust_sources: bool = False
 
 
 def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
@@ -68,7 +70,7 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     rows = rows[: config.limit or None]
     for row in rows:
         check_question(row)
-    model = SpeechToSpeechModel.from_pretrained(config.model)
+    model = SpeechToSpeechModel.from_pretrained(config.model, trust_sources=config.trust_sources)
     output = Path(config.output_dir)
     (output / "replies").mkdir(parents=True, exist_ok=True)
     for row in rows[: config.num_warmup]:

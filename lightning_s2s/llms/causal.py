@@ -78,14 +78,14 @@ class CausalLanguageModel(LanguageModel):
                 check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
-            size = max(len(self.tokenizer), config.get("vocab_size", 0))
+            vocab_size: Any = config.get("vocab_size", 0)
+            size = max(len(self.tokenizer), vocab_size)
             self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
         check_streams(self.model)
         added = self.tokenizer.missing_special_tokens()
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        self._vocabulary = self.model.get_input_embeddings().num_embeddings
         if lora is not None:
             if checkpoint is not None and added:  # a folder or a run that this is saved in has them already
                 lora = with_new_tokens(self.model, lora, self.tokenizer.tokenizer.convert_tokens_to_ids(added))
@@ -95,8 +95,8 @@ class CausalLanguageModel(LanguageModel):
 
     @property
     def vocabulary(self) -> int:
-        """V of `logits`."""
-        return self._vocabulary
+        """V of `logits`; what LoRA puts around the embeddings doesn't know their number."""
+        return self.model.config.get_text_config().vocab_size
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.ctc import similarity_ctc_loss
+from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.ranges import Natural, NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
@@ -51,6 +53,10 @@ class SpeechUnderstandingPretraining(Stage):
         self.register_buffer("ctc_blank", blank, persistent=False)
         self._kept_classes: Tensor | None = None
         self.free_answers = FreeAnswerMetrics(num_generated)
+
+    def data_requirements(self) -> DataRequirements:
+        """What batches must fit; the CTC loss reads transcripts."""
+        return replace(super().data_requirements(), needs_transcripts=self.ctc_weight != 0)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         weights = {"text": self.text_weight, "ctc": self.ctc_weight}

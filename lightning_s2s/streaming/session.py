@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.checks import check_count, check_flag, check_number
+from lightning_s2s.data.audio import as_waveform
 from lightning_s2s.sampling import Generation, Sampler, check_seed
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.event_stream import EventStream
-from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_samples, as_speaker, check_text
+from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_speaker, check_text
 from lightning_s2s.streaming.turn import Turn
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class StreamingSession:
         by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
         self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
         for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
-            if seed is not None and sampler.seed is None:
+            if seed is not None and isinstance(sampler, Sampler) and sampler.seed is None:
                 sampler.seed = seed + offset
         chunk_units = model.speech_decoder.chunk_units if self.speak else 1
         if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
@@ -115,6 +116,7 @@ class StreamingSession:
             raise ValueError(f"instruction and history: {error}") from None
         self.check_room(1)
         self._pieces: list[Tensor] = []
+        self._num_samples = 0
         self._turn: Turn | None = None
 
     def check_room(self, num_heard: int) -> None:
@@ -134,7 +136,7 @@ class StreamingSession:
             )
 
     def push(self, waveform: Any) -> None:
-        """More of the question: (T,) floats in [-1, 1], or int16, int32 or uint8, scaled by their range.
+        """More of the question: (T,) floats in [-1, 1], or integers with their full scale; see `as_waveform`.
 
         Raises:
             ValueError: it is something else, or holds NaN; the question gets longer than the LLM can read; or it is
@@ -142,11 +144,12 @@ class StreamingSession:
         """
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
-        piece = as_samples(waveform)
-        duration_sec = (sum(map(len, self._pieces)) + len(piece)) / self.sample_rate
+        piece = torch.from_numpy(as_waveform(waveform))
+        duration_sec = (self._num_samples + len(piece)) / self.sample_rate
         rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
         self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard
         self._pieces.append(piece)
+        self._num_samples += len(piece)
 
     def finish(self) -> EventStream:
         """The question is over: an iterator over the events, up to `Done`.
@@ -177,7 +180,7 @@ class StreamingSession:
 def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:
     """The sampler that was given, or else the model's own, or else greedy or the default."""
     if given is not None:
-        return given
+        return given.fresh() if isinstance(given, Sampler) else given
     if generation is not None:
         return generation.sampler(greedy)
     return Sampler(temperature=0.0) if greedy else default

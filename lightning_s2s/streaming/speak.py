@@ -21,7 +21,7 @@ def speak_text(
         speaker: (512,) embedding; zeros when None.
 
     Raises:
-        ValueError: the model has no speech decoder.
+        ValueError: the model has no speech decoder, or the text is too long for it.
     """
     if model.speech_decoder is None:
         raise ValueError("this model has no speech decoder: it can't speak")
@@ -31,4 +31,10 @@ def speak_text(
     speaker = torch.zeros(512) if speaker is None else speaker
     state = decoder.start_stream(speaker.unsqueeze(0).to(model.device), sampler)
     conditions = decoder.embed_text(torch.tensor([ids], device=model.device))
-    return [unit for units in decoder.stream(conditions, state, last=True) for unit in units]
+    units = [unit for units in decoder.stream(conditions, state, last=True) for unit in units]
+    if decoder.is_full(state):
+        raise ValueError(
+            f"speech_decoder {type(decoder).__name__}: the text is too long: {len(ids)} tokens and their units exceed "
+            "the positions that it is made for"
+        )
+    return units

@@ -122,7 +122,7 @@ class PocketEncoder(nn.Module):
         self.spread = nn.BatchNorm1d(num_dims, affine=False)  # unit variance, or few grid points would be used
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.stem(mel)
+        x = self.stem(mel.to(self.stem.weight.dtype))
         for block in self.blocks:
             x = block(x)
         x = self.down(x)
@@ -159,7 +159,7 @@ class PocketDecoder(nn.Module):
             self.head.bias[1 : 1 + num_bands] = -5.0
 
     def forward(self, values: Tensor, state: PocketStreamState, last: bool) -> SpeechParameters:
-        x = self.stem(values.transpose(1, 2), state, last)
+        x = self.stem(values.transpose(1, 2).to(self.stem.weight.dtype), state, last)
         for block in self.low_blocks:
             x = block(x, state, last)
         x = self.up(x.transpose(1, 2)).unflatten(-1, (self.frames_per_unit, -1)).flatten(1, 2).transpose(1, 2)
@@ -167,7 +167,8 @@ class PocketDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, state, last)
         with torch.autocast(x.device.type, enabled=False):  # a pitch needs more than bfloat16's 8 bits
-            y = self.head(self.norm(x.transpose(1, 2).float()))
+            norm, head = ([part.weight.float(), part.bias.float()] for part in (self.norm, self.head))
+            y = F.linear(F.layer_norm(x.transpose(1, 2).float(), self.norm.normalized_shape, *norm), *head)
         envelope, aperiodicity = y[..., 1 : 1 + self.num_bands], y[..., 1 + self.num_bands :].sigmoid()
         return SpeechParameters(y[..., 0], envelope, aperiodicity)
 

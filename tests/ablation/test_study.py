@@ -22,6 +22,7 @@ from lightning_s2s.evaluation.ablation.study import as_option, commands_of, plan
 ROOT = Path(__file__).parents[2]
 ONE_STEP = [
     "--trainer.max_steps", "1", "--trainer.val_check_interval", "1",
+    "--trainer.precision", "32-true",  # many CPUs have no bfloat16 and emulate it
     *SHORT_RUN, "--trainer.limit_val_batches", "8", "--data.max_batch_size", "4",
 ]  # fmt: skip
 ASKED = {"freezing", "interleave", "stage1"}  # in `decoder`, one that was trained for a step would speak for long

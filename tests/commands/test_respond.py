@@ -13,7 +13,7 @@ from conftest import last_line
 from lightning_s2s import kv_cache
 from lightning_s2s.commands.models import find_model, open_model
 
-KEYS = {"text", "text_ids", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
+KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 
 
 def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(
@@ -70,6 +70,14 @@ def test_a_trained_stage_answers_from_its_run_its_model_and_its_checkpoint(
         ("respond model a.wav --out no/reply.wav", 2, "--out no/reply.wav: the folder no does not exist"),
         ("respond model a.wav --json no/x.json", 2, "--json no/x.json: the folder no does not exist"),
         ("respond model a.wav --seed x", 2, "argument --seed: invalid int value: 'x'"),
+        (
+            "respond model a.wav --seed 99999999999999999999",
+            2,
+            "--seed: got 99999999999999999999; allowed: whole numbers",
+        ),
+        ("respond model a.wav --device abacus", 2, "--device: got 'abacus'; allowed: auto, cpu, cuda, cuda:0, ..."),
+        ("respond model a.wav --device meta", 2, "--device: got 'meta', which holds no numbers; allowed: auto, cpu, "),
+        ("respond model a.wav --device cuda:63", 2, "--device cuda:63: can't be used here ("),
         ("respond model a.wav", 1, "model/config.json: key 'format' must be 'lightning_s2s'"),
         ("respond last.ckpt a.wav", 1, "last.ckpt: "),
     ],

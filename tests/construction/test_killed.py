@@ -1,14 +1,16 @@
-"""`construct` killed at random moments by SIGKILL, and on Ray: every time the same corpus, byte by byte."""
+"""`construct` killed at random places by SIGKILL, and on Ray: every time the same corpus, byte by byte."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from lightning_s2s.construction.pipeline import construct
 from lightning_s2s.construction.running import Local, Ray
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
+from lightning_s2s.journal import Journal
 
 for package in ("json_repair", "datasketch"):
     pytest.importorskip(package, reason=f"the package {package} (extra: construction) is not installed")
@@ -32,13 +35,12 @@ for package in ("json_repair", "datasketch"):
 KILLS = 5
 
 
-class SlowWriter(Writer):
-    """Takes its time; what it writes depends on the prompt and the seed, and some of it is malformed."""
+class HashWriter(Writer):
+    """What it writes depends on the prompt and the seed, and some of it is malformed."""
 
-    identity = "slow writer"
+    identity = "hash writer"
 
     def answer(self, request):
-        time.sleep(0.004)
         number = int(hashlib.sha256(f"{request.prompt} {request.seed}".encode()).hexdigest()[:8], 16)
         if number % 7 == 0:
             return ChatReply("nonsense", False, 10, 1)
@@ -50,25 +52,23 @@ class SlowWriter(Writer):
         return ChatReply(json.dumps(values), False, 10, 2)
 
 
-class SlowTone(Tone):
+class HashTone(Tone):
     """Tones whose pitch and length depend on the words."""
 
-    identity, concurrency = "slow tone", 2
+    identity, concurrency = "hash tone", 2
 
     def synthesise(self, text, voice, emotion="neutral", style="", speed=1.0):
-        time.sleep(0.004)
         number = int(hashlib.sha256(f"{text} {voice} {emotion}".encode()).hexdigest()[:8], 16)
         time_axis = np.arange(8000 + number % 8000) / 16_000
         return (0.3 * np.sin(2 * np.pi * (150 + number % 200) * time_axis)).astype(np.float32), 16_000
 
 
 class Lottery(Filter):
-    """A slow measurement."""
+    """A measurement that hears."""
 
     name, hears, identity, batch_size = "lottery", True, "lottery", 2
 
     def measure(self, batch):
-        time.sleep(0.01)
         return [{"luck": int(hashlib.sha256(heard.questions[0].encode()[-20:]).hexdigest()[:2], 16)} for heard in batch]
 
     def verdict(self, figures):
@@ -80,15 +80,16 @@ def configuration(kind: str, runner=None) -> CorpusConfig:
         grammar = Path("grammar.yaml")
         grammar.write_text(yaml.safe_dump(RULES))
         writer = GrammarWriter(
-            str(grammar), {"train": 12, "validation": 2, "test": 2}, {"train": 3, "validation": 4, "test": 4},
-            {"train": 4, "validation": 4, "test": 4}, replies_per_emotion=30, held_out_share=0.3,
+            str(grammar), {"train": 4, "validation": 2, "test": 2}, {"train": 1, "validation": 1, "test": 1},
+            {"train": 2, "validation": 2, "test": 2}, replies_per_emotion=10, held_out_share=0.3,
         )  # fmt: skip
     else:
-        chat = SlowWriter(batch_size=2, concurrency=2 if kind == "threads" else 1)
-        writer = PromptedWriter(chat, Seeds({"train": 20, "validation": 3, "test": 3}, emotions_per_line=2), turns=2)
+        chat = HashWriter(batch_size=2, concurrency=2 if kind == "threads" else 1)
+        lines = {"train": 20 if kind == "prompted" else 4, "validation": 2, "test": 2}
+        writer = PromptedWriter(chat, Seeds(lines, emotions_per_line=2), turns=2)
     return CorpusConfig(
-        output_dir="corpus", work_dir="work", writer=writer, tts=SlowTone(True),
-        assistant_tts=SlowTone(), vocoder=FakeCodec(), assistant_voice="anna",
+        output_dir="corpus", work_dir="work", writer=writer, tts=HashTone(True),
+        assistant_tts=HashTone(), vocoder=FakeCodec(), assistant_voice="anna",
         user_voices={"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]},
         augmentation=Augmentation(noise=["white"], share=0.5), dataset=True,
         filters=[WordCount(), NearDuplicates(), Duration(), Lottery()],
@@ -102,27 +103,34 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
 
 
-@pytest.mark.parametrize("kind", ["grammar", "threads", "processes"])
-def test_a_run_that_is_killed_five_times_equals_one_that_is_not(kind, tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    start = time.monotonic()
-    program = [sys.executable, __file__, kind]
-    subprocess.run(program, cwd=tmp_path / "whole", check=True, capture_output=True)
-    takes = time.monotonic() - start
+@pytest.fixture(scope="module")
+def run() -> Iterator[Callable[[str, Path, int], tuple[int, int]]]:
+    """Run `construct` in a process of its own: kind, folder, place to die at (0: none) -> exit status, places passed.
+
+    All come from one process that has imported everything, since that takes far longer than a run.
+    """
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(kind: str, folder: Path, dies_at: int = 0) -> tuple[int, int]:
+        print(json.dumps([kind, str(folder), dies_at]), file=process.stdin, flush=True)
+        status, places = json.loads(process.stdout.readline())
+        return status, places
+
+    yield run
+    process.stdin.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("kind", ["grammar", "threads", pytest.param("processes", marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_five_times_equals_one_that_is_not(kind, tmp_path, run):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    status, places = run(kind, tmp_path / "whole")
+    assert status == 0 and places > 12 * KILLS
     rng = random.Random(kind)
-    kills = 0
-    while kills < KILLS:
-        child = subprocess.Popen(program, cwd=tmp_path / "killed", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert child.stdout.readline() == b"ready\n"  # imports are over
-        time.sleep(rng.uniform(0.05, 0.6) * min(takes, 3.0) / 2)
-        if child.poll() is not None:
-            break  # all was done before the last kills
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        kills += 1
-    assert kills >= 3
-    subprocess.run(program, cwd=tmp_path / "killed", check=True, capture_output=True)
+    for _ in range(KILLS):  # together they get through less than five sixths of the work, so none is left undone
+        assert run(kind, tmp_path / "killed", rng.randint(1, places // (KILLS + 1)))[0] == -signal.SIGKILL
+    assert run(kind, tmp_path / "killed")[0] == 0
     whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
     assert whole.keys() == killed.keys() and len(whole) > 12
     assert [name for name in whole if whole[name] != killed[name]] == []
@@ -142,7 +150,57 @@ def test_ray_and_processes_make_the_same_corpus(tmp_path, monkeypatch):
     assert [name for name in found[0] if not found[0][name] == found[1][name] == found[2][name]] == []
 
 
+class Places:
+    """Counts where a process changes files, and kills it at one of them.
+
+    Places are the openings of files for writing, their renamings, and, in the middle of what is written, additions to a
+    journal.
+    """
+
+    def __init__(self, dies_at: int):
+        self.dies_at, self.passed, self._numbers = dies_at, 0, itertools.count(1)
+        sys.addaudithook(self._watch)
+        append = Journal._append
+
+        def append_in_two(journal: Journal, lines: list[bytes]) -> None:
+            content = b"".join(lines)
+            append(journal, [content[: len(content) // 2]])
+            self._pass()
+            append(journal, [content[len(content) // 2 :]])
+
+        Journal._append = append_in_two
+
+    def _watch(self, event: str, arguments: tuple) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event == "os.rename":
+            self._pass()
+
+    def _pass(self) -> None:
+        self.passed = next(self._numbers)
+        if self.passed == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def serve() -> None:
+    """Fork a run for each line of standard input, and tell how it ended."""
+    import datasets  # noqa: F401 (else each run would import it)
+
+    for line in sys.stdin:
+        kind, folder, dies_at = json.loads(line)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.chdir(folder)
+            places = Places(dies_at)
+            construct(configuration(kind))
+            os.write(writing, str(places.passed).encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as told:
+            places = int(told.read() or 0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([status, places]), flush=True)
+
+
 if __name__ == "__main__":
-    asked = configuration(sys.argv[1])
-    print("ready", flush=True)
-    construct(asked)
+    serve()

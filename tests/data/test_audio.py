@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import unicodedata
 import zipfile
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from lightning_s2s.data.audio import AudioReference, audio_duration_sec, decode_audio, load_audio
+from lightning_s2s.data.audio import (
+    AudioError,
+    AudioReference,
+    as_waveform,
+    audio_duration_sec,
+    decode_audio,
+    load_audio,
+)
 
 RATE = 16_000
 
@@ -150,3 +160,118 @@ def test_bad_audio(tmp_path, reference, reason, message):
     if reason != "not finite audio":  # a header can't tell that
         with pytest.raises(ValueError, match=message):
             audio_duration_sec(AudioReference.parse(reference, tmp_path))
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_this_very_name(tmp_path):
+    """`take:12:30` is a file where there is no `take` that it could be a part of."""
+    soundfile.write(tmp_path / "take:12:30", tone(seconds=0.5), RATE, format="WAV")
+    assert len(load_audio("take:12:30", tmp_path, RATE)) == 8000
+    assert audio_duration_sec(AudioReference.parse("take:12:30", tmp_path)) == 0.5
+    soundfile.write(tmp_path / "take", tone(), RATE, format="WAV")
+    assert len(load_audio("take:12:30", tmp_path, RATE)) == 30
+
+
+@pytest.mark.parametrize(
+    ("reference", "hint"),
+    [
+        ("~/q.wav", "~ isn't expanded here: write the whole path"),
+        ("https://example.org/q.wav", "URLs aren't fetched: download it and name the file"),
+        ("s3://bucket/q.wav", "URLs aren't fetched"),
+        ("sub\\q.wav", "folders are separated by / here"),
+        ("q.wav ", "there is one without the space around its name"),
+        (unicodedata.normalize("NFD", "müde.wav"), "looks the same, in Unicode's form NFC: rename it, or write it so"),
+        (unicodedata.normalize("NFC", "é.wav"), "looks the same, in Unicode's form NFD"),
+    ],
+)
+def test_hints_at_what_is_meant(tmp_path, reference, hint):
+    (tmp_path / "sub").mkdir()
+    for name in ("q.wav", "sub/q.wav", unicodedata.normalize("NFC", "müde.wav"), unicodedata.normalize("NFD", "é.wav")):
+        soundfile.write(tmp_path / name, tone(), RATE)
+    for form in (reference, f"{reference}:0:10"):
+        with pytest.raises(AudioError, match="there is no file ") as caught:
+            load_audio(form, tmp_path, RATE)
+        assert caught.value.reason == "missing audio" and hint in str(caught.value)
+
+
+def test_names_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "raw.raw").write_bytes(bytes(100))
+    for name, message in (
+        ("pipe.wav", "is a pipe or a device; a file is needed"),
+        ("folder.wav", "is a folder; a file is needed"),
+        ("raw.raw", "it is raw samples, without a header"),
+        ("a" * 5000 + ".wav", "can't be found"),
+        ("a\0b.wav", "there is no file"),
+        ("a\ud800.wav", "there is no file"),
+        ("", "is a folder"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            load_audio(name, tmp_path, RATE)
+
+
+@pytest.mark.parametrize("place", [f"0:{2**62}", f"{2**62}:10", f"0:{10**400}", f"{10**400}:1", f"{2**63}:{2**63}"])
+def test_places_beyond_any_file(tmp_path, place):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", "b")
+    soundfile.write(tmp_path / "a.wav", tone(), RATE)
+    for name in ("a.zip", "a.wav"):
+        for use in (audio_duration_sec, decode_audio):
+            with pytest.raises(AudioError, match="lie outside the (archive|file), which has"):
+                use(AudioReference.parse(f"{name}:{place}", tmp_path))
+
+
+# --- samples of a program -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([0, 16384, -32768], np.int16), [0, 0.5, -1]),
+        (np.array([0, 2**30, -(2**31)], np.int32), [0, 0.5, -1]),
+        (np.array([128, 192, 0], np.uint8), [0, 0.5, -1]),
+        (np.array([0, 64, -128], np.int8), [0, 0.5, -1]),
+        (np.array([0, 0.5, -1], np.float64), [0, 0.5, -1]),
+        (np.array([0, 0.5, -1], np.float16), [0, 0.5, -1]),
+        (torch.tensor([0, 16384, -32768], dtype=torch.int16), [0, 0.5, -1]),
+        (torch.tensor([0, 0.5, -1], dtype=torch.bfloat16), [0, 0.5, -1]),
+        (torch.tensor([0, 0.5, -1], requires_grad=True), [0, 0.5, -1]),
+        ([0, 0.5, -1], [0, 0.5, -1]),
+        ([0, 1, -1], [0, 1, -1]),
+        (np.zeros(0, np.float32), []),
+        (np.zeros(0, np.int16), []),
+        ([], []),
+    ],
+)
+def test_samples_of_a_program(samples, expected):
+    found = as_waveform(samples)
+    assert found.dtype == np.float32
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.array([0, 20_000], np.int64), "got samples of type int64; allowed: floats in .* int16, int32 or uint8"),
+        ([0, 20_000], "got samples of type int64"),
+        (np.array([0, 1], np.uint16), "got samples of type uint16"),
+        (np.array([True]), "got samples of type bool"),
+        (np.array([1j]), "got samples of type complex128"),
+        (torch.tensor([1j]), "got samples of type complex64"),
+        (np.array(["a"]), "got samples of type"),
+        ([None], "got samples of type object"),
+        ("abc", r"must be \(T,\)"),
+        ([[0.0], [0.0, 1.0]], "can't be read as an array"),
+        (np.zeros((2, 100)), r"must be \(T,\), mono; got shape \(2, 100\)"),
+        (np.float32(0), r"must be .* got shape \(\)"),
+        (np.array([0, np.nan]), "holds NaN or infinite samples"),
+        (np.array([0, np.inf]), "holds NaN or infinite samples"),
+        (np.array([0.0, 20_000.0]), "reaches 20000, full scale is 1; divide .* by 32768"),
+    ],
+)
+def test_samples_that_are_none(samples, message):
+    with pytest.raises(ValueError, match=f"^waveform: {message}"):
+        as_waveform(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import lightning as L
@@ -201,6 +202,35 @@ def test_files_that_only_decoding_shows_broken(tmp_path, write_manifest, require
     assert "noted while reading audio: 1 x clipped audio; 1 x not finite audio" in caplog.text
     with pytest.raises(ValueError, match=r"rows.jsonl:3: is not JSON"):
         trainer(tmp_path, enable_checkpointing=False).fit(module, SpeechDialogueData(str(path)))
+
+
+def test_channels_that_cancel_are_noted(tmp_path, write_manifest, requirements, caplog):
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", np.stack([samples, -samples], axis=1), 16000, subtype="FLOAT")
+    data = SpeechDialogueData(str(write_manifest([dialogue("a")])))
+    trainer(tmp_path, enable_checkpointing=False).fit(Recorder(requirements), data)
+    assert data.problems["train"] == {"channels that cancel": 1}
+    assert f"rows.jsonl:1: audio '{tmp_path}/a.wav' has channels that cancel each other out" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_stage_that_trains_speech_needs_units(tmp_path, write_manifest, requirements, caplog, split):
+    soundfile.write(tmp_path / "a.wav", np.full(16000, 0.1, dtype=np.float32), 16000)
+    speaks = dataclasses.replace(requirements, trains_speech=True)
+    mute = write_manifest([dialogue("a")] * 2)
+    spoken = {"role": "assistant", "content": [{"text": "A", "speech_units": [1]}]}
+    mixed = write_manifest([dialogue("a"), {"messages": [dialogue("a")["messages"][0], spoken]}], "mixed.jsonl")
+    assert len(SpeechDialogueData(**{split: str(mixed)}).prepare_split(split, speaks)) == 2
+    assert not caplog.records
+    data = SpeechDialogueData(**{split: str(mute)})
+    assert len(data.prepare_split(split, requirements)) == 2
+    expected = f"data.{split}: none of 2 rows of {mute} has speech_units"
+    if split == "train":
+        with pytest.raises(ValueError, match=f"{expected}, so nothing would be learnt about speech; make them with"):
+            data.prepare_split(split, speaks)
+    else:
+        data.prepare_split(split, speaks)
+        assert caplog.messages == [f"{expected}; speech is not validated"]
 
 
 def test_broken_audio_is_fatal_by_default(tmp_path, write_manifest, requirements):

@@ -193,6 +193,77 @@ def test_broken_rows_are_skipped_and_counted(tmp_path, write_manifest, wav, requ
     assert "9 of 11 rows left out: 2 x audio shorter than min_audio_sec; 1 x empty audio;" in caplog.text
 
 
+SPOKEN = "<|audio_1|><|audio_2|>"
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (assistant("A", SPOKEN, spk_emb="none.npy"), "spk_emb: can't read '.*none.npy' .there is no file"),
+        (assistant("A", SPOKEN, spk_emb="~/s.npy"), "spk_emb: .*~ isn't expanded here"),
+        (assistant("A", SPOKEN, spk_emb="fine.wav"), "spk_emb: can't read '.*fine.wav'"),
+        (assistant("A", SPOKEN, spk_emb=[float("nan")] * 512), "512 finite numbers are needed"),
+        (assistant("A", SPOKEN, spk_emb=[0.5] * 511), "512 finite numbers are needed"),
+    ],
+)
+def test_a_speaker_is_looked_for_at_the_start(tmp_path, write_manifest, wav, requirements, reply, message):
+    broken_files(tmp_path, wav)
+    good = {"messages": [user({"audio": "fine.wav"}), assistant("A", SPOKEN, spk_emb=[0.5] * 512)]}
+    path = write_manifest([good, {"messages": [user({"audio": "fine.wav"}), reply]}])
+    with pytest.raises(ValueError, match=message) as caught:
+        SpeechDialogueDataset([path], requirements)
+    assert str(caught.value).startswith(f"{path}:2: ")
+    assert caught.value.reason == "wrong speaker embedding"
+    dataset = SpeechDialogueDataset([path], requirements, on_error="skip")
+    assert dataset.problems == {"wrong speaker embedding": 1} and dataset.num_spoken == 1
+
+
+@pytest.mark.parametrize(("stated", "fits"), [(0.5, True), (1.0, True), (1.01, False), (30.0, False)])
+def test_a_stated_duration_is_compared_with_the_audio(write_manifest, wav, requirements, stated, fits):
+    """A batch is made for what is stated; half a second is forgiven."""
+    audio = {"audio": wav("a.wav", 0.1, 8000), "audio_sec": stated}
+    dataset = SpeechDialogueDataset([write_manifest([{"messages": [user(audio), assistant("A")]}])], requirements)
+    assert dataset.durations == pytest.approx([stated + 0.025])
+    if fits:
+        assert len(dataset[0].waveforms[0]) == 8000
+        return
+    with pytest.raises(
+        ValueError, match=rf"rows.jsonl:1: audio_sec: got {stated:g}, but 'a.wav' lasts 0.500 s"
+    ) as caught:
+        dataset[0]
+    assert caught.value.reason == "wrong audio_sec"
+
+
+def test_transcripts_are_looked_for_at_the_start(write_manifest, wav, chat_tokenizer):
+    heard = {"audio": wav("a.wav", 0.1, 8000)}
+    path = write_manifest([{"messages": [user(heard | {"transcript": "a"}), assistant("A")]},
+                           {"messages": [user(heard), assistant("A")]}])  # fmt: skip
+    needed = DataRequirements(chat_tokenizer, sample_rate=RATE, needs_transcripts=True)
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: audio 'a.wav': has no transcript, which the CTC loss reads"):
+        SpeechDialogueDataset([path], needed)
+
+
+def test_costs_equal_what_is_decoded(tmp_path, write_manifest, requirements):
+    """By the header of every format, and of an mp3 whose bit rate varies and which no tag describes."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
+    noise[: 2 * RATE] *= 1e-4
+    for name, options in {
+        "a.wav": {}, "a.flac": {}, "a.ogg": {}, "a.opus": {"format": "OGG", "subtype": "OPUS"},
+        "a.mp3": {"bitrate_mode": "VARIABLE"},
+    }.items():  # fmt: skip
+        soundfile.write(tmp_path / name, noise, RATE, **options)
+    tagged = (tmp_path / "a.mp3").read_bytes()
+    first = tagged.index(b"Xing") - 13  # behind the header and the side information of mono MPEG-2
+    (tmp_path / "bare.mp3").write_bytes(tagged[tagged.index(b"\xff\xf3", first + 4) :])
+    names = ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "bare.mp3"]
+    path = write_manifest([{"messages": [user({"audio": name}), assistant("A")]} for name in names])
+    dataset = SpeechDialogueDataset([path], requirements)
+    for index, name in enumerate(names):
+        decoded_sec = len(dataset[index].waveforms[0]) / RATE
+        assert dataset.durations[index] == pytest.approx(decoded_sec + 0.025, abs=1e-9), name
+        assert decoded_sec >= 3.0
+
+
 def test_short_audio_is_dropped_and_counted_even_when_errors_are_fatal(tmp_path, write_manifest, wav, requirements):
     broken_files(tmp_path, wav)
     dataset = SpeechDialogueDataset([write_manifest([FINE, SHORT])], requirements, on_error="raise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,37 @@ def test_nothing_is_written_over_or_into_nowhere(corpus):
     assert out.read_text() == "mine"
 
 
+def test_half_a_character_is_found_before_any_work(corpus):
+    corpus.write_text(corpus.read_text() + r'{"messages": [{"role": "user", "content": "a\ud800"}]}' + "\n")
+    vocoder = LoudnessVocoder()
+    with pytest.raises(ManifestError, match=rf"{corpus}:7: messages\[0\].content: has half a character"):
+        add_units(vocoder, corpus, corpus.with_name("out.jsonl"))
+    assert vocoder.batches == []
+    report = add_units(vocoder, corpus, corpus.with_name("out.jsonl"), on_error="skip")
+    assert report.problems == {"not UTF-8": 1} and report.num_rows == 6
+
+
+def test_a_wrong_duration_is_named(corpus, caplog):
+    """Batches are made for what is stated."""
+    corpus.write_text(corpus.read_text() + json.dumps(row(said("1.wav", audio_sec=7.0))) + "\n")
+    with pytest.raises(ManifestError, match=rf"{corpus}:7: audio_sec: got 7, but '1.wav' lasts 0.500 s"):
+        add_units(LoudnessVocoder(), corpus, corpus.with_name("out.jsonl"))
+
+
+def test_odd_targets(corpus, tmp_path):
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    (tmp_path / "a.jsonl.partial").mkdir()
+    for name, message in (
+        ("link.jsonl", "link.jsonl: exists already"),
+        ("in.jsonl", "in.jsonl: exists already"),
+        (".", "exists already"),
+        ("a.jsonl", r"a.jsonl.partial: is no file, and unfinished work would lie there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            add_units(LoudnessVocoder(), corpus, tmp_path / name)
+    assert len(read_manifest(corpus)) == 6
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +298,23 @@ def test_the_command_says_how_many_rows_it_left_out(run, broken):
     code, said_out, _ = run("units", *POCKET, "--on-error", "skip", "--roles", "[user,assistant]", broken, out)
     assert code == 0
     assert "3 rows left out: 1 x missing audio; 1 x not JSON; 1 x unreadable audio" in said_out
+
+
+def test_messages_have_lines_of_their_own(run, corpus):
+    """Not on that of the bar, whether they warn or end the run."""
+    for name in ("nan", "nan2"):
+        soundfile.write(corpus.parent / f"{name}.wav", np.full(8000, np.nan, np.float32), RATE, subtype="FLOAT")
+    corpus.write_text("".join(json.dumps(row(said(name))) + "\n" for name in ("1.wav", "nan.wav", "nan2.wav")))
+    out = corpus.with_name("out.jsonl")
+    code, _, err = run("units", *POCKET, "--on-error", "skip", "--max_batch_size", "1", corpus, out)
+    assert code == 0
+    lines = re.split(r"[\r\n]", err)
+    for number, name in ((2, "nan"), (3, "nan2")):
+        expected = f"left out: {corpus}:{number}: audio '{corpus.parent}/{name}.wav': has NaN or infinite samples"
+        assert [line for line in lines if expected in line and "s of audio" not in line], err
+    code, _, err = run("units", *POCKET, "--max_batch_size", "1", corpus, corpus.with_name("other.jsonl"))
+    assert code == 1
+    assert err.split("\n")[-2] == f"error: {corpus}:2: audio '{corpus.parent}/nan.wav': has NaN or infinite samples"
 
 
 @pytest.mark.parametrize(

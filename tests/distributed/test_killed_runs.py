@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,8 +21,16 @@ from small_parts import SMALL_LM
 
 from lightning_s2s.cli import main
 
-ONE = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.accumulate_grad_batches", "2")
+SCRIPT = Path(__file__).with_name("signalled_fit.py")
+STRATEGIES = {
+    "one": ("--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.accumulate_grad_batches", "2"),
+    "ddp": ("--trainer.strategy", "ddp"),
+    "fsdp2": (),
+}
 EACH_STEP = ("--checkpoint.every_sec", "0", "--resume")
+STEPS = 12
+FAR_TOO_LONG_SEC = 1800
+"""Nothing is waited for by the clock; this ends a test that hangs."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "seed_everything": 3,
         "trainer": {
-            "max_steps": 40, "accelerator": "cpu", "devices": 2, "strategy": "fsdp2", "enable_progress_bar": False,
+            "max_steps": STEPS, "accelerator": "cpu", "devices": 2, "strategy": "fsdp2", "enable_progress_bar": False,
             "enable_model_summary": False, "val_check_interval": 3, "check_val_every_n_epoch": None,
             "limit_val_batches": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "gradient_clip_val": 1.0,
         },
@@ -60,21 +69,37 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def launch(configuration: Path, folder: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lightning_s2s.cli", "fit", "--config", str(configuration)]
-    command += ["--trainer.default_root_dir", str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of more threads round in another way
+class Signal(NamedTuple):
+    """Sent to all processes of a run at a moment of one of them, see `signalled_fit.py`."""
+
+    moment: int
+    number: signal.Signals = signal.SIGKILL
+    rank: int = 0
+
+
+NONE = Signal(0)
+
+
+def launch(configuration: Path, folder: Path, *options: str, at: Signal = NONE) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), str(at.rank), str(at.moment), at.number.name]
+    command += ["fit", "--config", str(configuration), "--trainer.default_root_dir", str(folder), *options]
+    moments = folder.with_name(f"{folder.name}.moments")
+    moments.mkdir(parents=True, exist_ok=True)
+    # Sums of more threads round in another way.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIGHTNING_S2S_TEST_MOMENTS": str(moments)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start(configuration):
-    """Start `fit` in processes of its own that can be killed together."""
+    """Start `fit` in processes of its own, and see it end -> its exit status, and what it said."""
     started: list[subprocess.Popen] = []
 
-    def start(folder: Path, *options: str) -> subprocess.Popen:
-        started.append(launch(configuration, folder, *options))
-        return started[-1]
+    def start(folder: Path, *options: str, at: Signal = NONE) -> tuple[int, str]:
+        process = launch(configuration, folder, *options, at=at)
+        started.append(process)
+        _, err = process.communicate(timeout=FAR_TOO_LONG_SEC)
+        return process.returncode, err.decode()
 
     yield start
     for process in started:
@@ -82,31 +107,37 @@ def start(configuration):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()[-3000:]
+@pytest.fixture(scope="module")
+def finish(start):
+    """Run `fit` to its end."""
 
+    def finish(folder: Path, *options: str) -> Path:
+        status, err = start(folder, *options)
+        assert status == 0, err[-3000:]
+        return folder
 
-def interrupt(process: subprocess.Popen, folder: Path, number: signal.Signals) -> int:
-    """Send a signal to all processes of a run at a random moment after it has saved itself -> its exit status."""
-    last = folder / "checkpoints" / "last.ckpt"
-    before = last.lstat().st_mtime_ns if last.exists() else 0
-    deadline = time.monotonic() + 60
-    while not last.exists() or last.lstat().st_mtime_ns == before:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(random.random())
-    os.killpg(process.pid, number)
-    process.communicate(timeout=60)
-    return process.returncode
+    return finish
 
 
 @pytest.fixture(scope="module")
-def whole(configuration) -> Path:
-    """The folder of a run that nothing happened to."""
-    folder = configuration.parent / "whole"
-    finish(launch(configuration, folder))
-    return folder
+def undisturbed(configuration, finish):
+    """For a name of `STRATEGIES`: the folder of a run that nothing happened to, and the moments of each process."""
+    runs: dict[str, tuple[Path, list[int]]] = {}
+
+    def undisturbed(strategy: str) -> tuple[Path, list[int]]:
+        if strategy not in runs:
+            folder = finish(configuration.parent / strategy, *EACH_STEP, *STRATEGIES[strategy])
+            counted = sorted(folder.with_name(f"{strategy}.moments").iterdir())
+            runs[strategy] = folder, [int(path.read_text()) for path in counted]
+        return runs[strategy]
+
+    return undisturbed
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed) -> Path:
+    """The folder of a run of two processes by FSDP2 that nothing happened to."""
+    return undisturbed("fsdp2")[0]
 
 
 def losses(folder: Path) -> dict[int, list[float]]:
@@ -127,36 +158,59 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_same_run(folder: Path, whole: Path) -> None:
     expected, found = losses(whole), losses(folder)
-    assert sorted(expected) == list(range(40)) and all(len(values) == 1 for values in expected.values())
+    assert sorted(expected) == list(range(STEPS)) and all(len(values) == 1 for values in expected.values())
     assert found and all(value == expected[step][0] for step, values in found.items() for value in values)
     expected_weights, found_weights = weights(whole), weights(folder)
     assert [name for name in expected_weights if not torch.equal(expected_weights[name], found_weights[name])] == []
 
 
+def kill_and_resume(strategy, asynchronous, kills, start, finish, undisturbed, folder) -> None:
+    """Kill a run so often, one time after the other, at moments anywhere in it; then see that it was the same run."""
+    whole, moments = undisturbed(strategy)
+    options = (*EACH_STEP, *STRATEGIES[strategy], "--checkpoint.asynchronous", asynchronous)
+    draw = random.Random(f"{strategy} {asynchronous} {kills}")
+    for _ in range(kills):
+        # So that it does not come to its end before; what a kill takes back is a step at most.
+        rank = draw.randrange(len(moments))
+        at = Signal(draw.randint(1, moments[rank] // (kills + 2)), rank=rank)
+        status, err = start(folder, *options, at=at)
+        assert status == -signal.SIGKILL, f"{at}: {err[-3000:]}"
+    finish(folder, *options)
+    assert_same_run(folder, whole)
+    left = sorted(path.name for path in (folder / "checkpoints").iterdir() if not path.is_dir() or path.is_symlink())
+    assert left == ["best.ckpt", "last.ckpt"]
+
+
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
-def test_killed_at_a_random_moment(asynchronous, start, whole, tmp_path):
-    options = (*EACH_STEP, "--checkpoint.asynchronous", asynchronous)
-    for _ in range(2):
-        assert interrupt(start(tmp_path, *options), tmp_path, signal.SIGKILL) == -signal.SIGKILL
-    finish(start(tmp_path, *options))
-    assert_same_run(tmp_path, whole)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[!.]*")) == ["best.ckpt", "last.ckpt"]
+def test_killed_at_a_random_moment(asynchronous, start, finish, undisturbed, tmp_path):
+    kill_and_resume("fsdp2", asynchronous, 1, start, finish, undisturbed, tmp_path / "run")
 
 
-def test_told_to_stop_it_saves_itself_and_loses_no_step(start, whole, tmp_path):
-    process = start(tmp_path, *EACH_STEP)
-    assert interrupt(process, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
-    finish(start(tmp_path, *EACH_STEP))
-    assert sorted(losses(tmp_path)) == list(range(40))
-    assert_same_run(tmp_path, whole)
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_killed_at_five_random_moments(strategy, asynchronous, start, finish, undisturbed, tmp_path):
+    kill_and_resume(strategy, asynchronous, 5, start, finish, undisturbed, tmp_path / "run")
 
 
-def test_on_one_process_and_on_two_again(start, whole, tmp_path):
-    assert interrupt(start(tmp_path, *EACH_STEP), tmp_path, signal.SIGKILL) == -signal.SIGKILL
-    assert interrupt(start(tmp_path, *EACH_STEP, *ONE), tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
-    finish(start(tmp_path, *EACH_STEP))
-    expected, found = weights(whole), weights(tmp_path)
+def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturbed, tmp_path):
+    whole, moments = undisturbed("fsdp2")
+    status, err = start(tmp_path / "run", *EACH_STEP, at=Signal(moments[0] // 2, signal.SIGTERM))
+    assert status == 128 + signal.SIGTERM, err[-3000:]
+    assert "stopping after this batch" in err
+    finish(tmp_path / "run", *EACH_STEP)
+    assert sorted(losses(tmp_path / "run")) == list(range(STEPS))
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_on_one_process_and_on_two_again(start, finish, undisturbed, tmp_path):
+    (whole, moments), folder = undisturbed("fsdp2"), tmp_path / "run"
+    assert start(folder, *EACH_STEP, at=Signal(moments[0] // 3))[0] == -signal.SIGKILL
+    status, err = start(folder, *EACH_STEP, *STRATEGIES["one"], at=Signal(moments[0] // 4, signal.SIGTERM))
+    assert status == 128 + signal.SIGTERM, err[-3000:]
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    finish(folder, *EACH_STEP)
+    expected, found = weights(whole), weights(folder)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
 
@@ -188,5 +242,33 @@ def test_nothing_that_is_pickled_into_an_index_is_run(whole, tmp_path, capsys):
     shutil.copytree((whole / "checkpoints" / "last.ckpt").resolve(), broken)
     (broken / ".metadata").write_bytes(pickle.dumps(Harm()))
     assert main(["consolidate", str(broken), str(tmp_path / "out")]) == 1
-    assert "its index holds pickled code (posix.mkdir)" in capsys.readouterr().err
+    assert f"{broken}: holds pickled code (posix.mkdir), none of which was run" in capsys.readouterr().err
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("asynchronous", [pytest.param("false", marks=pytest.mark.slow), "true"])
+def test_a_full_disk_is_told_and_the_good_checkpoint_stays(asynchronous, start, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    last = folder / "checkpoints" / "last.ckpt"
+    before = {path.name: path.read_bytes() for path in last.iterdir()}
+    options = (*EACH_STEP, "--trainer.max_steps", str(STEPS + 3), "--trainer.val_check_interval", "1000")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, before.values())) // 2, limits[1]))  # children inherit it
+    try:
+        status, err = start(folder, *options, "--checkpoint.asynchronous", asynchronous)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (
+        status == 1 and f"error: {last}: no space left: file too large" in err.splitlines() and "Traceback" not in err
+    )
+    assert {path.name: path.read_bytes() for path in last.iterdir()} == before
+    assert sorted(path.name for path in last.parent.iterdir()) == sorted(
+        ["best.ckpt", "last.ckpt", *hidden(last.parent)]
+    )
+    assert len(hidden(last.parent)) == 2
+
+
+def hidden(folder: Path) -> list[str]:
+    """What the links in there mean."""
+    return [path.readlink().name for path in folder.iterdir() if path.is_symlink()]

@@ -1,11 +1,11 @@
-"""Trains small stages on one or several processes and writes what each batch's loss was; started by the tests."""
+"""Trains small stages on one or several processes and writes what each batch's loss was: `train_small.py JOBS.json`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -62,37 +62,31 @@ class Losses(L.Callback):
         self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--stages", nargs="+")
-    for name in ("strategy", "manifest", "tokenizer", "out"):
-        parser.add_argument(f"--{name}")
-    for name, default in (("processes", 1), ("accumulate", 1), ("batch", 2)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--clip", type=float)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in given.stages:  # one after the other, since to start processes takes longer than to train
-        L.seed_everything(1)  # dropout and masks
-        train(name, given)
+def train(job: dict[str, Any]) -> None:
+    """Write the losses to `OUT/losses-RANK.json`, the model beside them.
 
-
-def train(name: str, given: argparse.Namespace) -> None:
-    """Write the losses to `OUT/STAGE/losses-RANK.json`, the model beside them."""
-    strategy = FSDP2Strategy(tensor_parallel_size=2) if given.strategy == "tensor parallel" else given.strategy
+    Args:
+        job: `stage`, `strategy`, `manifest`, `tokenizer` and `out`, and what differs from the defaults.
+    """
+    job = {"processes": 1, "accumulate": 1, "batch": 2, "clip": None} | job
+    L.seed_everything(1)  # dropout and masks
+    tensor_parallel = job["strategy"] == "tensor parallel"
+    strategy = FSDP2Strategy(tensor_parallel_size=2) if tensor_parallel else job["strategy"]
     with built_for(strategy):
-        stage = build(name, given.tokenizer)
-    losses, folder = Losses(), Path(given.out) / name
+        stage = build(job["stage"], job["tokenizer"])
+    losses, folder = Losses(), Path(job["out"])
     trainer = L.Trainer(
-        accelerator="cpu", devices=given.processes, strategy=strategy, max_steps=4,
-        callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
+        accelerator="cpu", devices=job["processes"], strategy=strategy, max_steps=4,
+        callbacks=[losses, RunCheckpoint()], accumulate_grad_batches=job["accumulate"], gradient_clip_val=job["clip"],
         default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
         limit_val_batches=1, num_sanity_val_steps=1,
     )  # fmt: skip
-    data = SpeechDialogueData(train=given.manifest, validation=given.manifest, max_batch_size=given.batch)
+    data = SpeechDialogueData(train=job["manifest"], validation=job["manifest"], max_batch_size=job["batch"])
     trainer.fit(stage, data)
     (folder / f"losses-{trainer.global_rank}.json").write_text(json.dumps(losses.losses))
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    for given in json.loads(Path(sys.argv[1]).read_text()):  # to start processes takes longer than to train
+        train(given)

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from test_components import assert_batched_equals_single, speech
+from tolerances import assert_equal_but_for_rounding
 
 pytest.importorskip("s3prl")
 
@@ -62,9 +63,10 @@ def test_layers_are_summed_as_s3prl_sums_them(apc):
         featurizer.weights.copy_(encoder.layer_sum.weights)
     waveform, lengths = speech(8_000)
     layers, layer_lengths = encoder.encoder(waveform, lengths)
-    torch.testing.assert_close(encoder(waveform, lengths)[0], featurizer(layers, layer_lengths)[0])
+    assert_equal_but_for_rounding(encoder(waveform, lengths)[0], featurizer(layers, layer_lengths)[0])
     for option, place in ((0, 0), (-1, 2)):
-        torch.testing.assert_close(S3prlEncoder("apc_local", apc, layers=option)(waveform, lengths)[0], layers[place])
+        hidden, _ = S3prlEncoder("apc_local", apc, layers=option)(waveform, lengths)
+        assert_equal_but_for_rounding(hidden, layers[place])
 
 
 def test_batched_equals_single_and_layers_are_learnt(apc):

@@ -8,6 +8,7 @@ import json
 import pickle
 import struct
 import zipfile
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -44,8 +45,8 @@ def _manifest(
         ("cli", "units", "--vocoder", "pocket", "--vocoder.encoder_width", "8", "--roles", "[user]", name, "out.jsonl"),
         ("cli", "evaluate", "answers", "--config", seeds.path("answers.yaml"), "--questions", name),
         (
-            "cli", "emotion-classifier", "--train", name, "--validation", seeds.path("corpus/validation.jsonl"),
-            "--test", seeds.path("corpus/validation.jsonl"), "--output_dir", "judge", "--max_epochs", "1",
+            "cli", "emotion-classifier", "--train", name, "--validation", seeds.path("corpus/judge_validation.jsonl"),
+            "--test", seeds.path("corpus/judge_test.jsonl"), "--output_dir", "judge", "--max_epochs", "1",
         ),
     ]  # fmt: skip
     loads = ("load_rows", seeds.path("tokenizer"), name)
@@ -66,7 +67,7 @@ def wrong_item_key(seeds: Seeds, random: Random) -> Case:
     row, message = random.choice(rows), random.randrange(2)
     item = row["messages"][message]["content"][0]
     known = random.choice(sorted(item))
-    wrong = random.choice([known + "s", known[:-1], known.capitalize(), f"input_{known}", known.replace("_", "-") + "_"])
+    wrong = random.choice([known + "s", known[:-1], known.capitalize(), f"input_{known}", f"{known}_"])
     item[wrong] = item.pop(known) if random.random() < 0.5 else item[known]
     return _manifest(seeds, random, _lines(rows), f"item key {wrong!r} for {known!r}", (wrong,), "said")
 
@@ -75,7 +76,8 @@ def good_encoding(seeds: Seeds, random: Random) -> Case:
     rows, name = _rows(seeds), "rows.jsonl"
     rows[0]["messages"][1]["content"][0]["text"] = "a\u2028b\u0085c\x0bd\x0ce"
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    way = random.choice(["a BOM", "CRLF", "blank lines", "no last line end", "line separators in text", "gz", "BOM, gz"])
+    ways = ["a BOM", "CRLF", "blank lines", "no last line end", "line separators in text", "gz", "BOM, gz"]
+    way = random.choice(ways)
     if "BOM" in way:
         content = b"\xef\xbb\xbf" + content
     if way == "CRLF":
@@ -155,7 +157,7 @@ def odd_number(seeds: Seeds, random: Random) -> Case:
     rows[0]["messages"][0 if key == "audio_sec" else 1]["content"][0][key] = wrong
     case = _manifest(seeds, random, _lines(rows), f"{key}: {repr(wrong)[:60]}", (key,))
     npy = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
-    return Case(case.call, case.what, {**case.files, "code.npy": npy + _pickled()}, names=case.names, expect=case.expect)
+    return replace(case, files={**case.files, "code.npy": npy + _pickled()})
 
 
 class _Code:

@@ -1,4 +1,4 @@
-"""Calls of the Python interface, as the fuzzer judges them: a ValueError is a refusal, and what is accepted is checked."""
+"""Calls of the Python interface: a ValueError is a refusal, and what is accepted is checked."""
 
 from __future__ import annotations
 

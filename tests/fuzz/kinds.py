@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from checkpoint_inputs import CHECKPOINTS
 from data_inputs import MANIFESTS, SOUND, ZIP
 from journal_inputs import JOURNALS
-from model_inputs import CHECKPOINTS, FOLDERS, TOKENIZERS
+from model_inputs import FOLDERS, TOKENIZERS
 from mutations import Case, Maker, Seeds
 from settings_inputs import COMMAND_LINES, YAML
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ FAILURES = ("code", "network", "crash", "time", "memory", "traceback", "lines", 
 - lines: a refusal that isn't one line `error: ...` at the end; unnamed: that names neither file nor key.
 - silent: accepted where it must not be, or without a word; strict: refused where it is good.
 """
+STUBS = "import sys, json; print(json.dumps(sys.path))"
+"""What jsonargparse starts to look for type stubs."""
 CODE_MODULE = f"open({CANARY!r}, 'w').close()\nclass Anything: ...\ndef anything(**_): ...\n"
 
 
@@ -136,14 +139,15 @@ def judge(case: Case, folder: Path, ended: dict[str, Any]) -> tuple[str, str]:
     """Outcome and detail of an input that was run."""
     errors = _text(folder / "stderr")
     events = [json.loads(line) for line in _text(folder / "events").splitlines()]
-    started = [event for event in events if event[0] not in NETWORK]
+    started = [event for event in events if event[0] not in NETWORK and STUBS not in event[1]]
+    reached = [event for event in events if event[0] in NETWORK]
     if (folder / "work" / CANARY).exists():
         return "code", f"it made the file {CANARY}"
     if started:
         return "code", f"{started[0][0]} {started[0][1]}"
     if not ended["in_time"]:
         return "time", f"not over after {WALL_SEC} s"
-    if ended["cpu_sec"] > CPU_SEC:
+    if ended["cpu_sec"] > CPU_SEC or ended["signal"] == signal.SIGXCPU:
         return "time", f"{ended['cpu_sec']:.0f} s of processor time"
     if ended["peak_bytes"] > MEMORY_BYTES:
         return "memory", f"{ended['peak_bytes'] / 2**30:.1f} GiB"
@@ -152,30 +156,30 @@ def judge(case: Case, folder: Path, ended: dict[str, Any]) -> tuple[str, str]:
     if "Traceback (most recent call last)" in errors:
         return "traceback", _last_line(errors)
     outcome, detail = _judge_words(case, ended["status"], errors, _text(folder / "stdout"))
-    if events and not case.online and outcome in HANDLED:
-        return "network", f"{events[0][0]} {events[0][1]}"
+    if reached and not case.online and outcome in HANDLED:
+        return "network", f"{reached[0][0]} {reached[0][1]}"
     return outcome, detail
 
 
 def _judge_words(case: Case, status: int, errors: str, printed: str) -> tuple[str, str]:
     """Whether what was said is what must be said."""
-    last, names = _last_line(errors), [*case.names, *case.files]
-    named = [name for name in names if name and name in errors + printed]
+    last, names = _last_line(errors), [*case.names, *case.files, *case.call[1:]]
+    named = [name for name in case.names if name and name in errors + printed]
     if status == WRONG and case.call[0] != "cli":
         return "silent", last
     if status == 0:
         if case.expect == "refused":
             return "silent", "accepted; it must be refused"
         if case.expect == "said" and not named:
-            return "silent", f"accepted without a word of {' or '.join(names)}"
+            return "silent", f"accepted without a word of {' or '.join(case.names)}"
         return "accepted", ""
     if case.expect == "accepted":
         return "strict", last
     starts = [line for line in errors.splitlines() if line.startswith("error: ")]
     if len(starts) != 1 or starts[0] != last:
         return "lines", " | ".join(errors.strip().splitlines()[-3:]) or f"status {status} without a word"
-    if not any(name and name in last for name in names):
-        return "unnamed", f"{last} (expected one of {', '.join(names)})"
+    if not any(name.strip() and (name in last or repr(name)[1:-1] in last) for name in names):
+        return "unnamed", f"{last} (expected one of {', '.join(names)[:300]})"
     return "refused", last
 
 

@@ -12,6 +12,7 @@ import pytest
 from kinds import KINDS, SEED, make, short
 from oracle import HANDLED, Worker, table
 from run import report
+from settings_inputs import good
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,14 @@ def try_all(worker: Worker, kind: str, numbers: Iterable[int]) -> None:
             failures.append(report(kind, number, verdict))
     print(table(verdicts))
     assert not failures, f"{len(failures)} of {len(verdicts)} inputs (seed {SEED})\n" + "\n".join(failures)
+
+
+@pytest.mark.slow
+def test_what_is_spoilt_was_good(worker):
+    """Else nothing would be learnt from its refusal."""
+    for number, case in enumerate(good(worker.seeds)):
+        verdict = worker.judge(case, f"good-{number}")
+        assert verdict.outcome == "accepted", report("good", number, verdict)
 
 
 @pytest.mark.parametrize("kind", KINDS)

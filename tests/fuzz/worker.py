@@ -5,6 +5,7 @@ It reads a request a line from standard input, and answers each with a line of J
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -136,10 +137,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     if not in_time:
         os.kill(process, signal.SIGKILL)
     _, status, usage = os.wait4(process, 0)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return {
         "status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,

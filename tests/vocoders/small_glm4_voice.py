@@ -21,7 +21,6 @@ TOKENIZER = {
     "quantize_position": 2, "quantize_vocab_size": 50, "quantize_causal_block_size": 40,
 }  # fmt: skip
 CONFIG = {"flow": FLOW, "hift": HIFT}
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def build_glm4_voice(**options) -> Glm4VoiceVocoder:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_glm4_voice import CLOSE, CONFIG, TOKENIZER, build_glm4_voice, random_units
+from small_glm4_voice import CONFIG, TOKENIZER, build_glm4_voice, random_units
+from tolerances import assert_equal_but_for_rounding, roundings_of_pitch
 
 from lightning_s2s.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.vocoders.glm4_voice.config import estimator_heads
@@ -42,6 +43,11 @@ def stream(vocoder: Glm4VoiceVocoder, units: torch.Tensor, sizes: list[int] | in
     return chunks
 
 
+def assert_same_sound(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The source has a pitch of about 180 Hz, with three harmonics above it."""
+    assert_equal_but_for_rounding(found, expected, roundings_of_pitch(expected.shape[1], 22_050, 180.0, 4))
+
+
 # --- streaming ----------------------------------------------------------------------------------------------------
 
 
@@ -51,7 +57,7 @@ def stream(vocoder: Glm4VoiceVocoder, units: torch.Tensor, sizes: list[int] | in
 )
 def test_how_units_are_cut_into_calls_does_not_matter(vocoder, units, sizes, empty_last):
     expected = torch.cat(stream(vocoder, units, [9, 9, 9, 9, 9, 2]), dim=1)
-    torch.testing.assert_close(torch.cat(stream(vocoder, units, sizes, empty_last), dim=1), expected, **CLOSE)
+    assert_same_sound(torch.cat(stream(vocoder, units, sizes, empty_last), dim=1), expected)
 
 
 @pytest.mark.parametrize(("num_units", "num_frames"), [(1, 6), (9, 62), (10, 68), (13, 89), (34, 234), (47, 323)])
@@ -74,7 +80,7 @@ def test_one_chunk_with_the_one_shot_noise_is_the_one_shot_waveform():
     units = random_units(1, 64, seed=2)
     state = vocoder.start_stream()
     state.noise = vocoder.flow.noise(441, 42)
-    torch.testing.assert_close(vocoder.stream(units, state, last=True), vocoder.synthesize(units), **CLOSE)
+    assert_same_sound(vocoder.stream(units, state, last=True), vocoder.synthesize(units))
 
 
 def test_the_work_of_a_chunk_and_the_state_do_not_grow(vocoder):
@@ -108,7 +114,7 @@ def test_the_streamed_waveform_is_that_of_the_streamed_mel_so_seams_cannot_click
     monkeypatch.undo()
     streamed = torch.cat(chunks, dim=1)
     whole = vocoder.hift(torch.cat(mels, dim=-1), vocoder.seed)
-    torch.testing.assert_close(streamed, whole, **CLOSE)
+    assert_same_sound(streamed, whole)
     jumps = streamed.diff(dim=1).abs()
     seams = torch.tensor([chunk.shape[1] for chunk in chunks]).cumsum(0)[:-1] - 1
     assert float(jumps[:, seams].max()) <= float(vocoder.synthesize(units).diff(dim=1).abs().max())
@@ -141,7 +147,7 @@ def test_hift_in_chunks_equals_hift_at_once(vocoder, size):
     state, parts = HiftStreamState(), mel.split(size, dim=-1)
     with torch.inference_mode():
         chunks = [vocoder.hift.stream(part, state, 7, number == len(parts) - 1) for number, part in enumerate(parts)]
-        torch.testing.assert_close(torch.cat(chunks, dim=1), vocoder.hift(mel, seed=7), **CLOSE)
+        assert_same_sound(torch.cat(chunks, dim=1), vocoder.hift(mel, seed=7))
 
 
 def test_a_closed_stream_takes_no_more(vocoder, units):
@@ -155,9 +161,9 @@ def test_a_closed_stream_takes_no_more(vocoder, units):
 
 
 def test_batched_equals_single(vocoder, units):
-    torch.testing.assert_close(vocoder.synthesize(units)[1:], vocoder.synthesize(units[1:]), **CLOSE)
+    assert_same_sound(vocoder.synthesize(units)[1:], vocoder.synthesize(units[1:]))
     together = torch.cat(stream(vocoder, units, [20, 27]), dim=1)
-    torch.testing.assert_close(together[1:], torch.cat(stream(vocoder, units[1:], [20, 27]), dim=1), **CLOSE)
+    assert_same_sound(together[1:], torch.cat(stream(vocoder, units[1:], [20, 27]), dim=1))
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone(vocoder, units):
@@ -204,13 +210,13 @@ def test_block_causal_mask():
 def test_relative_positions_run_from_far_left_to_far_right():
     table = relative_positions(3, 2)
     expected = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
-    torch.testing.assert_close(table, torch.stack([expected.sin(), expected.cos()], dim=1))
+    assert_equal_but_for_rounding(table, torch.stack([expected.sin(), expected.cos()], dim=1))
 
 
 @torch.inference_mode()
 def test_a_block_hears_nothing_of_later_blocks_and_all_of_its_own(vocoder, units):
     whole = vocoder.flow.encode(units)
-    torch.testing.assert_close(vocoder.flow.encode(units[:, :20]), whole[..., :20], **CLOSE)
+    assert_equal_but_for_rounding(vocoder.flow.encode(units[:, :20]), whole[..., :20])
     changed = units.clone()
     changed[:, 29] = (changed[:, 29] + 7) % 50
     differs = (vocoder.flow.encode(changed) - whole).abs().amax(dim=(0, 1)) > 1e-6

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from small_glm4_voice import (
-    CLOSE,
     CONFIG,
     FLOW,
     HIFT,
@@ -60,7 +59,7 @@ def test_published_sizes_on_the_meta_device():
 def test_a_folder_without_yaml_tells_its_sizes(vocoder, units, tmp_path):
     again = Glm4VoiceVocoder(str(write_decoder(tmp_path / "decoder", vocoder)), num_steps=3).eval()
     assert (again.flow.config, again.hift.config) == (vocoder.flow.config, vocoder.hift.config)
-    torch.testing.assert_close(again.synthesize(units), vocoder.synthesize(units), **CLOSE)
+    assert torch.equal(again.synthesize(units), vocoder.synthesize(units))
 
 
 YAML = """
@@ -194,7 +193,7 @@ def test_pickled_code_is_refused_and_not_run(vocoder, tmp_path, name):
             lambda path: torch.save({"a": torch.zeros(1)}, path),
             r"flow\.pt: lacks the tensor input_",
         ),
-        ("config.yaml", lambda path: path.write_text("flow: ["), r"config\.yaml: not valid YAML"),
+        ("config.yaml", lambda path: path.write_text("flow: ["), r"config\.yaml: .*not valid YAML"),
         ("config.yaml", lambda path: path.write_text("flow: {}"), r"config\.yaml: key 'hift' is missing"),
         (
             "config.yaml",
