@@ -176,6 +176,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in inner
     kind = origin or hint
+    if kind is tuple:  # YAML has lists alone
+        return isinstance(value, tuple | list)
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool)
     if kind is int:
@@ -206,6 +208,11 @@ def check_device(name: Any, where: str) -> Any:
         reason = "" if gpus or "cuda" not in str(name) else "; there is no CUDA GPU here"
         raise ValueError(f"{where} must be a device of this machine ({here}); got {name!r}{reason}") from error
     return device
+
+
+def device_of(part: Any) -> Any:
+    """The torch device that an object's `device` names; raises as `check_device`."""
+    return check_device(part.device, f"{type(part).__name__}: device")
 
 
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:
