@@ -28,6 +28,9 @@ DECLARED = {
 }
 """The numbers that the neighbours of a component read, by slot; each above 0."""
 
+ADAPTERS_OF_PEFT = ("lora_", "trainable_tokens", "modules_to_save")
+"""In the names of parameters that peft adds."""
+
 
 def check_parts(
     llm: LanguageModel,
@@ -117,8 +120,8 @@ def check_same_units(present: Vocoder, other: Vocoder) -> None:
 def check_dtypes(model: nn.Module) -> None:
     """Refuse a model with a component whose weights have several dtypes: it would fail in the middle of an answer.
 
-    Components may differ from each other. LoRA's matrices may be wider than the layers that they adapt, and so may the
-    modules that transformers keeps in float32.
+    Components may differ from each other. What peft adds may be wider than what it adapts, and so may the modules that
+    transformers keeps in float32.
 
     Raises:
         ValueError: a component has several; the message names it, the dtypes and a tensor of each.
@@ -130,7 +133,8 @@ def check_dtypes(model: nn.Module) -> None:
         kept = {name for module in part.modules() for name in _kept_in_float32(module)}
         examples: dict[torch.dtype, str] = {}
         for name, parameter in part.named_parameters():
-            if parameter.is_floating_point() and "lora_" not in name and kept.isdisjoint(name.split(".")):
+            adapts = any(adapter in name for adapter in ADAPTERS_OF_PEFT)
+            if parameter.is_floating_point() and not adapts and kept.isdisjoint(name.split(".")):
                 examples.setdefault(parameter.dtype, name)
         if len(examples) > 1:
             found = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in examples.items())

@@ -18,9 +18,9 @@ from lightning_s2s.extras import MissingPackageError, has_cpp_compiler, how_to_i
 from lightning_s2s.ranges import check_arguments
 from lightning_s2s.reading import MAX_DEPTH
 
-PlainValues: TypeAlias = dict
-"""Names and plain values, such as a configuration of transformers. A bare `dict`: in a `dict[str, Any]`, jsonargparse
-would look for classes, import them, and build them."""
+PlainValues: TypeAlias = dict[str, None | bool | int | float | str | list | dict]
+"""Names and plain values, such as a configuration of transformers. Not `dict[str, Any]`: there, jsonargparse would look
+for classes, import them, and build them."""
 
 
 class Component(nn.Module):

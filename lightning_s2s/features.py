@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-
-
-def in_float32(module: nn.Module, *arguments: Any) -> Any:
-    """What `module` would give if its weights were float32: for what knows no other precision, or needs this one."""
-    tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    widened = {
-        name: tensor.float()
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.dtype != torch.float32
-    }
-    return torch.func.functional_call(module, widened, arguments) if widened else module(*arguments)
 
 
 class LogMelSpectrogram(nn.Module):

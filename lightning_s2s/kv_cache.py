@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.cache_rows import CacheRows, causal_mask
 from lightning_s2s.checks import check_count
 from lightning_s2s.extras import has_cpp_compiler
 
@@ -272,7 +273,7 @@ class SlotCache:
         )
         mask = causal_mask(positions, span, inputs.dtype)
         start = first.length if len(slots) == 1 else None
-        return self._run(inputs, positions, mask, _Rows(self, rows, positions, span, start))
+        return self._run(inputs, positions, mask, CacheRows(self, rows, positions, span, start))
 
     def _forward_compiled(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
         """`_forward` of all slots; those without inputs write where they will write next, unseen until then."""
@@ -292,62 +293,14 @@ class SlotCache:
     def _forward_all(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """(num_slots, S, D) at these positions (num_slots, S) -> (num_slots, S, D). This is compiled."""
         mask = causal_mask(positions, self.max_positions, inputs.dtype)
-        rows = _Rows(self, slice(0, self.num_slots), positions, self.max_positions, None)
+        rows = CacheRows(self, slice(0, self.num_slots), positions, self.max_positions, None)
         # Of a full slot nobody reads this step, but the LM may look its position up in a table.
         return self._run(inputs, positions.clamp(max=self.limit - 1), mask, rows)
 
-    def _run(self, inputs: Tensor, positions: Tensor, mask: Tensor, rows: _Rows) -> Tensor:
+    def _run(self, inputs: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> Tensor:
         return self.model(
             inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=rows, use_cache=True
         ).last_hidden_state
-
-
-def causal_mask(positions: Tensor, span: int, dtype: torch.dtype) -> Tensor:
-    """Positions (R, S) -> (R, 1, S, span), 0 where one may look and else the lowest number: added to the scores."""
-    hidden = torch.arange(span, device=positions.device) > positions.unsqueeze(-1)
-    return (
-        torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        .masked_fill_(hidden, torch.finfo(dtype).min)
-        .unsqueeze(1)
-    )
-
-
-class _Rows:
-    """What transformers sees of a cache in one forward: some slots, where they write, and how far they look."""
-
-    is_compileable = False
-
-    def __init__(self, cache: SlotCache, rows: slice | Tensor, positions: Tensor, span: int, start: int | None):
-        self.cache, self.rows, self.positions, self.span = cache, rows, positions, span
-        self.start = start
-        """First position to be written, where there is one row: a copy is faster than scattering."""
-        of_slice = torch.arange(len(positions), device=positions.device) if isinstance(rows, slice) else rows
-        self.numbers = of_slice.unsqueeze(1)
-        """(R, 1) of the rows in what is written to."""
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store the new (R, H, S, W) -> all (R, H, span, W) that the rows look at."""
-        cache = self.cache
-        if layer_idx == len(cache.keys):
-            both = [cache._allocate(new, cache.max_positions) for new in (keys, values)]  # or none, without memory
-            cache.keys.append(both[0])
-            cache.values.append(both[1])
-        return self._store(cache.keys[layer_idx], keys), self._store(cache.values[layer_idx], values)
-
-    def _store(self, stored: Tensor, new: Tensor) -> Tensor:
-        if not isinstance(self.rows, slice):
-            stored[self.numbers, :, self.positions] = new.transpose(1, 2)
-            return stored[self.rows, :, : self.span]
-        seen = stored[self.rows, :, : self.span]
-        if self.start is not None:
-            seen[:, :, self.start :] = new
-        else:
-            seen[self.numbers, :, self.positions] = new.transpose(1, 2)
-        return seen
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions before this forward; some models ask though they are told positions and mask."""
-        return self.span - self.positions.shape[1]
 
 
 def _compile(forward: Any) -> Any:

@@ -205,7 +205,14 @@ def _config_of(name: str, model_class: Any) -> Any:
     return config
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
 def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
+    if known.__name__.endswith("Tokenizer"):
+        for file in TOKENIZER_FILES:  # transformers' messages don't say which of them is broken
+            if (path := Path(name, file)).is_file():
+                read_json(path)
     with reading(name, known.__name__):  # tokenizers and configurations raise what they like
         try:
             return known.from_pretrained(name, trust_remote_code=False, **options)

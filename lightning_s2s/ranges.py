@@ -144,8 +144,8 @@ def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> N
         fitting = [kind for kind in inner if _is_a(value, kind)]
         if fitting:
             _check(value, fitting[0], where, allowed)
-        elif all(kind in (int, float, type(None)) or typing.get_origin(kind) is Annotated for kind in inner):
-            _check(value, next(kind for kind in inner if kind is not type(None)), where, allowed)
+        elif numbers := [kind for kind in inner if _is_number(kind)]:
+            _check(value, numbers[0], where, allowed)
     elif origin in (list, tuple, set) or (origin is not None and _is_sequence(origin)):
         if isinstance(value, list | tuple | set) and inner:
             for number, item in enumerate(value):
@@ -156,6 +156,10 @@ def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> N
             _check(item, inner[1], f"{where}.{key}", allowed)
     elif hint in (int, float):
         _check_number(value, hint, where, allowed)
+
+
+def _is_number(hint: Any) -> bool:
+    return hint in (int, float) or (typing.get_origin(hint) is Annotated and _is_number(typing.get_args(hint)[0]))
 
 
 def _is_sequence(origin: Any) -> bool:
@@ -172,6 +176,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in inner
     kind = origin or hint
+    if kind is tuple:  # YAML has lists alone
+        return isinstance(value, tuple | list)
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool)
     if kind is int:
@@ -202,6 +208,11 @@ def check_device(name: Any, where: str) -> Any:
         reason = "" if gpus or "cuda" not in str(name) else "; there is no CUDA GPU here"
         raise ValueError(f"{where} must be a device of this machine ({here}); got {name!r}{reason}") from error
     return device
+
+
+def device_of(part: Any) -> Any:
+    """The torch device that an object's `device` names; raises as `check_device`."""
+    return check_device(part.device, f"{type(part).__name__}: device")
 
 
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:

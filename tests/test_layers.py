@@ -15,9 +15,9 @@ PACKAGE = "lightning_s2s"
 LONGEST_FILE = 430
 
 FOUNDATIONS = [
-    "building", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio", "data.chat",
-    "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths", "data.row_checks",
-    "data.sound_files", "data.template_renderer", "extras", "features", "files",
+    "building", "cache_rows", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio",
+    "data.chat", "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths",
+    "data.row_checks", "data.sound_files", "data.template_renderer", "extras", "features", "files",
     "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "ranges", "reading", "registry",
     "sampling", "sharding", "specaugment", "splice", "tensor_parallel",
 ]  # fmt: skip

@@ -47,7 +47,10 @@ def read_tensors(source: str | Path) -> tuple[dict[str, Tensor], Path]:
         raise ValueError(f"init_from: {path}: not a readable safetensors file ({error})") from None
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and (isinstance(tensor, Tensor) or not name.startswith("model."))
+        for name, tensor in state.items()
+    ):
         raise ValueError(f"init_from: {path}: key 'state_dict' must map names to tensors")
     return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}, path
 

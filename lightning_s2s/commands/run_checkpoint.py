@@ -90,7 +90,7 @@ class RunCheckpoint(Checkpoint):
             strategy.checkpoint_io = AsyncCheckpointIO(io) if self.asynchronous else io
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at, self._last_step, self._stopping = time.monotonic(), trainer.global_step, False
+        self._saved_at, self._stopping = time.monotonic(), False
         self._replicas, self._accumulate = _place(trainer)[0], trainer.accumulate_grad_batches
         if self._seed is None:  # else it comes from the checkpoint that the run goes on from
             self._seed = int(os.environ.get("PL_GLOBAL_SEED") or secrets.randbits(32))
@@ -98,6 +98,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Later than Lightning's own handler, which talks to the other processes in the middle of whatever they do.
         self.received.end_after_batch()
+        self._last_step = trainer.global_step  # not before: the checkpoint's is known from here on
         self.received.what_is_lost = "at once; --resume goes on from the last saving"
         if self._unlogged is not None:  # where a kill fell between a checkpoint and the point that belongs to it
             _log(trainer, self._unlogged)

@@ -82,6 +82,8 @@ class CorpusConfig:
         unknown = set(self.augmentation.splits if self.augmentation else ()) - set(SPLITS)
         if unknown:
             raise ValueError(f"augmentation: splits: {unknown_name('split', sorted(unknown)[0], SPLITS)}")
+        if empty := [split for split in SPLITS if not self.user_voices[split]]:
+            raise ValueError(f"user_voices: {empty[0]}: is empty; at least one voice is needed")
         voices = [voice for split in SPLITS for voice in self.user_voices[split]]
         shared = sorted({voice for voice in [*voices, self.assistant_voice] if voices.count(voice) > 1})
         if shared or self.assistant_voice in voices:

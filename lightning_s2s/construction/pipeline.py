@@ -27,10 +27,11 @@ from lightning_s2s.construction.rows import (
     voice_row,
     write_manifest,
 )
-from lightning_s2s.construction.running import Failure, Step, run_step
+from lightning_s2s.construction.running import Failure, Local, Step, run_step
 from lightning_s2s.construction.speaking import Delivery, Line, SpeakLines, SpeakTexts, Tokenise
 from lightning_s2s.construction.writing import Order
 from lightning_s2s.files import replacing
+from lightning_s2s.ranges import device_of
 from lightning_s2s.reading import parse_json, reading
 
 DATASET = "dataset"
@@ -94,6 +95,10 @@ class Construction:
         """Line's id -> its recording for the corpus, augmented or not."""
         self.reply_clips: dict[tuple[str, str], str] = {}
         """(words, emotion) of a reply -> its recording."""
+        if isinstance(config.runner, Local):  # others run steps on machines that have what this one lacks
+            for part in (getattr(config.writer, "chat", None), *config.filters):
+                if hasattr(part, "device"):
+                    device_of(part)
         self.assistant_tts.check([config.assistant_voice])
         config.tts.check([voice for split in SPLITS for voice in config.user_voices[split]])
         if config.vocoder is not None:  # one without a tokenizer is told before anything is written

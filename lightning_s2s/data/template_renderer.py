@@ -107,7 +107,7 @@ def render(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -
     for messages, add_generation_prompt in dialogues:
         values = {**variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            text = compiled.render(**values)
+            text = compiled.render(values)  # a name such as `self` is no argument
         except MemoryError:
             raise
         except Exception as error:  # templates raise what they like, e.g. "System role not supported"

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_s2s.checkpoints.weights import parameters_in_memory
 from lightning_s2s.component import PlainValues
 from lightning_s2s.encoders.layers import LayerSum, find_layer
-from lightning_s2s.features import in_float32
 from lightning_s2s.interfaces import AudioEncoder
 from lightning_s2s.registry import ENCODERS, near_names
 
@@ -33,6 +33,8 @@ WITHOUT_WEIGHTS = ("fbank", "fbank_no_cmvn", "linear", "mel", "mfcc", "spectrogr
 BROKEN_UPSTREAMS = ("s3prl.upstream.byol_s.hubconf", "s3prl.upstream.mos_prediction.hubconf")
 """Modules of s3prl 0.4.18 that need parts of torchaudio which are gone, and whose failing would hide all others."""
 TENSOR = "__tensor__"
+_ONE_AT_A_TIME = threading.Lock()
+"""s3prl collects hidden states in the upstream itself, which answers in several threads would mix up."""
 
 
 @ENCODERS.register("s3prl")
@@ -127,8 +129,18 @@ class S3prlEncoder(AudioEncoder):
         return pad_sequence([clips[row] for row in range(len(lengths))], batch_first=True), counts
 
     def _hear(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        hidden_states, _ = in_float32(self.encoder, waveform, lengths)
+        with _ONE_AT_A_TIME:
+            hidden_states, _ = self._in_float32(waveform, lengths)
         return hidden_states[self.place] if self.layer_sum is None else self.layer_sum(hidden_states)
+
+    def _in_float32(self, waveform: Tensor, lengths: Tensor) -> Any:
+        """What the upstream gives with float32 weights: many know no other precision."""
+        tensors = dict([*self.encoder.named_parameters(), *self.encoder.named_buffers()])
+        narrow = {name: x for name, x in tensors.items() if x.is_floating_point() and x.dtype != torch.float32}
+        if not narrow:
+            return self.encoder(waveform, lengths)
+        widened = {name: tensor.float() for name, tensor in narrow.items()}
+        return torch.func.functional_call(self.encoder, widened, (waveform, lengths))
 
 
 def _check_sources(upstream: str, checkpoint: str | None, config: Any, options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from lightning_s2s.specaugment import draw_spans
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wav2vec2-bert", "wavlm")
 SAMPLE_RATE = 16_000
+
+_lengths: ContextVar[Tensor] = ContextVar("lengths")
+"""(B,) frames, behind the first convolution, of the clips that this thread encodes beside what others do."""
 
 
 @ENCODERS.register("ssl")
@@ -135,7 +139,7 @@ class SslEncoder(AudioEncoder):
             x = x / (x.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
         first = self.encoder.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), ClipNorm):
-            first.layer_norm.lengths = (lengths - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
+            _lengths.set((lengths - first.conv.kernel_size[0]) // first.conv.stride[0] + 1)
         counts = self.encoder._get_feat_extract_output_lengths(lengths)
         return x.to(first.conv.weight.dtype), counts, mask.long()
 
@@ -150,13 +154,7 @@ class SslEncoder(AudioEncoder):
 
 
 class ClipNorm(nn.GroupNorm):
-    """GroupNorm of each clip over its own frames: `nn.GroupNorm` counts the padding of a batch as well.
-
-    Attributes:
-        lengths: (B,) frames of the batch that comes next.
-    """
-
-    lengths: Tensor
+    """GroupNorm of each clip over its own frames, see `_lengths`: `nn.GroupNorm` counts a batch's padding as well."""
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps)
@@ -164,7 +162,7 @@ class ClipNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, F) -> (B, D, F), zeros behind a clip's frames."""
-        lengths = self.lengths.tolist()
+        lengths = _lengths.get().tolist()
         if min(lengths) == x.shape[-1]:
             return super().forward(x)
         clips = [super(ClipNorm, self).forward(row[None, :, :n]) for row, n in zip(x, lengths, strict=True)]

@@ -18,6 +18,7 @@ from lightning_s2s.kv_cache import Slot, SlotCache, UnboundedCache, open_cache
 from lightning_s2s.llms.tokenizer import train_tokenizer
 from lightning_s2s.pretrained import build_causal_lm, load_model, load_pretrained, without_code
 from lightning_s2s.ranges import Count
+from lightning_s2s.reading import reading
 from lightning_s2s.registry import LLMS
 from lightning_s2s.sampling import Generation
 
@@ -66,11 +67,14 @@ class CausalLanguageModel(LanguageModel):
             raise ValueError(f"llm causal: dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
         if checkpoint is None and (tokenizer is None) == (tokenizer_corpus is None):
             raise ValueError("llm causal: with config give either tokenizer (hub id or folder) or tokenizer_corpus")
-        self.tokenizer = ChatTokenizer(
-            train_tokenizer(tokenizer_corpus, tokenizer_size)
-            if tokenizer_corpus
-            else load_pretrained("AutoTokenizer", tokenizer or checkpoint)
-        )
+        source = str(tokenizer_corpus or tokenizer or checkpoint)
+        with reading(source, "tokenizer"):
+            self.tokenizer = ChatTokenizer(
+                train_tokenizer(tokenizer_corpus, tokenizer_size)
+                if tokenizer_corpus
+                else load_pretrained("AutoTokenizer", source)
+            )
+            self.tokenizer.tokenizer.decode(self.tokenizer.encode_text("It works: 1, 2."))  # broken ones fail here
         if checkpoint is not None:
             self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
             if tokenizer is not None:
@@ -78,7 +82,8 @@ class CausalLanguageModel(LanguageModel):
                 check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
         else:
             # Published models often have more embeddings than their tokenizer has tokens.
-            size = max(len(self.tokenizer), config.get("vocab_size", 0))
+            vocab_size: Any = config.get("vocab_size", 0)
+            size = max(len(self.tokenizer), vocab_size)
             self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
         check_streams(self.model)
         added = self.tokenizer.missing_special_tokens()

@@ -100,7 +100,8 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         self.eos_ids = self.eos_ids or [self.unit_offset + num_units]
         self.eos_unit = self.eos_ids[0] - self.unit_offset
         needed = max(self.unit_offset + num_units, *(token + 1 for token in self.eos_ids))
-        vocabulary = max(needed, self.config.get("vocab_size") or 0)
+        vocab_size: Any = self.config.get("vocab_size") or 0
+        vocabulary = max(needed, vocab_size)
         self.build(llm_width, text_vocabulary, {**self.config, "vocab_size": vocabulary})
         self.load_checkpoint()
 

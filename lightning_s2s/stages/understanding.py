@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lightning_s2s.checkpoints.weights import save_weights
 from lightning_s2s.ctc import similarity_ctc_loss
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.ranges import NonNegative, checked
+from lightning_s2s.ranges import Natural, NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
 
@@ -39,7 +39,7 @@ class SpeechUnderstandingPretraining(Stage):
         *args: Any,
         text_weight: NonNegative = 1.0,
         ctc_weight: NonNegative = 0.0,
-        num_generated: int = 48,
+        num_generated: Natural = 48,
         **stage_options: Any,
     ):
         super().__init__(*args, **stage_options)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.checkpoints.weights import load_weights
-from lightning_s2s.features import LogMelSpectrogram, in_float32
+from lightning_s2s.features import LogMelSpectrogram
 from lightning_s2s.interfaces import Vocoder
 from lightning_s2s.ranges import Count, Range
 from lightning_s2s.registry import VOCODERS
@@ -167,7 +167,8 @@ class PocketDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, state, last)
         with torch.autocast(x.device.type, enabled=False):  # a pitch needs more than bfloat16's 8 bits
-            y = in_float32(self.head, in_float32(self.norm, x.transpose(1, 2).float()))
+            norm, head = ([part.weight.float(), part.bias.float()] for part in (self.norm, self.head))
+            y = F.linear(F.layer_norm(x.transpose(1, 2).float(), self.norm.normalized_shape, *norm), *head)
         envelope, aperiodicity = y[..., 1 : 1 + self.num_bands], y[..., 1 + self.num_bands :].sigmoid()
         return SpeechParameters(y[..., 0], envelope, aperiodicity)
 

@@ -370,6 +370,22 @@ def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder,
     assert sorted({event.step for event in events}) == [0, 1, 2, 3, 4]
 
 
+def test_a_resumed_run_is_not_saved_between_the_batches_of_a_step(fit, monkeypatch):
+    """Gradients that are being accumulated are in no checkpoint."""
+    from lightning_s2s.commands.run_checkpoint import WholeFileIO
+
+    saved: list[tuple[int, int]] = []
+
+    def record(self, checkpoint, path, storage_options=None):
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+        saved.append((batches, checkpoint["global_step"]))
+
+    monkeypatch.setattr(WholeFileIO, "save_checkpoint", record)
+    options = ("--trainer.max_steps", "3", "--trainer.accumulate_grad_batches", "2", "--checkpoint.every_sec", "0")
+    assert fit("--resume", *options, "--checkpoint.keep_best", "false")[0] == 0
+    assert set(saved) == {(4, 3)}  # two steps of one batch each, before, and one of two
+
+
 def test_the_checkpoint_holds_plain_values(folder):
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert json.loads(json.dumps(content["callbacks"]["RunCheckpoint"]["options"]))["data"]["max_batch_size"] == 3

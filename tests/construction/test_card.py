@@ -96,7 +96,7 @@ def config(**changes) -> CorpusConfig:
     settings = {
         "output_dir": "/somewhere/corpus",
         "work_dir": "/somewhere/work",
-        "writer": GrammarWriter("my/grammar.yaml", EVERY, EVERY, EVERY, 10, 0.1),
+        "writer": GrammarWriter("my/grammar.yaml", EVERY, EVERY, dict.fromkeys(EVERY, 4), 10, 0.1),
         "tts": _Flat(),
         "user_voices": {"train": ["adam"], "validation": ["sky"], "test": ["bella"]},
         "assistant_voice": "heart",

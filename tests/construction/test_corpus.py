@@ -115,6 +115,12 @@ def test_a_broken_config(config, key, value, message):
 
 
 def test_a_broken_writer(writer):
+    with pytest.raises(ValueError, match="explicit_lines: validation: got 6; a multiple of 4 is needed"):
+        replace(writer, explicit_lines={"train": 4, "validation": 6, "test": 4})
+    with pytest.raises(ValueError, match="emotions_per_line: test: got 5; allowed: 1 to 4, the number of emotions"):
+        replace(writer, emotions_per_line={"train": 3, "validation": 4, "test": 5})
+    with pytest.raises(ValueError, match=r"GrammarWriter: explicit_lines\.train must be at least 0; got -4"):
+        replace(writer, explicit_lines={"train": -4, "validation": 4, "test": 4})
     with pytest.raises(ValueError, match="ambiguous_lines: needs the keys train, validation, test; got train"):
         replace(writer, ambiguous_lines={"train": 1})
 

@@ -22,9 +22,9 @@ import torch
 from lightning_s2s.cli import main
 
 COUNTED = "LIGHTNING_S2S_TEST_MOMENTS"
-"""Names the file that gets the number of moments that there were."""
+"""Names a folder; each process writes the number of its moments into a file of its rank there."""
 rank, moment, number = int(sys.argv[1]), int(sys.argv[2]), signal.Signals[sys.argv[3]]
-counts = int(os.environ.get("LOCAL_RANK", 0)) == rank
+own_rank = int(os.environ.get("LOCAL_RANK", 0))
 passed, lock = 0, threading.Lock()
 
 
@@ -34,7 +34,7 @@ def tick() -> None:
     with lock:
         passed += 1
         chosen = passed == moment
-    if counts and chosen:
+    if chosen and rank == own_rank:
         os.killpg(os.getpgrp(), number)
 
 
@@ -78,6 +78,6 @@ if __name__ == "__main__":
     ):  # fmt: skip
         ticking(owner, name)
     status = main(sys.argv[4:])
-    if counts and COUNTED in os.environ:
-        Path(os.environ[COUNTED]).write_text(str(passed))
+    if COUNTED in os.environ:
+        Path(os.environ[COUNTED], str(own_rank)).write_text(str(passed))
     sys.exit(status)

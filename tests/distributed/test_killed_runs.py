@@ -83,9 +83,10 @@ NONE = Signal(0)
 def launch(configuration: Path, folder: Path, *options: str, at: Signal = NONE) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), str(at.rank), str(at.moment), at.number.name]
     command += ["fit", "--config", str(configuration), "--trainer.default_root_dir", str(folder), *options]
-    moments = str(folder.with_name(f"{folder.name}.moments"))
+    moments = folder.with_name(f"{folder.name}.moments")
+    moments.mkdir(parents=True, exist_ok=True)
     # Sums of more threads round in another way.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIGHTNING_S2S_TEST_MOMENTS": moments}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIGHTNING_S2S_TEST_MOMENTS": str(moments)}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -120,13 +121,14 @@ def finish(start):
 
 @pytest.fixture(scope="module")
 def undisturbed(configuration, finish):
-    """For a name of `STRATEGIES`, the folder of a run that nothing happened to, and the number of its moments."""
-    runs: dict[str, tuple[Path, int]] = {}
+    """For a name of `STRATEGIES`: the folder of a run that nothing happened to, and the moments of each process."""
+    runs: dict[str, tuple[Path, list[int]]] = {}
 
-    def undisturbed(strategy: str) -> tuple[Path, int]:
+    def undisturbed(strategy: str) -> tuple[Path, list[int]]:
         if strategy not in runs:
             folder = finish(configuration.parent / strategy, *EACH_STEP, *STRATEGIES[strategy])
-            runs[strategy] = folder, int(folder.with_name(f"{strategy}.moments").read_text())
+            counted = sorted(folder.with_name(f"{strategy}.moments").iterdir())
+            runs[strategy] = folder, [int(path.read_text()) for path in counted]
         return runs[strategy]
 
     return undisturbed
@@ -169,7 +171,8 @@ def kill_and_resume(strategy, asynchronous, kills, start, finish, undisturbed, f
     draw = random.Random(f"{strategy} {asynchronous} {kills}")
     for _ in range(kills):
         # So that it does not come to its end before; what a kill takes back is a step at most.
-        at = Signal(draw.randint(1, moments // (kills + 2)), rank=draw.randrange(1 if strategy == "one" else 2))
+        rank = draw.randrange(len(moments))
+        at = Signal(draw.randint(1, moments[rank] // (kills + 2)), rank=rank)
         status, err = start(folder, *options, at=at)
         assert status == -signal.SIGKILL, f"{at}: {err[-3000:]}"
     finish(folder, *options)
@@ -192,7 +195,7 @@ def test_killed_at_five_random_moments(strategy, asynchronous, start, finish, un
 
 def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturbed, tmp_path):
     whole, moments = undisturbed("fsdp2")
-    status, err = start(tmp_path / "run", *EACH_STEP, at=Signal(moments // 2, signal.SIGTERM))
+    status, err = start(tmp_path / "run", *EACH_STEP, at=Signal(moments[0] // 2, signal.SIGTERM))
     assert status == 128 + signal.SIGTERM, err[-3000:]
     assert "stopping after this batch" in err
     finish(tmp_path / "run", *EACH_STEP)
@@ -202,8 +205,8 @@ def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturb
 
 def test_on_one_process_and_on_two_again(start, finish, undisturbed, tmp_path):
     (whole, moments), folder = undisturbed("fsdp2"), tmp_path / "run"
-    assert start(folder, *EACH_STEP, at=Signal(moments // 3))[0] == -signal.SIGKILL
-    status, err = start(folder, *EACH_STEP, *STRATEGIES["one"], at=Signal(moments // 4, signal.SIGTERM))
+    assert start(folder, *EACH_STEP, at=Signal(moments[0] // 3))[0] == -signal.SIGKILL
+    status, err = start(folder, *EACH_STEP, *STRATEGIES["one"], at=Signal(moments[0] // 4, signal.SIGTERM))
     assert status == 128 + signal.SIGTERM, err[-3000:]
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     finish(folder, *EACH_STEP)

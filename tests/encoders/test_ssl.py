@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
@@ -219,3 +220,23 @@ def test_a_clip_that_is_too_short(config):
     assert encoder(*speech(least))[1].tolist() == [1]
     with pytest.raises(ValueError, match=f"a clip has {least - 1} samples; at least {least} are needed"):
         encoder(*speech(1_600, least - 1))
+
+
+def test_batches_of_two_threads_do_not_meet():
+    """Another thread encodes clips of other lengths in the middle of this one's forward."""
+    encoder = build(HUBERT)
+    waveform, lengths = speech(9_000, 16_000)
+    other_clips = speech(4_000, 7_000)
+    expected, other_expected = encoder(waveform, lengths)[0], encoder(*other_clips)[0]
+    others = []
+
+    def interrupt(*_) -> None:
+        if not others:
+            others.append(None)
+            thread = threading.Thread(target=lambda: others.append(encoder(*other_clips)[0]))
+            thread.start()
+            thread.join()
+
+    encoder.encoder.feature_extractor.conv_layers[0].conv.register_forward_hook(interrupt)
+    assert_equal_but_for_rounding(encoder(waveform, lengths)[0], expected)
+    assert_equal_but_for_rounding(others[1], other_expected)

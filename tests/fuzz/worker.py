@@ -40,6 +40,7 @@ IMPORTED = (
     "lightning_s2s.construction.pipeline", "lightning_s2s.evaluation.answers", "construction_parts", "judged_calls",
 )  # fmt: skip
 STARTED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn")
+RENDERER = str(Path(__file__).resolve().parents[2] / "lightning_s2s" / "data" / "template_renderer.py")
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 DANGEROUS = ("os", "posix", "nt", "subprocess", "builtins", "runpy", "shutil", "importlib", "socket", "stranger")
 """Modules of which nothing is unpickled in good faith."""
@@ -52,6 +53,8 @@ def watch(file: int) -> None:
     """
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and RENDERER in arguments[1]:
+            return  # this package's own process for chat templates, in which they can do nothing else
         if event in STARTED or event in NETWORK or (event == "pickle.find_class" and arguments[0] in DANGEROUS):
             local = event in NETWORK and isinstance(arguments[-1], str | bytes)  # a socket of this machine's own
             if not local or event != "socket.connect":

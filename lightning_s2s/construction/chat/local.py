@@ -12,7 +12,7 @@ from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatReque
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.data.chat_template import variables_of
 from lightning_s2s.data.template_renderer import render_apart
-from lightning_s2s.ranges import Count, Device, Range, Temperature, checked
+from lightning_s2s.ranges import Count, Range, Temperature, checked, device_of
 
 
 @checked
@@ -39,7 +39,7 @@ class LocalChat(ChatModel):
     repetition_penalty: Annotated[float, Range(0, 100, above=True)] = 1.0
     max_tokens: Count = 200
     batch_size: Count = 8
-    device: Device = "cpu"
+    device: str = "cpu"
 
     @property
     def identity(self) -> str:
@@ -97,7 +97,7 @@ class LocalChat(ChatModel):
             raise ValueError(f"{self.checkpoint}: its tokenizer has no chat template, so it can't be asked")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = load_model("AutoModelForCausalLM", self.checkpoint, dtype="auto").eval().to(self.device)
+        model = load_model("AutoModelForCausalLM", self.checkpoint, dtype="auto").eval().to(device_of(self))
         vocabulary = model.config.get_text_config().vocab_size
         return tokenizer, model, llguidance.hf.from_tokenizer(tokenizer, vocabulary)
 

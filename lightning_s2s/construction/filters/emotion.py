@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Device, Share, checked
+from lightning_s2s.ranges import Share, checked, device_of
 from lightning_s2s.registry import unknown_name
 
 
@@ -58,7 +58,7 @@ class EmotionAgreement(_Agreement):
     model: str
     labels: dict[str, str] = field(default_factory=dict)
     min_probability: Share = 0.3
-    device: Device = "cpu"
+    device: str = "cpu"
 
     name, figure = "emotion", "emotion"
 
@@ -85,7 +85,7 @@ class EmotionAgreement(_Agreement):
         from lightning_s2s.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
-        network = load_model("AutoModelForAudioClassification", self.model).eval().to(self.device)
+        network = load_model("AutoModelForAudioClassification", self.model).eval().to(device_of(self))
         if unknown := sorted(set(self.labels) - set(network.config.id2label.values())):
             known = network.config.id2label.values()
             raise ValueError(f"filters: {self.name}: labels: {unknown_name('label', unknown[0], known)}")

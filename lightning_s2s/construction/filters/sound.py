@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, over, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Count, Device, NonNegative, Positive, Range, Share, checked
+from lightning_s2s.ranges import Count, NonNegative, Positive, Range, Share, checked, device_of
 
 FRAME = RATE // 50
 SILENCE_DB = -40.0
@@ -85,7 +85,7 @@ class WordError(Filter):
 
     asr: str = "openai/whisper-base"
     max_word_error: NonNegative = 0.2
-    device: Device = "cpu"
+    device: str = "cpu"
     batch_size: Count = 4
 
     name = "word_error"
@@ -128,7 +128,7 @@ class WordError(Filter):
     def _transcriber(self) -> Any:
         from lightning_s2s.evaluation.speech import Transcriber
 
-        return Transcriber(self.asr, self.device)
+        return Transcriber(self.asr, str(device_of(self)))
 
 
 @checked
@@ -144,7 +144,7 @@ class SpeakerSimilarity(Filter):
 
     model: str = "microsoft/wavlm-base-plus-sv"
     min_similarity: Annotated[float, Range(-1, 1)] = 0.86
-    device: Device = "cpu"
+    device: str = "cpu"
 
     name = "speaker_similarity"
     hears = compares_voices = True
@@ -199,7 +199,7 @@ class SpeakerSimilarity(Filter):
         from lightning_s2s.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
-        return extractor, load_model("AutoModelForAudioXVector", self.model).eval().to(self.device)
+        return extractor, load_model("AutoModelForAudioXVector", self.model).eval().to(device_of(self))
 
 
 @checked
@@ -215,7 +215,7 @@ class Quality(Filter):
 
     min_mos: Annotated[float, Range(0, 5)] = 2.5
     min_reply_mos: Annotated[float, Range(0, 5)] = 3.5
-    device: Device = "cpu"
+    device: str = "cpu"
 
     name = "quality"
     hears = True
@@ -243,4 +243,4 @@ class Quality(Filter):
     def _network(self) -> Any:
         from lightning_s2s.evaluation.speech import load_distillmos
 
-        return load_distillmos().to(self.device)
+        return load_distillmos().to(device_of(self))
