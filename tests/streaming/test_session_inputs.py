@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import sweep
-from test_model import build, same
+from test_model import assert_same, build
 
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.session import StreamingSession
@@ -93,7 +93,7 @@ def test_options_that_are_refused(model, options, message):
 def test_numbers_of_numpy_are_numbers(model):
     plain = model.respond(QUESTION, RATE, max_text_tokens=5, seed=1)
     options = {"max_text_tokens": np.int64(5), "seed": np.int32(1), "speaker": np.zeros(512)}
-    assert same(model.respond(QUESTION, np.float32(RATE), **options), plain)
+    assert_same(model.respond(QUESTION, np.float32(RATE), **options), plain)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_buffer_may_be_used_again(model):
     session.push(buffer)
     buffer[:] = 0
     *_, done = session.finish()
-    assert same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
+    assert_same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
 
 
 def test_a_question_that_is_over_is_over(model):
@@ -162,7 +162,7 @@ def test_a_question_that_is_over_is_over(model):
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
     *_, done = events
-    assert same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
+    assert_same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
 
