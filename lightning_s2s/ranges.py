@@ -144,8 +144,8 @@ def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> N
         fitting = [kind for kind in inner if _is_a(value, kind)]
         if fitting:
             _check(value, fitting[0], where, allowed)
-        elif any(typing.get_origin(kind) is typing.Literal for kind in inner):
-            return  # the constructor knows best how to name a word and a number
+        elif isinstance(value, str) and any(typing.get_origin(kind) is typing.Literal for kind in inner):
+            return  # the constructor knows the words
         elif numbers := [kind for kind in inner if _is_number(kind)]:
             _check(value, numbers[0], where, allowed)
     elif origin in (list, tuple, set) or (origin is not None and _is_sequence(origin)):

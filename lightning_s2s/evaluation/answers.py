@@ -62,9 +62,6 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     """
     from tqdm import tqdm
 
-    for name, value in (("limit", config.limit), ("num_warmup", config.num_warmup)):
-        if value < 0:
-            raise ValueError(f"{name}: got {value}; 0 or more is needed")
     grammar = DialogueGrammar(config.grammar)
     rows = read_manifest(config.questions)
     rows = rows[: config.limit or None]

@@ -230,7 +230,7 @@ def test_published_folders(folders, tmp_path, place, kmeans):
         ({"config": {"vocoder": {"model_type": KINDS[0], **VOCODER}, "hubert": {}}}, r"config\.hubert: "),
         ({"config": {"speaker": {}}}, "config: unknown key 'speaker'; known: vocoder, hubert, normalize"),
         ({"speaker_id": 5}, r"speaker_id: got 5; the vocoder has 0\.\.4"),
-        ({"language_id": -1}, r"language_id: got -1; the vocoder has 0\.\.3"),
+        ({"language_id": -1}, "language_id must be at least 0; got -1"),
         ({"hubert_layer": 3}, r"hubert_layer: got 3; hubert has 1\.\.2"),
         ({"hubert": "somewhere"}, "hubert and kmeans go together"),
     ],
