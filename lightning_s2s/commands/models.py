@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.reading import one_line
+from lightning_s2s.reading import parse_yaml, read_yaml, reading
+
+LONGEST_PATH = 200
+"""Letters of an option's value that may be a path; a YAML is longer, and messages show no more of it."""
 
 if TYPE_CHECKING:
     import argparse
@@ -82,28 +85,23 @@ def open_vocoder(source: str, options: Mapping[str, Any] | None = None) -> Vocod
     Raises:
         ValueError: it is none of these, or can't be built.
     """
-    import yaml
-
     from lightning_s2s.registry import VOCODERS
 
     path, init_args = Path(source), dict(options or {})
-    if path.is_dir():
+    is_path = len(source) < LONGEST_PATH  # a YAML on the command line is no name that can be looked for
+    if is_path and path.is_dir():
         if not (path / "flow.pt").is_file():
             raise ValueError(f"--vocoder {source}: no folder of GLM-4-Voice's decoder: flow.pt is missing")
         return VOCODERS.get("glm4_voice")(**{"decoder": source, **init_args})
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else source)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--vocoder {source}: not valid YAML ({one_line(error)})") from None
+    where = f"--vocoder {source[:LONGEST_PATH]}"
+    content = read_yaml(path) if is_path and path.is_file() else parse_yaml(source, where)
     if isinstance(content, str):
         content = {"class_path": content}
     fits = isinstance(content, dict) and isinstance(content.get("class_path"), str)
     if not fits or content.keys() - {"class_path", "init_args"} or not isinstance(content.get("init_args", {}), dict):
-        raise ValueError(f"--vocoder {source}: expected a name, a folder, or class_path and init_args in YAML")
-    try:
+        raise ValueError(f"{where}: expected a name, a folder, or class_path and init_args in YAML")
+    with reading(where, "vocoder"):
         return VOCODERS.get(content["class_path"])(**{**content.get("init_args", {}), **init_args})
-    except TypeError as error:
-        raise ValueError(f"--vocoder {source}: {error}") from None
 
 
 def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -123,12 +121,10 @@ def take_vocoder_options(arguments: list[str]) -> tuple[list[str], dict[str, Any
         given = value if equals else next(rest, None)
         if given is None:
             raise CommandError(f"{name}: expected a value")
-        import yaml
-
         try:
-            options[name.removeprefix("--vocoder.")] = yaml.safe_load(given)
-        except yaml.YAMLError as error:
-            raise CommandError(f"{name} {given}: not valid YAML ({one_line(error)})") from None
+            options[name.removeprefix("--vocoder.")] = parse_yaml(given, f"{name} {given[:LONGEST_PATH]}")
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     if options and not any(argument.partition("=")[0] == "--vocoder" for argument in left):
         raise CommandError(f"--vocoder.{next(iter(options))}: needs --vocoder, the name of one")
     return left, options

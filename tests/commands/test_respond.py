@@ -11,7 +11,7 @@ import torch
 from conftest import last_line
 
 from lightning_s2s import kv_cache
-from lightning_s2s.commands.models import find_model, open_model
+from lightning_s2s.commands.models import find_model, open_model, open_vocoder
 
 KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 
@@ -109,3 +109,23 @@ def test_where_a_model_is_looked_for(tmp_path):
     assert find_model(tmp_path) == tmp_path / "model"
     with pytest.raises(ValueError, match="last.ckpt: "):
         open_model(last)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: " + b"[" * 5000, "levels deep"),
+        (b"\xff\xfe", "not valid YAML"),
+        (b"class_path: pocket\ninit_args: {levels: x}\n", r"vocoder\.yaml: "),
+        (b"class_path: os.system\n", "unknown vocoder 'os.system'"),
+        (b"[1]", "expected a name, a folder, or class_path and init_args in YAML"),
+    ],
+)
+def test_a_vocoder_by_a_file_that_is_none(tmp_path, content, message):
+    path = tmp_path / "vocoder.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        open_vocoder(str(path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="levels deep"):
+        open_vocoder("a: " + "[" * 5000)
