@@ -136,6 +136,7 @@ def test_a_run_that_is_killed_five_times_equals_one_that_is_not(kind, tmp_path, 
     assert [name for name in whole if whole[name] != killed[name]] == []
 
 
+@pytest.mark.slow
 def test_ray_and_processes_make_the_same_corpus(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="the package ray (extra: ray) is not installed")
     found = []

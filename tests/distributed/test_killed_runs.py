@@ -181,7 +181,7 @@ def kill_and_resume(strategy, asynchronous, kills, start, finish, undisturbed, f
     assert left == ["best.ckpt", "last.ckpt"]
 
 
-@pytest.mark.parametrize("asynchronous", ["false", "true"])
+@pytest.mark.parametrize("asynchronous", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_killed_at_a_random_moment(asynchronous, start, finish, undisturbed, tmp_path):
     kill_and_resume("fsdp2", asynchronous, 1, start, finish, undisturbed, tmp_path / "run")
 
@@ -246,7 +246,8 @@ def test_nothing_that_is_pickled_into_an_index_is_run(whole, tmp_path, capsys):
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("asynchronous", [pytest.param("false", marks=pytest.mark.slow), "true"])
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_a_full_disk_is_told_and_the_good_checkpoint_stays(asynchronous, start, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, symlinks=True)
