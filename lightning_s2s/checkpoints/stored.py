@@ -6,6 +6,7 @@ person at the keyboard: as `trust_sources`, never from what is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import tempfile
 from collections.abc import Mapping
@@ -65,9 +66,7 @@ def build_parts(
             where = f"{source}: {slot}"
             cls, init_args = check_part(registry, config[slot], where)
             checked[slot] = cls, _with_sources(cls, init_args, where, folder, trust_sources)
-    if trust_sources:
-        return {slot: _build(cls, init_args, f"{source}: {slot}") for slot, (cls, init_args) in checked.items()}
-    with without_hub():
+    with contextlib.nullcontext() if trust_sources else without_hub():
         return {slot: _build(cls, init_args, f"{source}: {slot}") for slot, (cls, init_args) in checked.items()}
 
 
