@@ -57,6 +57,7 @@ def test_it_is_listed_without_being_imported(python):
     assert "`conv`" in table and "`average`" not in table  # that is of what is built in
 
 
+@pytest.mark.slow
 def test_it_is_configured_trained_saved_and_loaded(python, tmp_path):
     fit = [
         "-m", "lightning_s2s.cli", "fit", "--config", "experiments/tiny/1_understanding.yaml",

@@ -40,7 +40,7 @@ def test_all_yamls_are_known():
     assert there == {*STAGES, *OTHERS, *(f"larger/{name}" for name in [*STAGES, "answers.yaml"])}
 
 
-@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("larger", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, corpus):
     for name in STAGES:
         overlay = ["--config", str(FOLDER / "larger" / name)] if larger else []

@@ -121,7 +121,9 @@ def run() -> Iterator[Callable[[str, Path, int], tuple[int, int]]]:
     assert process.wait() == 0
 
 
-@pytest.mark.parametrize("kind", ["grammar", "threads", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["grammar", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("threads", "processes"))]
+)
 def test_a_run_that_is_killed_five_times_equals_one_that_is_not(kind, tmp_path, run):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

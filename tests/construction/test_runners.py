@@ -92,7 +92,10 @@ def test_a_result_that_is_gone_is_made_again(step, tmp_path):
     assert batches_done(step) == ["1 2", "1 2"]
 
 
-@pytest.mark.parametrize("runner", [Local(processes=2), Ray(workers=2)], ids=["processes", "ray"])
+@pytest.mark.parametrize(
+    "runner",
+    [pytest.param(Local(processes=2), id="processes"), pytest.param(Ray(workers=2), id="ray", marks=pytest.mark.slow)],
+)
 def test_other_processes_give_the_same(step, tmp_path, runner):
     if isinstance(runner, Ray):
         pytest.importorskip("ray", reason="the package ray (extra: ray) is not installed")

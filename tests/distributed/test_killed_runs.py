@@ -181,7 +181,8 @@ def kill_and_resume(strategy, asynchronous, kills, start, finish, undisturbed, f
     assert left == ["best.ckpt", "last.ckpt"]
 
 
-@pytest.mark.parametrize("asynchronous", [pytest.param("false", marks=pytest.mark.slow), "true"])
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_killed_at_a_random_moment(asynchronous, start, finish, undisturbed, tmp_path):
     kill_and_resume("fsdp2", asynchronous, 1, start, finish, undisturbed, tmp_path / "run")
 
@@ -193,6 +194,7 @@ def test_killed_at_five_random_moments(strategy, asynchronous, start, finish, un
     kill_and_resume(strategy, asynchronous, 5, start, finish, undisturbed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturbed, tmp_path):
     whole, moments = undisturbed("fsdp2")
     status, err = start(tmp_path / "run", *EACH_STEP, at=Signal(moments[0] // 2, signal.SIGTERM))
@@ -203,6 +205,7 @@ def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturb
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_on_one_process_and_on_two_again(start, finish, undisturbed, tmp_path):
     (whole, moments), folder = undisturbed("fsdp2"), tmp_path / "run"
     assert start(folder, *EACH_STEP, at=Signal(moments[0] // 3))[0] == -signal.SIGKILL

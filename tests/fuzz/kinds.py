@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[Sequence[Maker], int]] = {
     "journals": (JOURNALS, 100),
 }
 """Kind -> what makes its inputs, in turn, and how many the long run tries."""
-SHORT = 12
+SHORT = 6
 """Inputs of each kind in every run of the tests."""
 
 
