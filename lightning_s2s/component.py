@@ -144,7 +144,7 @@ def _remember_arguments(init: Any) -> Any:
                     check_plain(value, f"{type(self).__name__}: {name}")
             self.__dict__["init_args"] = arguments
         try:
-            with bounded_building(type(self).__name__):
+            with bounded_building(_described(self)):
                 init(self, *args, **kwargs)
         except Exception as error:
             remedy = how_to_install(error, preferred=type(self).extra)
@@ -153,6 +153,15 @@ def _remember_arguments(init: Any) -> Any:
             raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
 
     return wrapped
+
+
+def _described(component: Component) -> str:
+    """Its name, and the numbers that it is built with, where these are not the usual ones."""
+    usual = inspect.signature(type(component)).parameters
+    given = {name: value for name, value in component.init_args.items() if isinstance(value, int | float)}
+    numbers = [f"{name} {value}" for name, value in given.items() if name not in usual or usual[name].default != value]
+    name = type(component).__name__
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def checkpoint_activations(component: Component) -> None:

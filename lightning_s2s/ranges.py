@@ -219,7 +219,7 @@ def device_of(part: Any) -> Any:
 
 def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> None:
     what = "a whole number" if kind is int else "a finite number"
-    is_one = _is_a(value, kind) and math.isfinite(value)
+    is_one = _is_a(value, kind) and (isinstance(value, int) or math.isfinite(value))
     if is_one and (allowed is None or value in allowed):
         return
     if allowed is not None:

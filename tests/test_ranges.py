@@ -39,6 +39,8 @@ class Settings:
         ({"share": None}, "share must be a finite number, between 0 and 1; got None"),
         ({"count": 0}, "count must be at least 1; got 0"),
         ({"count": 10**12}, "count must be at most 1,000,000,000; got 1000000000000"),
+        ({"count": 10**400}, f"count must be at most 1,000,000,000; got 1{'0' * 76}..."),
+        ({"whole": None}, "whole must be a whole number; got None"),
         ({"count": 1.5}, "count must be a whole number, at least 1; got 1.5"),
         ({"speed": 0}, "speed must be between 0.25 and 4; got 0"),
         ({"plain": float("inf")}, "plain must be a finite number; got inf"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,14 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As usual, but an unknown option is told before what is missing, which it may have been meant for."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {word}")
+        return super().parse_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         raise CommandError(explain(message, options))
@@ -58,7 +67,10 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     """
     options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        return _unknown_option((found[1].split() or [found[1]])[0], options)
+        word = (found[1].split() or [found[1]])[0]
+        if word.startswith("-"):
+            return _unknown_option(word, options)
+        return f"unexpected argument {word!r}; --help tells what is allowed"
     not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
     if found := re.fullmatch(not_accepted, message):
         return _unknown_option(found[1], options)
@@ -107,6 +119,8 @@ def check_configs(arguments: list[str]) -> None:
         name, equals, joined = option.partition("=")
         if name not in ("--config", "-c"):
             _check_value(name, joined if equals else value)
+            if _takes_a_value(name) and not equals and (not value or value.startswith("--")):
+                raise CommandError(f"{name}: needs a value; got {value or 'nothing'}")
             continue
         path = Path(joined if equals else value)
         if not path.is_file():
@@ -119,7 +133,28 @@ def check_configs(arguments: list[str]) -> None:
             raise CommandError(str(error)) from None
         if not isinstance(content, dict):
             raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
+        if "config" in content:
+            raise CommandError(f"{path}: config: can't stand in a YAML; give each file by a --config of its own")
+        _check_keys(content, path)
         check_interpolations(content, path)
+
+
+def _check_keys(content: Any, path: Path, where: str = "") -> None:
+    """Refuse keys that no parser takes, before one says so without the file."""
+    if isinstance(content, list):
+        for item in content:
+            _check_keys(item, path, where)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key is None or key == "":
+                place = f"under {where}" if where else "at the top"
+                raise CommandError(f"{path}: the key {key!r} {place}: a key must be a name")
+            _check_keys(value, path, f"{where}.{key}".lstrip("."))
+
+
+def _takes_a_value(option: str) -> bool:
+    """Whether it is one of a nested option, all of which do; jsonargparse would name the option it is nested in."""
+    return re.fullmatch(r"--model\..+|--[\w-]+\..+(?<!\.help)", option) is not None
 
 
 def _check_value(option: str, value: str) -> None:

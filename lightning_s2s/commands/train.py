@@ -252,6 +252,8 @@ def parse_stage(
     Raises:
         CommandError: a mistake in the options or the configuration.
     """
+    if arguments and not arguments[0].startswith("-"):
+        raise CommandError(f"unexpected argument {arguments[0]!r}; a YAML is given by --config YAML")
     check_configs(arguments)
     REGISTRY.load()
     values_stay_values()

@@ -187,6 +187,7 @@ def test_variants_as_folders():
         ({"variants/shared": {"speak": {"a": 1}}}, "variants.shared: needs another name: its folder would be 'shared'"),
         ({"variants": {252: {"speak": {"a": 1}}}}, "variants: got the name 252; allowed: text (in quotes, where it "),
         ({"measures/wait/step": "asks"}, "measures.wait.step: unknown step 'asks'; did you mean ask? known: "),
+        ({"measures/wait/step": {"x": 1}}, "measures.wait.step: got {'x': 1}; allowed: text"),
         ({"measures/wait/better": "less"}, "measures.wait.better: got 'less'; allowed: 'up', 'down'"),
         ({"measures/wait/kind": "speed"}, "measures.wait.kind: got 'speed'; allowed: 'quality', 'latency'"),
         ({"measures/wait/unit": "s"}, "measures.wait.unit: got 's'; allowed: 'percent', 'seconds', ''"),

@@ -84,6 +84,8 @@ NESTED = """Parser key "model":
     [
         ("unrecognized arguments: --gredy 3", "unknown option '--gredy'; did you mean --greedy?"),
         ("unrecognized arguments: --zzz=3", "unknown option '--zzz'; --help lists all options"),
+        ("unrecognized arguments: =", "unexpected argument '='; --help tells what is allowed"),
+        ("unrecognized arguments:  ", "unexpected argument ' '; --help tells what is allowed"),
         ("Subcommand 'fit' does not accept option 'gredy'", "unknown option 'gredy'; did you mean greedy?"),
         ("Option 'gredy' is not accepted", "unknown option 'gredy'; did you mean greedy?"),
         (
@@ -130,7 +132,20 @@ def test_configs_are_checked_by_name(tmp_path):
     lines = tmp_path / "list.yaml"
     lines.write_text("- 1\n")
     check_configs(["--config", str(good), f"--config={good}", "--trainer.max_steps", "3", "--config"][:-1])
+    odd = {name: tmp_path / f"{name}.yaml" for name in ("itself", "nameless", "deep")}
+    odd["itself"].write_text("config: {x: [1]}\n")
+    odd["nameless"].write_text("~: 1\n")
+    odd["deep"].write_text("model: {a: [{'': 1}]}\n")
     for given, expected in (
+        (
+            f"--config {odd['itself']}",
+            f"{odd['itself']}: config: can't stand in a YAML; give each file by a --config of its own",
+        ),
+        (f"--config {odd['nameless']}", f"{odd['nameless']}: the key None at the top: a key must be a name"),
+        (f"--config {odd['deep']}", f"{odd['deep']}: the key '' under model.a: a key must be a name"),
+        ("--model.encoder.width --resume", "--model.encoder.width: needs a value; got --resume"),
+        ("--data.seed", "--data.seed: needs a value; got nothing"),
+        ("--model.llm.help", "--model.llm.help: needs a value; got nothing"),
         (f"--config {tmp_path}/tunin.yaml", f"--config {tmp_path}/tunin.yaml: no such file; did you mean tuning.yaml?"),
         (f"-c {tmp_path}/x.yaml", f"-c {tmp_path}/x.yaml: no such file"),
         (f"--config={broken}", f"{broken}: line 3: not valid YAML: expected ',' or ']', but got '<stream end>'"),
@@ -139,6 +154,18 @@ def test_configs_are_checked_by_name(tmp_path):
         with pytest.raises(CommandError) as error:
             check_configs(given.split())
         assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["fit", "stage.yaml", "--resume"], "unexpected argument 'stage.yaml'; a YAML is given by --config YAML"),
+        (["convert", "--too", "opens2s", "in", "out"], "unknown option '--too'; did you mean --to?"),
+        (["components", " "], "unexpected argument ' '; --help tells what is allowed"),
+    ],
+)
+def test_words_that_no_command_takes(run, arguments, expected):
+    assert run(*arguments) == (2, "", f"error: {expected}\n")
 
 
 def fail_with(error: Exception):

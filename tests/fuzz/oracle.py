@@ -178,7 +178,7 @@ def _judge_words(case: Case, status: int, errors: str, printed: str) -> tuple[st
     starts = [line for line in errors.splitlines() if line.startswith("error: ")]
     if len(starts) != 1 or starts[0] != last:
         return "lines", " | ".join(errors.strip().splitlines()[-3:]) or f"status {status} without a word"
-    if not any(name.strip() and (name in last or repr(name)[1:-1] in last) for name in names):
+    if not any(repr(name) in last or (name.strip() and (name in last or repr(name)[1:-1] in last)) for name in names):
         return "unnamed", f"{last} (expected one of {', '.join(names)[:300]})"
     return "refused", last
 

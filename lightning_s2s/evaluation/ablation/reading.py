@@ -154,8 +154,8 @@ def _check_folders(variants: Iterable[str]) -> None:
 def _measure(name: str, content: Any, steps: Mapping[str, Step]) -> Measure:
     where = f"measures.{name}"
     parts = _mapping(content, where, ("step", "better"), ("scalar", "figure", "kind", "unit"))
-    if parts["step"] not in steps:
-        raise ValueError(f"{where}.step: {unknown_name('step', str(parts['step']), steps)}")
+    if _text(parts["step"], f"{where}.step") not in steps:
+        raise ValueError(f"{where}.step: {unknown_name('step', parts['step'], steps)}")
     for key, allowed in (("better", ("up", "down")), ("kind", ("quality", "latency", None)), ("unit", UNITS)):
         if parts.get(key, allowed[-1]) not in allowed:
             names = ", ".join(repr(value) for value in allowed if value is not None)
