@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning_s2s.reading import InputError, parse_json
 
 
 class Journal:
-    """Pieces of work by their keys, one JSON line each, safe on disk after each `add`.
+    """Pieces of work by their keys, one JSON line each with its checksum, safe on disk after each `add`.
 
     Memory holds where a piece's line begins, not what it says: there may be millions.
 
@@ -45,7 +46,8 @@ class Journal:
                     content = parse_json(line, f"line {number}")
                     if end:
                         self._places[_as_key(content["key"])] = end
-                        _ = content["found"]
+                        if content["crc32"] != _checksum(content["key"], content["found"]):
+                            raise InputError(f"line {number}: was changed since it was written")
                     elif other := [name for name in begun if content[name] != begun[name]]:
                         raise ValueError(
                             f"{self.path}: was begun with another {', '.join(other)}; call it as then, or remove the "
@@ -79,7 +81,8 @@ class Journal:
         keys, lines = [], []
         for key, found in pieces:
             keys.append(key)
-            lines.append(json.dumps({"key": key, "found": found}).encode() + b"\n")
+            piece = {"key": key, "found": found, "crc32": _checksum(key, found)}
+            lines.append(json.dumps(piece).encode() + b"\n")
         end = self._file.seek(0, os.SEEK_END)
         self._append(lines)
         for key, line in zip(keys, lines, strict=True):
@@ -101,6 +104,11 @@ class Journal:
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()
+
+
+def _checksum(key: Any, found: Any) -> int:
+    """By which a line is known that isn't as it was written."""
+    return zlib.crc32(json.dumps([key, found]).encode())
 
 
 def _as_key(value: Any) -> Hashable:

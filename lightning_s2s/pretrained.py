@@ -205,6 +205,8 @@ def _config_of(name: str, model_class: Any) -> Any:
     return config
 
 
+MAX_TOKENS = 10_000_000
+"""Of a vocabulary; the largest published ones have some 260,000."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -215,7 +217,7 @@ def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
                 read_json(path)
     with reading(name, known.__name__):  # tokenizers and configurations raise what they like
         try:
-            return known.from_pretrained(name, trust_remote_code=False, **options)
+            loaded = known.from_pretrained(name, trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError) as error:
             if how_to_install(error):
                 raise
@@ -224,6 +226,19 @@ def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
             raise ValueError(
                 f"{name}: neither a folder nor a hub id that {known.__name__} can load ({_reason(error)})"
             ) from None
+        if hasattr(loaded, "get_vocab"):
+            _check_ids(loaded.get_vocab(), name)
+        return loaded
+
+
+def _check_ids(vocabulary: Mapping[str, int], name: str) -> None:
+    """Refuse ids that no vocabulary is large enough for; saving such a tokenizer would count up to them."""
+    token = max(vocabulary, key=vocabulary.__getitem__, default="")
+    if vocabulary and vocabulary[token] >= MAX_TOKENS:
+        raise ValueError(
+            f"{name}: tokenizer.json: vocab: the token {token[:40]!r} has the id {vocabulary[token]}; ids below "
+            f"{MAX_TOKENS:,} are allowed"
+        )
 
 
 def _reason(error: Exception) -> str:

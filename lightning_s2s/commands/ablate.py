@@ -6,10 +6,9 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_s2s.commands.messages import CommandError, OneLineParser
+from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
 
 if TYPE_CHECKING:
     from lightning_s2s.evaluation.ablation.study import Command
@@ -26,7 +25,9 @@ def run(name: str, arguments: list[str]) -> int:
         ValueError: a mistake in the study.
     """
     parser = OneLineParser(prog=f"lightning-s2s {name}", description=__doc__)
-    parser.add_argument("study", metavar="STUDY", type=Path, help="YAML, such as experiments/ablations/interleave.yaml")
+    parser.add_argument(
+        "study", metavar="STUDY", type=a_path, help="YAML, such as experiments/ablations/interleave.yaml"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, in order, and run nothing")
     options = parser.parse_args(arguments)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.commands.messages import OneLineParser, a_path
 from lightning_s2s.commands.models import add_trust_option, open_model
 from lightning_s2s.files import make_folder
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `lightning-s2s consolidate`."""
     parser = OneLineParser(prog="lightning-s2s consolidate", description=__doc__)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or a checkpoint of it")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
+    parser.add_argument("run", metavar="RUN", type=a_path, help="folder of a run, or a checkpoint of it")
+    parser.add_argument("out", metavar="OUT", type=a_path, help="folder to write; new or empty")
     parser.add_argument("--best", action="store_true", help="the weights that validated best, not the last ones")
     add_trust_option(parser)
     return parser

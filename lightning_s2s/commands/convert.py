@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.commands.messages import OneLineParser
+from lightning_s2s.commands.messages import OneLineParser, a_path
 from lightning_s2s.commands.models import add_trust_option, open_model
 from lightning_s2s.files import make_folder
 
@@ -25,12 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     direction.add_argument("--from", dest="source", choices=FORMATS, help="MODEL is a published folder")
     direction.add_argument("--to", dest="target", choices=FORMATS, help="OUT becomes a published folder")
     parser.add_argument("model", metavar="MODEL", help="with --to: model folder, folder of a run, or .ckpt file")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new or empty")
+    parser.add_argument("out", metavar="OUT", type=a_path, help="folder to write; new or empty")
     parser.add_argument(
         "--lora", choices=("merge", "keep"), default="merge", help="with --to: add LoRA to the weights (the default)"
     )
     parser.add_argument(
-        "--like", type=Path, help="with --to: published folder whose tokenizers and generation configs are taken"
+        "--like", type=a_path, help="with --to: published folder whose tokenizers and generation configs are taken"
     )
     add_trust_option(parser)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from lightning_s2s.commands.interpolations import check_interpolations
 from lightning_s2s.reading import YamlBombError, one_line, parse_yaml, read_yaml
 from lightning_s2s.registry import REGISTRY, near_names, unknown_name
 
+LIKE_AN_OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")
+"""What argparse takes for an option, not for a value: all with a dash in front but numbers, and texts with a space."""
 NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -43,14 +46,19 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As usual, but an unknown option is told before what is missing, which it may have been meant for."""
         words = sys.argv[1:] if args is None else list(args)
-        for word in words[: words.index("--")] if "--" in words else words:
-            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
-                self.error(f"unrecognized arguments: {word}")
+        check_options(words, self._option_string_actions)
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         options = [option for action in self._actions for option in action.option_strings]
         raise CommandError(explain(message, options))
+
+
+def a_path(text: str) -> Path:
+    """The type of an option that names a file or folder; `Path` would take nothing for the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"got {text!r}; a path is needed")
+    return Path(text)
 
 
 Names = dict[str, tuple[str, Iterable[str]]]
@@ -67,10 +75,9 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     """
     options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        word = (found[1].split() or [found[1]])[0]
-        if word.startswith("-"):
-            return _unknown_option(word, options)
-        return f"unexpected argument {word!r}; --help tells what is allowed"
+        if found[1].startswith("-"):
+            return _unknown_option(found[1].split()[0], options)
+        return f"unexpected argument {found[1]!r:.200}; --help tells what is allowed"
     not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
     if found := re.fullmatch(not_accepted, message):
         return _unknown_option(found[1], options)
@@ -107,6 +114,19 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     return where + one_line("; ".join(leaves)) if leaves else one_line(message)
 
 
+def check_options(arguments: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse an option that a command doesn't have before its parser tells what else is amiss for want of it.
+
+    Raises:
+        CommandError: it is none of `options`, nor nested in one of them.
+    """
+    options = set(options)
+    for word in itertools.takewhile(lambda word: word != "--", arguments):
+        name = word.partition("=")[0]
+        if word.startswith("--") and not {name, name.partition(".")[0].rstrip("+")} & options:
+            raise CommandError(_unknown_option(word, sorted(option.lstrip("-") for option in options)))
+
+
 def check_configs(arguments: list[str]) -> None:
     """See that every `--config` file is there and holds a YAML mapping; the parsers' own messages don't name the file.
 
@@ -115,14 +135,17 @@ def check_configs(arguments: list[str]) -> None:
     Raises:
         CommandError: one doesn't.
     """
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
+    for option, value in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, joined = option.partition("=")
         if name not in ("--config", "-c"):
-            _check_value(name, joined if equals else value)
-            if _takes_a_value(name) and not equals and (not value or value.startswith("--")):
-                raise CommandError(f"{name}: needs a value; got {value or 'nothing'}")
+            _check_value(name, joined if equals else value or "")
+            if _takes_a_value(name) and not equals and (value is None or LIKE_AN_OPTION.match(value)):
+                hint = (
+                    "" if value is None or value.startswith("--") else f"; a value like this is given by {name}={value}"
+                )
+                raise CommandError(f"{name}: needs a value; got {value or 'nothing'}{hint}")
             continue
-        path = Path(joined if equals else value)
+        path = Path(joined if equals else value or "")
         if not path.is_file():
             near = near_names(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
             hint = f"; did you mean {near.replace(' or ', '.yaml or ')}.yaml?" if near else ""

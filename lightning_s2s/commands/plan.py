@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning_s2s.checkpoints.weights import without_weights
-from lightning_s2s.commands.messages import CommandError, OneLineParser
+from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
 from lightning_s2s.commands.train import StageCLI, parse_stage
 from lightning_s2s.stages.memory_plan import (
     OVERHEAD_BYTES,
@@ -54,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--strategy", choices=STRATEGIES, help="one of them; default: all")
     parser.add_argument("--memory", type=float, default=80.0, help="of a GPU, in GB (10^9 bytes); default 80")
-    parser.add_argument("--json", type=Path, help="write the figures, in bytes, to this file")
+    parser.add_argument("--json", type=a_path, help="write the figures, in bytes, to this file")
     return parser
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.devices import DEVICE_HELP, find_device
-from lightning_s2s.commands.messages import CommandError, OneLineParser, unknown_suffix
+from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path, unknown_suffix
 from lightning_s2s.commands.models import (
     add_trust_option,
     find_model,
@@ -41,8 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="lightning-s2s respond", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="model folder (OpenS2S's, too), folder of a run, or .ckpt file")
     parser.add_argument("question", help="audio of the question: wav, flac, ogg, opus or mp3")
-    parser.add_argument("--out", type=Path, help=f"write the spoken reply here ({', '.join(AUDIO_SUFFIXES)})")
-    parser.add_argument("--json", type=Path, help="write text, ids and event times here")
+    parser.add_argument("--out", type=a_path, help=f"write the spoken reply here ({', '.join(AUDIO_SUFFIXES)})")
+    parser.add_argument("--json", type=a_path, help="write text, ids and event times here")
     parser.add_argument("--greedy", action="store_true", help="always take the most likely token; the default draws")
     parser.add_argument(
         "--vocoder",

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from lightning_s2s.commands.messages import CommandError, Names, check_configs, explain
+from lightning_s2s.commands.messages import CommandError, Names, check_configs, check_options, explain
 
 Settings = TypeVar("Settings")
 
@@ -30,6 +30,12 @@ class SettingsParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         values_stay_values()
         super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As usual, but an unknown option is told first."""
+        if self.exit_on_error and args is not None:
+            check_options(args, [option for action in self._actions for option in action.option_strings])
+        return super().parse_args(args, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # jsonargparse tries alternatives with parsers of its own

@@ -144,6 +144,7 @@ def test_configs_are_checked_by_name(tmp_path):
         (f"--config {odd['nameless']}", f"{odd['nameless']}: the key None at the top: a key must be a name"),
         (f"--config {odd['deep']}", f"{odd['deep']}: the key '' under model.a: a key must be a name"),
         ("--model.encoder.width --resume", "--model.encoder.width: needs a value; got --resume"),
+        ("--model.lr -1e-3", "--model.lr: needs a value; got -1e-3; a value like this is given by --model.lr=-1e-3"),
         ("--data.seed", "--data.seed: needs a value; got nothing"),
         ("--model.llm.help", "--model.llm.help: needs a value; got nothing"),
         (f"--config {tmp_path}/tunin.yaml", f"--config {tmp_path}/tunin.yaml: no such file; did you mean tuning.yaml?"),
@@ -161,6 +162,13 @@ def test_configs_are_checked_by_name(tmp_path):
     [
         (["fit", "stage.yaml", "--resume"], "unexpected argument 'stage.yaml'; a YAML is given by --config YAML"),
         (["convert", "--too", "opens2s", "in", "out"], "unknown option '--too'; did you mean --to?"),
+        (["fit", "--xconfig", "x.yaml", "--model.lr", "1"], "unknown option '--xconfig'; did you mean --config?"),
+        (
+            ["units", "--vocoer", "pocket", "--vocoder.encoder_width", "8"],
+            "unknown option '--vocoer'; did you mean --vocoder?",
+        ),
+        (["plan", "--json", ""], "argument --json: got ''; a path is needed"),
+        (["components", "a\nb"], "unexpected argument 'a\\nb'; --help tells what is allowed"),
         (["components", " "], "unexpected argument ' '; --help tells what is allowed"),
     ],
 )

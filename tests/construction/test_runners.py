@@ -186,3 +186,17 @@ class Endless(Step):
 def test_a_broken_runner(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_line_that_was_changed_is_refused(step, tmp_path):
+    run_step(step, [1, 2], Local(), tmp_path)
+    path = tmp_path / "square.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert '"square": 4' in lines[2]
+    path.write_text("".join([*lines[:2], lines[2].replace('"square": 4', '"square": [4]')]))
+    with pytest.raises(
+        ValueError, match=rf"^{path}: is no unfinished work of .* \(line 3: was changed since it was wr"
+    ):
+        run_step(step, [1, 2], Local(), tmp_path)
+    path.write_text("".join([*lines[:2], lines[2][:-5]]))  # cut off by a kill: made again
+    assert [result["square"] for result in run_step(step, [1, 2], Local(), tmp_path)] == [1, 4]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import byte_tokenizer
 
 from lightning_s2s.data.chat import AUDIO_PLACEHOLDER, ChatTokenizer
 
@@ -166,3 +167,15 @@ def test_the_published_prompt():
     assert encoded.input_ids == [*expected["prompt_ids"], 40, 321, 346, 355, 349, 198]
     assert encoded.labels == [-100] * len(ids) + [40, 321, 346, 355, 349, -100]
     assert encoded.segments == [-1] * (len(ids) - 1) + [0, 0, 0, 0, 0, -1, -1]
+
+
+def test_ids_that_no_vocabulary_has_are_refused(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["nothing"] = 2**31
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}: tokenizer.json: vocab: the token 'nothing' has the id 2147483648"
+    ):
+        ChatTokenizer.from_pretrained(tmp_path)

@@ -30,6 +30,8 @@ FAILURES = ("code", "network", "crash", "time", "memory", "traceback", "lines", 
 """
 STUBS = "import sys, json; print(json.dumps(sys.path))"
 """What jsonargparse starts to look for type stubs."""
+OURS = f"'{sys.executable}', '-m', 'lightning_s2s.cli', '"
+"""How a study starts its steps."""
 CODE_MODULE = f"open({CANARY!r}, 'w').close()\nclass Anything: ...\ndef anything(**_): ...\n"
 
 
@@ -139,7 +141,7 @@ def judge(case: Case, folder: Path, ended: dict[str, Any]) -> tuple[str, str]:
     """Outcome and detail of an input that was run."""
     errors = _text(folder / "stderr")
     events = [json.loads(line) for line in _text(folder / "events").splitlines()]
-    started = [event for event in events if event[0] not in NETWORK and STUBS not in event[1]]
+    started = [event for event in events if event[0] not in NETWORK and not (STUBS in event[1] or OURS in event[1])]
     reached = [event for event in events if event[0] in NETWORK]
     if (folder / "work" / CANARY).exists():
         return "code", f"it made the file {CANARY}"
@@ -153,7 +155,7 @@ def judge(case: Case, folder: Path, ended: dict[str, Any]) -> tuple[str, str]:
         return "memory", f"{ended['peak_bytes'] / 2**30:.1f} GiB"
     if ended["signal"] is not None:
         return "crash", f"signal {ended['signal']}"
-    if "Traceback (most recent call last)" in errors:
+    if "Traceback (most recent call last)" in errors and "--debug" not in case.call:
         return "traceback", _last_line(errors)
     outcome, detail = _judge_words(case, ended["status"], errors, _text(folder / "stdout"))
     if reached and not case.online and outcome in HANDLED:
@@ -178,9 +180,15 @@ def _judge_words(case: Case, status: int, errors: str, printed: str) -> tuple[st
     starts = [line for line in errors.splitlines() if line.startswith("error: ")]
     if len(starts) != 1 or starts[0] != last:
         return "lines", " | ".join(errors.strip().splitlines()[-3:]) or f"status {status} without a word"
-    if not any(repr(name) in last or (name.strip() and (name in last or repr(name)[1:-1] in last)) for name in names):
+    if not any(_is_named(name, last) for name in names):
         return "unnamed", f"{last} (expected one of {', '.join(names)[:300]})"
     return "refused", last
+
+
+def _is_named(name: str, line: str) -> bool:
+    """Whether a line says a name: as it is, with its white space as one, as Python writes it, or between its quotes."""
+    ways = {name, " ".join(name.split()), repr(name)[1:-1]} if name.strip() else set()
+    return any(way in line for way in (*ways, repr(name)))
 
 
 def _text(path: Path) -> str:
