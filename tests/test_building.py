@@ -99,7 +99,8 @@ def test_components_are_built_within_bounds():
             self.linear = nn.Linear(width, width)
 
     assert Wide(3).linear.in_features == 3
-    with pytest.raises(InputError, match=r"^config.json: Wide: describes something too large"), reading("config.json"):
+    message = r"^config.json: Wide \(width 1000000\): describes something too large"
+    with pytest.raises(InputError, match=message), reading("config.json"):
         Wide(10**6)
 
 

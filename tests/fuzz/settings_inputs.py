@@ -235,6 +235,7 @@ PROCESSES = {"--trainer.devices", "--trainer.num_nodes", "--data.num_workers", "
 
 def _command_line(words: list[str], what: str, names: tuple[str, ...], expect: Expect = "either") -> Case:
     parts = [(word.lstrip("-"), word.split("=")[0], *word.split()[:1]) for word in (*names, *words)]
+    parts += [(word.rpartition(".")[2],) for word in words if word.startswith("--")]  # of `--model.encoder.width`
     names = (*names, *(part for pair in parts for part in pair if len(part) > 1), *PLACES)
     what = f"{' '.join(words[:2])}: {what}"[:200]
     return Case(("cli", *words), what, names=names, expect=expect, online=True)
