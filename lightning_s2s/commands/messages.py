@@ -135,7 +135,7 @@ def check_configs(arguments: list[str]) -> None:
     Raises:
         CommandError: one doesn't.
     """
-    for option, value in zip(arguments, [*arguments[1:], None], strict=True):
+    for option, value in zip(arguments, [*arguments[1:], None], strict=False):
         name, equals, joined = option.partition("=")
         if name not in ("--config", "-c"):
             _check_value(name, joined if equals else value or "")
