@@ -242,8 +242,8 @@ def _command_line(words: list[str], what: str, names: tuple[str, ...], expect: E
 
 
 def _values(words: list[str]) -> list[int]:
-    """Places of what follows the command."""
-    return list(range(1, len(words)))
+    """Places of what follows the command; a study stays a dry run, else it would train."""
+    return [place for place in range(1, len(words)) if words[place] != "--dry-run"]
 
 
 def other_word(seeds: Seeds, random: Random) -> Case:
