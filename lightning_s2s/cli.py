@@ -124,7 +124,8 @@ def installed_version() -> str:
 def _report(error: Exception | None, message: str, code: int, debug: bool) -> int:
     if debug and error is not None:
         traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")  # in one piece: several processes may say it at once
+    sys.stderr.flush()
     return code
 
 
