@@ -23,15 +23,15 @@ import lightning as L
 import torch
 from models import DECODER
 
-from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.stages import EmpatheticInstructionTuning
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 TINY = Path(__file__).parents[1] / "experiments/tiny"
 

@@ -23,15 +23,15 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.checkpoints.weights import without_weights
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.weights import without_weights
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.encoders.mel import MelEncoder
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.scale.memory_plan import batch_bytes, describe, estimate
+from lightning_s2s.scale.strategies import built_for
 from lightning_s2s.stages import SpeechUnderstandingPretraining
-from lightning_s2s.stages.memory_plan import batch_bytes, describe, estimate
-from lightning_s2s.stages.strategies import built_for
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny"
 LLM = {

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Reply
 from lightning_s2s.streaming.session import StreamingSession
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 SAMPLE_RATE = 16_000
 DECODER = {

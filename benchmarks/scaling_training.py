@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from train_step import build_model, make_batch, our_loss
 
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 START = {"rows": 4, "text_tokens": 64, "vocabulary": 8_000}
 TABLES: dict[str, list[int]] = {

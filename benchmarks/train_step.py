@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoder_cache import EncoderCache
-from lightning_s2s.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
-from lightning_s2s.splice import AUDIO_PLACEHOLDER, IGNORE
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.model.splice import AUDIO_PLACEHOLDER, IGNORE
+from lightning_s2s.scale.encoder_cache import EncoderCache
 from lightning_s2s.stages.base import cross_entropy_and_hits
 
 TOKENIZER = str(Path(__file__).parents[1] / "experiments/tiny/language_model")

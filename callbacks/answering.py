@@ -14,16 +14,17 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_s2s.components.weights import is_sharded
 from lightning_s2s.data.audio import AudioError, AudioReference, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import ManifestError, read_manifest
-from lightning_s2s.sharding import is_sharded
+from lightning_s2s.streaming.session import respond
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
 
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
     from lightning_s2s.streaming.events import Reply
 
 
@@ -167,7 +168,7 @@ class AnsweringCallback(L.Callback, ABC):
         """The model's reply to question number `index`, in the trainer's precision."""
         question = self.questions[index]
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            return model.respond(question.waveform, question.sample_rate, greedy=self.greedy, seed=index)
+            return respond(model, question.waveform, question.sample_rate, greedy=self.greedy, seed=index)
 
     def writers(self, trainer: L.Trainer) -> Iterator[SummaryWriter]:
         """TensorBoard's writers, on the first process alone; says once when there are none."""

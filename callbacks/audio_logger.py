@@ -12,12 +12,12 @@ from lightning_s2s.callbacks.answering import AnsweringCallback, SpokenQuestion
 from lightning_s2s.data.audio import AudioReference, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import message_units
-from lightning_s2s.evaluation.pictures import FRAME_RATE_HZ, MelPainter, to_array
+from lightning_s2s.reporting.pictures import FRAME_RATE_HZ, MelPainter, to_array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
     from lightning_s2s.streaming.events import Reply
 
 Sound = tuple[np.ndarray, int]

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
-from lightning_s2s.ranges import NonNegative, checked
+from lightning_s2s.support.ranges import NonNegative, checked
 
 
 @checked

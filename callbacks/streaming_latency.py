@@ -11,12 +11,12 @@ import numpy as np
 from lightning_s2s.callbacks.answering import AnsweringCallback
 from lightning_s2s.evaluation.answer import MARKS, percentile, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.ranges import Count, Natural, checked
+from lightning_s2s.support.ranges import Count, Natural, checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
     from lightning_s2s.streaming.events import Reply
 
 PERCENTILES = (50, 95)

@@ -9,9 +9,9 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.extras import how_to_install
-from lightning_s2s.reading import InputError, one_line, raised_here
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.extras import how_to_install
+from lightning_s2s.support.reading import InputError, one_line, raised_here
+from lightning_s2s.support.wording import unknown_name
 
 DEBUG_VARIABLE = "LIGHTNING_S2S_DEBUG"
 INTERRUPTED = 130

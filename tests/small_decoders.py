@@ -7,17 +7,17 @@ from collections.abc import Callable
 import small_parts
 import torch
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.interfaces import SpeechDecoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.ctc import CtcSpeechDecoder
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
-from lightning_s2s.speech_decoders.mtp import MtpSpeechDecoder
-from lightning_s2s.vocoders.hf_codec import HfCodecVocoder
-from lightning_s2s.vocoders.pocket import PocketVocoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.contracts import SpeechDecoder
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.ctc import CtcSpeechDecoder
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.speech_decoders.mtp import MtpSpeechDecoder
+from lightning_s2s.components.vocoders.hf_codec import HfCodecVocoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_s2s import building
-from lightning_s2s.building import bounded_building, check_sizes
-from lightning_s2s.checkpoints.weights import parameters_on_meta
-from lightning_s2s.component import Component
-from lightning_s2s.reading import InputError, reading
+from lightning_s2s.components import building
+from lightning_s2s.components.base import Component
+from lightning_s2s.components.building import bounded_building, check_sizes
+from lightning_s2s.components.weights import parameters_on_meta
+from lightning_s2s.support.reading import InputError, reading
 
 GB = 10**9
 

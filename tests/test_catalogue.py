@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s2s import extras
 from lightning_s2s.cli import main
 from lightning_s2s.commands.components import as_table, as_text
-from lightning_s2s.registry import REGISTRY, ComponentInfo
+from lightning_s2s.components.registry import REGISTRY, ComponentInfo
+from lightning_s2s.support import extras
 
 COMPONENTS = Path(__file__).resolve().parent.parent / "docs" / "components.md"
 INFOS = [
     ComponentInfo("encoder", "far", "From far | away.", "lightning_s2s.encoders.far", rates="16 kHz -> 50 Hz",
                   licence="MIT", extra="far", paper="Doe et al., arXiv:1234.56789", size="20M"),
     ComponentInfo("encoder", "plugged", "x" * 60 + " " + "y" * 60, "plugged.parts"),
-    ComponentInfo("vocoder", "near", "Here.", "lightning_s2s.vocoders.near", extra="near"),
+    ComponentInfo("vocoder", "near", "Here.", "lightning_s2s.components.vocoders.near", extra="near"),
 ]  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from test_model import QWEN
 from tolerances import assert_equal_but_for_rounding
 from torch.nn import functional as F
 
-from lightning_s2s import interfaces
-from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.components import contracts as interfaces
+from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.stages.base import cross_entropy_and_hits
 
 NUM_POSITIONS = 11

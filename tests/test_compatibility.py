@@ -12,17 +12,18 @@ import torch
 from small_parts import WHISPER
 from test_model import QWEN
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.checkpoints.handoff import load_handoff
-from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.model_folder import save_model
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.components.weights import save_weights
 from lightning_s2s.data import DataRequirements, SpeechDialogueDataset
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechGenerationPretraining
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_another_voice_must_speak_the_same_units(parts):
 
 
 def test_a_hand_over_from_other_parts_names_the_cause(parts, tmp_path):
-    SpeechToSpeechModel(**parts()).save_pretrained(tmp_path)
+    save_model(SpeechToSpeechModel(**parts()), tmp_path)
     where = f"init_from: {tmp_path}/model.safetensors"
     whisper = parts() | {"encoder": WhisperEncoder(None, WHISPER)}
     assert refusal(lambda: load_handoff(SpeechToSpeechModel(**whisper), tmp_path)) == (

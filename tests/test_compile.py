@@ -10,10 +10,10 @@ from test_model import QWEN, build
 from tolerances import assert_equal_but_for_rounding
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.component import compile_blocks
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.base import compile_blocks
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 
 NUM_LAYERS = 10

@@ -7,13 +7,13 @@ import torch
 from small_parts import WHISPER
 from tolerances import ROUNDINGS, assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.features import LogMelSpectrogram
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.log_mel import LogMelSpectrogram
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.generation.sampling import Sampler
 
 QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,

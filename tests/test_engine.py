@@ -13,9 +13,9 @@ from test_model import build
 from tolerances import assert_same_pocket_sound
 from waiting import SAFETY_LIMIT_SEC
 
-from lightning_s2s import kv_cache
-from lightning_s2s.interfaces import LanguageModel, SpeechDecoder
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.components.contracts import LanguageModel, SpeechDecoder
+from lightning_s2s.generation import kv_cache
+from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
 from lightning_s2s.streaming.session import StreamingSession

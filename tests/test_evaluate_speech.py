@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.evaluation import speech
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 POCKET = str(Path(__file__).parents[1] / "experiments" / "tiny" / "pocket")
 

@@ -19,15 +19,17 @@ from test_model import QWEN
 from test_stages import changed_parts, fit
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s import interfaces
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.checkpoints.model_folder import load_model
+from lightning_s2s.components import contracts as interfaces
+from lightning_s2s.components.registry import REGISTRY
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
+from lightning_s2s.streaming.session import stream_reply
 
 HUBERT = {
     "model_type": "hubert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -134,7 +136,7 @@ def test_it_is_built_trained_stored_and_answers(stage, component, tokenizer_fold
         slot for slot, name in WITHOUT_WEIGHTS if names[slot] == (slot, name)
     }
 
-    written = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    written = load_model(tmp_path / "model")
     answers = [streamed(model.eval()) for model in (module.model, written)]
     assert answers[0].text_ids and answers[0].text_ids == answers[1].text_ids
     assert answers[0].unit_ids == answers[1].unit_ids
@@ -143,7 +145,7 @@ def test_it_is_built_trained_stored_and_answers(stage, component, tokenizer_fold
 
 def streamed(model: SpeechToSpeechModel):
     """Stream an answer, check the events against the reply, and give it."""
-    events = list(model.stream(sweep(0.6), 16_000, greedy=True, max_text_tokens=6))
+    events = list(stream_reply(model, sweep(0.6), 16_000, greedy=True, max_text_tokens=6))
     reply = events[-1].reply
     assert isinstance(events[-1], Done) and isinstance(events[0], TextDelta)
     assert [token for event in events if isinstance(event, TextDelta) for token in event.token_ids] == reply.text_ids

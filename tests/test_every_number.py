@@ -13,13 +13,13 @@ import pytest
 import torch
 from test_layers import FILES
 
-from lightning_s2s.component import Component, PlainValues
+from lightning_s2s.components.base import Component, PlainValues
+from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import SPLITS
 from lightning_s2s.construction.speech.espeak import Espeak
 from lightning_s2s.construction.writing.grammar_writer import GrammarWriter
-from lightning_s2s.ranges import HUGE, Range, _hints, check_arguments, check_device
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.data.tasks import SPLITS
+from lightning_s2s.support.ranges import HUGE, Range, _hints, check_arguments, check_device
 
 PLAIN = {
     "extra", "layers", "noise_snr_db", "pooling", "eos_ids", "curves", "timing", "seen", "drawn", "lowest", "highest",

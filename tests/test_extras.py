@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s2s import extras
-from lightning_s2s.extras import MissingPackageError, extra_with, how_to_install, missing_packages
-from lightning_s2s.interfaces import Adapter
+from lightning_s2s.components.contracts import Adapter
+from lightning_s2s.support import extras
+from lightning_s2s.support.extras import MissingPackageError, extra_with, how_to_install, missing_packages
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = [
@@ -131,7 +131,7 @@ class Block:
         if name.partition(".")[0] == "peft":
             raise ModuleNotFoundError("No module named 'peft'", name="peft")
 sys.meta_path.insert(0, Block())
-from lightning_s2s import extras
+from lightning_s2s.support import extras
 extras.requires = lambda name: ['peft>=0.17; extra == "codecs"']
 from lightning_s2s.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -16,9 +16,9 @@ import pytest
 import torch
 from waiting import SAFETY_LIMIT_SEC
 
-from lightning_s2s.checkpoints.weights import write_tensors
-from lightning_s2s.files import make_folder, remove_leftovers, replacing, write_text
-from lightning_s2s.reading import read_yaml
+from lightning_s2s.components.weights import write_tensors
+from lightning_s2s.support.files import make_folder, remove_leftovers, replacing, write_text
+from lightning_s2s.support.reading import read_yaml
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -142,7 +142,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(tmp_
 WRITER = """
 import sys, time
 from pathlib import Path
-from lightning_s2s.files import make_folder, replacing
+from lightning_s2s.support.files import make_folder, replacing
 path = Path(sys.argv[1])
 def fill(temporary):
     (temporary / "half").write_text("half")

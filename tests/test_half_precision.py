@@ -11,14 +11,16 @@ from test_every_component import DEFAULTS, SMALL, build
 from test_every_component import component as component  # a fixture
 from test_model import build as build_model
 
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.features import LogMelSpectrogram
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.log_mel import LogMelSpectrogram
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.engine import StreamingEngine
+from lightning_s2s.streaming.session import respond
 
 
 def answer(model: SpeechToSpeechModel):
-    reply = model.respond(sweep(0.6), 16_000, max_text_tokens=5)
+    reply = respond(model, sweep(0.6), 16_000, max_text_tokens=5)
     assert reply.text_ids and reply.waveform.dtype == torch.float32 and reply.waveform.isfinite().all()
     return reply
 
@@ -35,8 +37,8 @@ def test_it_answers_in_half_precision(dtype, component, tokenizer_folder, tmp_pa
     getattr(mixed, component[0]).to(dtype)
     assert answer(mixed).unit_ids
     half = answer(model.to(dtype))
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert {parameter.dtype for parameter in again.parameters()} <= {dtype}
     reply = answer(again)
     assert (reply.text_ids, reply.unit_ids) == (half.text_ids, half.unit_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_s2s.interleave import Interleave
+from lightning_s2s.components.speech_decoders.interleave import Interleave
 
 
 def lay_out(schedule: str, condition_lengths: list[int], unit_lengths: list[int]):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s import kv_cache
-from lightning_s2s.kv_cache import SlotCache, UnboundedCache, causal_mask, open_cache
-from lightning_s2s.pretrained import build_causal_lm
+from lightning_s2s.components.pretrained import build_causal_lm
+from lightning_s2s.generation import kv_cache
+from lightning_s2s.generation.kv_cache import SlotCache, UnboundedCache, causal_mask, open_cache
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -6,45 +6,37 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightning_s2s"
-LONGEST_FILE = 430
+LONGEST_FILE = 400
 
-FOUNDATIONS = [
-    "building", "cache_rows", "checks", "checkpoints.lora", "checkpoints.weights", "component", "ctc", "data.audio",
-    "data.chat", "data.chat_template", "data.downmix", "data.lines", "data.manifest", "data.mp3", "data.paths",
-    "data.row_checks", "data.sound_files", "data.template_renderer", "extras", "features", "files",
-    "interfaces", "interleave", "journal", "kv_cache", "locks", "pretrained", "ranges", "reading", "registry",
-    "sampling", "sharding", "specaugment", "splice", "tensor_parallel",
-]  # fmt: skip
-LEVELS = {
-    # Contracts, names, and pure functions over tensors and text.
-    **dict.fromkeys(FOUNDATIONS, 0),
-    # Components.
-    "encoders": 1, "adapters": 1, "llms": 1, "speech_decoders": 1, "vocoders": 1,
-    "compatibility": 1, "encoder_cache": 1,
-    "model": 2,
-    "streaming": 3, "data": 3, "checkpoints": 3,
-    "stages": 4, "construction": 4, "evaluation": 4, "serving": 4, "callbacks": 4,
-    "commands": 5,
-    "cli": 6,
+FLOORS = {
+    "support": 0,
+    "data": 1,
+    "generation": 2,
+    "components": 3,
+    "model": 4, "scale": 4,
+    "checkpoints": 5, "streaming": 5,
+    "stages": 6, "evaluation": 6,
+    "construction": 7, "studies": 7, "serving": 7, "api": 7,
+    "reporting": 8,
+    "callbacks": 9,
+    "commands": 10,
+    "cli": 11,
 }  # fmt: skip
-"""Module or package -> level; a module may import its own level and those below. The longest match counts."""
-
-CALLS_UPWARDS = {("model", "streaming.session"), ("model", "checkpoints.folder")}
-"""Imports inside a function that hand a call over to the layer above: the model's `stream`, `save_pretrained`, ..."""
+"""Package, or the module that is one by itself -> its floor. Imports run down, never up or to a neighbour."""
+WITHOUT_LIGHTNING = {"support", "generation", "components", "model", "streaming", "checkpoints", "evaluation"}
 LIGHT = {
-    "cli", "commands.components", "commands.interpolations", "commands.messages", "extras", "files", "reading",
-    "registry",
+    "cli", "commands.components", "commands.interpolations", "commands.messages", "components.registry",
+    "support.extras", "support.files", "support.reading", "support.wording",
 }  # fmt: skip
 """What `--help` and `components` load: the standard library alone."""
 
-WITHOUT_LIGHTNING = 3
-"""Up to this level only `data`, for its LightningDataModule, may import Lightning."""
 OPTIONAL = {
     "aiohttp", "datasketch", "distillmos", "encodec", "fastapi", "json_repair", "librosa", "llguidance", "mkdocs",
     "onnxruntime", "openai", "piper", "pyworld", "ray", "s3prl", "sanotts", "torchaudio",
@@ -75,11 +67,9 @@ def source_files() -> Iterator[tuple[str, Path]]:
 
 
 def find_imports(module: str, tree: ast.AST, names: set[str]) -> Iterator[Import]:
-    """All imports of a module, those for type checkers alone left out; `names` are the package's modules."""
+    """All imports of a module, wherever they stand; `names` are the package's modules."""
 
     def visit(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(module, alias.name, at_module_level, node.lineno)
@@ -90,19 +80,16 @@ def find_imports(module: str, tree: ast.AST, names: set[str]) -> Iterator[Import
                 is_module = inner.removeprefix(f"{PACKAGE}.") in names
                 yield Import(module, inner if is_module else node.module or "", at_module_level, node.lineno)
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        inside = inside or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
         for child in ast.iter_child_nodes(node):
             yield from visit(child, at_module_level and not inside)
 
     return visit(tree, True)
 
 
-def level_of(module: str, levels: dict[str, int] = LEVELS) -> int | None:
-    """The level of the longest listed prefix of a module below the package; None when none is listed."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        if (level := levels.get(".".join(parts[:length]))) is not None:
-            return level
-    return None
+def package_of(module: str) -> str:
+    """The package directly below ours, or the module that is none."""
+    return module.partition(".")[0]
 
 
 FILES = dict(source_files())
@@ -122,29 +109,40 @@ def library(found: Import) -> str:
     return found.imported.partition(".")[0]
 
 
-def test_every_module_has_a_level():
-    missing = [module for module in FILES if module and level_of(module) is None]
-    assert not missing, f"give these modules a level in {Path(__file__).name}: {missing}"
+INSIDE = [(found, imported) for found in IMPORTS if found.importer and (imported := inside(found)) is not None]
+
+
+def test_every_package_stands_on_a_floor():
+    missing = {package_of(module) for module in FILES if module} - FLOORS.keys()
+    assert not missing, f"give these a floor in {Path(__file__).name}: {sorted(missing)}"
 
 
 def test_imports_run_downwards_only():
     upwards = [
         str(found)
-        for found in IMPORTS
-        if found.importer and (imported := inside(found)) is not None
-        and (level_of(imported) or 0) > (level_of(found.importer) or 0)
-        and (found.at_module_level or (found.importer, imported) not in CALLS_UPWARDS)
-    ]  # fmt: skip
+        for found, imported in INSIDE
+        if package_of(imported) != package_of(found.importer)
+        and FLOORS[package_of(imported)] >= FLOORS[package_of(found.importer)]
+    ]
     assert not upwards, upwards
 
 
-def test_lightning_is_imported_by_stages_data_callbacks_and_commands_alone():
+def test_no_files_import_each_other_in_a_circle():
+    imports: dict[str, set[str]] = {module: set() for module in FILES}
+    for found, imported in INSIDE:
+        imports[found.importer].add(imported)
+    try:
+        list(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
+def test_lightning_stays_out_of_what_computes_and_answers():
     wrong = [
         str(found)
         for found in IMPORTS
         if library(found) in ("lightning", "pytorch_lightning", "lightning_fabric")
-        and (level_of(found.importer) or 0) <= WITHOUT_LIGHTNING
-        and not found.importer.startswith("data.")
+        and package_of(found.importer) in WITHOUT_LIGHTNING
     ]
     assert not wrong, wrong
 
@@ -158,7 +156,9 @@ def test_components_import_heavy_libraries_inside():
     wrong = [
         str(found)
         for found in IMPORTS
-        if found.at_module_level and level_of(found.importer) in (0, 1) and library(found) in HEAVY
+        if found.at_module_level
+        and package_of(found.importer) in ("generation", "components")
+        and library(found) in HEAVY
     ]
     assert not wrong, wrong
 
@@ -201,17 +201,15 @@ def test_every_optional_library_is_named_by_an_extra():
         ("import torch", [("torch", True)]),
         ("def f():\n    import torch.nn as nn", [("torch.nn", False)]),
         ("class A:\n    from os import path", [("os", True)]),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", [("typing", True)]),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", [("typing", True), ("torch", False)]),
         ("try:\n    import torch\nexcept ImportError:\n    pass", [("torch", True)]),
         ("from lightning_s2s import model", [("lightning_s2s.model", True)]),
-        ("from lightning_s2s.model import ModelOutput", [("lightning_s2s.model", True)]),
+        (
+            "from lightning_s2s.model.speech_to_speech import ModelOutput",
+            [("lightning_s2s.model.speech_to_speech", True)],
+        ),
     ],
 )
 def test_how_imports_are_found(source, expected):
     found = find_imports("somewhere", ast.parse(source), {"model"})
     assert [(item.imported, item.at_module_level) for item in found] == expected
-
-
-def test_the_longest_listed_name_decides_the_level():
-    levels = {"data": 3, "data.chat": 0}
-    assert [level_of(name, levels) for name in ("data", "data.chat", "data.audio", "model")] == [3, 0, 3, None]

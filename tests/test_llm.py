@@ -11,12 +11,13 @@ import torch
 from test_model import QWEN, build
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.component import checkpoint_activations
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.base import checkpoint_activations
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
@@ -96,8 +97,8 @@ def test_activation_checkpointing_leaves_streaming_and_folders_alone(tokenizer_f
 
     model = build(tokenizer_folder, speaks=False)
     checkpointed = SpeechToSpeechModel(llm, model.encoder, model.adapter)
-    checkpointed.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model").llm
+    save_model(checkpointed, tmp_path / "model")
+    again = load_model(tmp_path / "model").llm
     assert_equal_but_for_rounding(again(embedded, torch.ones(1, 6, dtype=torch.bool)), whole)
 
 
@@ -136,8 +137,8 @@ def test_lora_alone_is_trained_and_can_be_frozen_in_part(make_llm):
 
 def test_lora_survives_a_folder(make_llm, tmp_path):
     model = SpeechToSpeechModel(make_llm(lora=LORA | {"init_lora_weights": False})).eval()
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
     embedded, mask = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.bool)
     assert torch.equal(model.llm(embedded, mask), again.llm(embedded, mask))
     without = make_llm()

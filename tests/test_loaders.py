@@ -7,20 +7,23 @@ import inspect
 
 from test_layers import FILES
 
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.components.registry import REGISTRY
 
 LOADERS = {
     # Plain values and tensors alone, each by `weights_only=True`:
-    "torch.load": {"checkpoints.plain", "checkpoints.plain_pieces", "checkpoints.weights", "encoders.s3prl"},
-    "torch.hub.load_state_dict_from_url": {"vocoders.encodec"},
+    "torch.load": {"support.plain", "scale.plain_pieces", "components.weights", "components.encoders.s3prl"},
+    "torch.hub.load_state_dict_from_url": {"components.vocoders.encodec"},
     # Classes of an index alone:
-    "_IndexUnpickler": {"checkpoints.plain_pieces"},
+    "_IndexUnpickler": {"scale.plain_pieces"},
     # What this program sent to its own workers:
     "pickle.loads": {"construction.running.ray"},
     # The one door to transformers, `trust_remote_code=False`:
-    "from_pretrained": {"pretrained", "evaluation.answers", "evaluation.speech", "commands.models"},
-    "from_config": {"pretrained", "llms.causal", "checkpoints.opens2s", "speech_decoders.interleaved"},
-    "importlib.import_module": {"cli", "registry", "data", "commands.messages"},
+    "from_pretrained": {"components.pretrained"},
+    "from_config": {
+        "components.pretrained", "components.llms.causal", "checkpoints.opens2s",
+        "components.speech_decoders.interleaved",
+    },
+    "importlib.import_module": {"cli", "components.registry", "data", "commands.messages"},
     # Parsers that read what a user wrote:
     "instantiate": {"commands.settings", "commands.units"},
 }  # fmt: skip

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from lightning_s2s.locks import LOCK, holding
+from lightning_s2s.support.locks import LOCK, holding
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from lightning_s2s.locks import holding
+from lightning_s2s.support.locks import holding
 with holding(Path(sys.argv[1]), "another run"):
     if not os.fork():
         print("held", flush=True)
@@ -85,7 +85,7 @@ def test_a_lock_is_held_until_the_last_command_that_inherits_it_ends(tmp_path, c
 
 
 def test_the_end_of_another_owner_is_waited_for(tmp_path):
-    waiting = "import sys; from pathlib import Path; from lightning_s2s.locks import holding\n"
+    waiting = "import sys; from pathlib import Path; from lightning_s2s.support.locks import holding\n"
     waiting += "with holding(Path(sys.argv[1]), 'another call', wait=True): print('mine')"
     with holding(tmp_path, "another call"):
         waiter = subprocess.Popen(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_model import QWEN
 
-from lightning_s2s.checkpoints.handoff import load_handoff
-from lightning_s2s.checkpoints.lora import without_lora
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.lora import without_lora
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
 KINDS = {
@@ -65,8 +66,8 @@ def test_every_kind_is_built_trained_and_saved(make_llm, tmp_path, kind, tied):
     assert changed and all("lora_" in name or "modules_to_save" in name or "_delta" in name for name in changed)
     assert not torch.allclose(answer(llm), before)
     model = SpeechToSpeechModel(llm).eval()
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model").llm
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model").llm
     assert torch.equal(answer(again), answer(llm))
     assert not any(tensor.is_meta for tensor in [*again.parameters(), *again.buffers()])
 
@@ -75,20 +76,20 @@ def test_every_kind_is_built_trained_and_saved(make_llm, tmp_path, kind, tied):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_starts_from_weights_without_lora(make_llm, tmp_path, kind, tied):
     below = make_llm(seed=1, tied=tied)
-    SpeechToSpeechModel(below).save_pretrained(tmp_path / "stage_1")
+    save_model(SpeechToSpeechModel(below), tmp_path / "stage_1")
     model = SpeechToSpeechModel(make_llm(seed=2, tied=tied, lora=LORA | KINDS[kind]))
     assert not torch.allclose(answer(model.llm), answer(below))
     assert "loaded llm" in load_handoff(model, tmp_path / "stage_1")
     torch.testing.assert_close(answer(model.llm), answer(below))
     assert train(model.llm)
     trained = SpeechToSpeechModel(make_llm(seed=3, tied=tied, lora=LORA | KINDS[kind]))
-    model.save_pretrained(tmp_path / "stage_2")
+    save_model(model, tmp_path / "stage_2")
     load_handoff(trained, tmp_path / "stage_2")  # from LoRA to LoRA
     assert torch.equal(answer(trained.llm), answer(model.llm))
 
 
 def test_rows_are_put_back_to_those_that_were_loaded(make_llm, tmp_path):
-    SpeechToSpeechModel(make_llm(seed=1)).save_pretrained(tmp_path / "stage_1")
+    save_model(SpeechToSpeechModel(make_llm(seed=1)), tmp_path / "stage_1")
     model = SpeechToSpeechModel(make_llm(seed=2, lora=LORA | KINDS["rows"]))
     load_handoff(model, tmp_path / "stage_1")
     layer = model.llm.model.get_input_embeddings().token_adapter
@@ -141,8 +142,8 @@ def test_tokens_that_a_checkpoint_lacks_are_trained_with_lora(make_llm, make_byt
     after = grown.model.get_input_embeddings().weight.detach()
     different = (before != after).any(dim=1)
     assert different[260] and not different[:259].any()
-    SpeechToSpeechModel(grown).save_pretrained(tmp_path / "model")
-    assert torch.equal(answer(SpeechToSpeechModel.from_pretrained(tmp_path / "model").llm), answer(grown))
+    save_model(SpeechToSpeechModel(grown), tmp_path / "model")
+    assert torch.equal(answer(load_model(tmp_path / "model").llm), answer(grown))
 
 
 def test_who_trains_embeddings_decides_on_new_tokens(make_llm, make_byte_tokenizer, tmp_path):
@@ -171,7 +172,7 @@ def test_arguments_that_are_refused(make_llm, lora, message):
 
 
 def test_matrices_made_of_the_weights_cannot_start_from_others(make_llm, tmp_path):
-    SpeechToSpeechModel(make_llm()).save_pretrained(tmp_path / "stage_1")
+    save_model(SpeechToSpeechModel(make_llm()), tmp_path / "stage_1")
     model = SpeechToSpeechModel(make_llm(lora=LORA | {"init_lora_weights": "pissa"}))
     with pytest.raises(ValueError, match="init_from: .*llm: lora: init_lora_weights 'pissa' changes the weights"):
         load_handoff(model, tmp_path / "stage_1")

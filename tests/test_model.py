@@ -12,16 +12,17 @@ from conftest import sweep
 from safetensors.torch import load_file
 from tolerances import assert_same_pocket_sound
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
-from lightning_s2s.streaming.session import StreamingSession
+from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
 from lightning_s2s.streaming.speak import speak_text
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 QWEN = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
@@ -58,7 +59,7 @@ def assert_same(reply, expected) -> None:
 
 def test_a_folder_gives_the_same_model(model, tmp_path):
     folder = tmp_path / "model"
-    model.save_pretrained(folder)
+    save_model(model, folder)
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".pkl")) or name.startswith(".")]
@@ -71,37 +72,37 @@ def test_a_folder_gives_the_same_model(model, tmp_path):
     assert config["llm"]["init_args"]["tokenizer"] == "."
 
     moved = folder.rename(tmp_path / "moved")
-    again = SpeechToSpeechModel.from_pretrained(moved)
+    again = load_model(moved)
     assert not again.training
-    reply = model.respond(QUESTION, 16_000, **SHORT)
+    reply = respond(model, QUESTION, 16_000, **SHORT)
     assert reply.unit_ids
-    assert_same(reply, again.respond(QUESTION, 16_000, **SHORT))
+    assert_same(reply, respond(again, QUESTION, 16_000, **SHORT))
 
 
 @pytest.mark.parametrize(("hears", "speaks"), [(False, True), (True, False), (False, False)])
 def test_a_folder_of_a_partial_model(tokenizer_folder, tmp_path, hears, speaks):
     model = build(tokenizer_folder, hears, speaks)
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert model.state_dict().keys() == again.state_dict().keys()
     assert again.can_answer is hears
 
 
 def test_tied_weights_are_written_once(tokenizer_folder, tmp_path):
     model = build(tokenizer_folder, tie_word_embeddings=True)
-    model.save_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     written = load_file(tmp_path / "model" / "model.safetensors")
     assert set(model.state_dict()) - set(written) == {"llm.model.lm_head.weight"}
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert again.llm.model.lm_head.weight is again.llm.model.model.embed_tokens.weight
-    assert_same(model.respond(QUESTION, 16_000, **SHORT), again.respond(QUESTION, 16_000, **SHORT))
+    assert_same(respond(model, QUESTION, 16_000, **SHORT), respond(again, QUESTION, 16_000, **SHORT))
 
 
 def test_more_embeddings_than_tokens_survive_a_folder(tokenizer_folder, tmp_path):
     model = build(tokenizer_folder, speaks=False, vocab_size=300)
     assert model.llm.vocabulary == 300
-    model.save_pretrained(tmp_path / "model")
-    assert SpeechToSpeechModel.from_pretrained(tmp_path / "model").llm.vocabulary == 300
+    save_model(model, tmp_path / "model")
+    assert load_model(tmp_path / "model").llm.vocabulary == 300
 
 
 def broken(config: dict, *path: str, value) -> dict:
@@ -134,11 +135,11 @@ def broken(config: dict, *path: str, value) -> dict:
 )
 def test_a_broken_config(tokenizer_folder, tmp_path, path, value, message):
     folder = tmp_path / "model"
-    build(tokenizer_folder, speaks=False).save_pretrained(folder)
+    save_model(build(tokenizer_folder, speaks=False), folder)
     config = broken(json.loads((folder / "config.json").read_text()), *path, value=value)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message) as error:
-        SpeechToSpeechModel.from_pretrained(folder)
+        load_model(folder)
     assert "\n" not in str(error.value)
 
 
@@ -155,12 +156,12 @@ def test_a_broken_config(tokenizer_folder, tmp_path, path, value, message):
 )
 def test_a_broken_folder(tokenizer_folder, tmp_path, name, content, message):
     folder = tmp_path / "model"
-    build(tokenizer_folder, hears=False, speaks=False).save_pretrained(folder)
+    save_model(build(tokenizer_folder, hears=False, speaks=False), folder)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        SpeechToSpeechModel.from_pretrained(folder)
+        load_model(folder)
 
 
 def test_parts_that_do_not_fit(model):
@@ -177,7 +178,7 @@ def test_parts_that_do_not_fit(model):
 
 
 def test_events(model):
-    events = list(model.stream(QUESTION, 16_000, **SHORT))
+    events = list(stream_reply(model, QUESTION, 16_000, **SHORT))
     times = [event.time_sec for event in events]
     assert times == sorted(times)
     assert isinstance(events[-1], Done) and not any(isinstance(event, Done) for event in events[:-1])
@@ -206,24 +207,24 @@ def test_events(model):
 
 
 def test_speech_begins_before_the_text_is_complete(model):
-    kinds = [type(event) for event in model.stream(QUESTION, 16_000, **SHORT)]
+    kinds = [type(event) for event in stream_reply(model, QUESTION, 16_000, **SHORT)]
     last_text = len(kinds) - 1 - kinds[::-1].index(TextDelta)
     assert kinds.index(Units) < last_text
 
 
 def test_greedy_answers_repeat(model):
-    assert_same(model.respond(QUESTION, 16_000, **SHORT), model.respond(QUESTION, 16_000, **SHORT))
+    assert_same(respond(model, QUESTION, 16_000, **SHORT), respond(model, QUESTION, 16_000, **SHORT))
 
 
 def test_a_seed_repeats_a_drawn_answer(model):
-    first, again, other = (model.respond(QUESTION, 16_000, greedy=False, seed=s, **SHORT) for s in (1, 1, 2))
+    first, again, other = (respond(model, QUESTION, 16_000, greedy=False, seed=s, **SHORT) for s in (1, 1, 2))
     assert_same(first, again)
     assert first.text_ids != other.text_ids
 
 
 def test_text_alone(model, tokenizer_folder):
     for who in (model, build(tokenizer_folder, speaks=False)):
-        events = list(who.stream(QUESTION, 16_000, speak=None if who is not model else False, **SHORT))
+        events = list(stream_reply(who, QUESTION, 16_000, speak=None if who is not model else False, **SHORT))
         assert {type(event) for event in events} == {TextDelta, Done}
         reply = events[-1].reply
         assert reply.waveform is None and reply.unit_ids == [] and reply.real_time_factor is None
@@ -231,8 +232,8 @@ def test_text_alone(model, tokenizer_folder):
 
 
 def test_units_without_sound(model):
-    reply = model.respond(QUESTION, 16_000, vocode=False, **SHORT)
-    assert reply.unit_ids == model.respond(QUESTION, 16_000, **SHORT).unit_ids and reply.waveform is None
+    reply = respond(model, QUESTION, 16_000, vocode=False, **SHORT)
+    assert reply.unit_ids == respond(model, QUESTION, 16_000, **SHORT).unit_ids and reply.waveform is None
 
 
 def test_pushed_pieces_equal_the_whole(model):
@@ -240,13 +241,13 @@ def test_pushed_pieces_equal_the_whole(model):
     for piece in np.array_split(QUESTION, 3):
         session.push(piece)
     *_, done = session.finish()
-    assert_same(done.reply, model.respond(torch.from_numpy(QUESTION), 16_000, **SHORT))
+    assert_same(done.reply, respond(model, torch.from_numpy(QUESTION), 16_000, **SHORT))
 
 
 def test_other_sample_rates_are_resampled(model):
     question = sweep(0.6, rate=8_000)
     resampled = soxr.resample(question, 8_000, 16_000)
-    assert_same(model.respond(question, 8_000, **SHORT), model.respond(resampled, 16_000, **SHORT))
+    assert_same(respond(model, question, 8_000, **SHORT), respond(model, resampled, 16_000, **SHORT))
 
 
 @pytest.mark.parametrize(
@@ -263,15 +264,15 @@ def test_other_sample_rates_are_resampled(model):
 )
 def test_audio_that_is_refused(model, waveform, rate, message):
     with pytest.raises(ValueError, match=message):
-        model.respond(waveform, rate)
+        respond(model, waveform, rate)
 
 
 def test_what_a_model_lacks_is_said(tokenizer_folder):
     with pytest.raises(ValueError, match="no speech decoder: it can't speak"):
-        build(tokenizer_folder, speaks=False).respond(QUESTION, 16_000, speak=True)
+        respond(build(tokenizer_folder, speaks=False), QUESTION, 16_000, speak=True)
     deaf = build(tokenizer_folder, hears=False)
     with pytest.raises(ValueError, match="no encoder: it can't answer a spoken question"):
-        deaf.respond(QUESTION, 16_000)
+        respond(deaf, QUESTION, 16_000)
     with pytest.raises(ValueError, match="no encoder"):
         deaf.encode_audio(torch.zeros(1, 1600), torch.tensor([1600]))
 
@@ -279,7 +280,7 @@ def test_what_a_model_lacks_is_said(tokenizer_folder):
 def test_an_answer_leaves_training_and_frozen_parts_as_they_were(model):
     model.train()
     model.encoder.eval()
-    model.respond(QUESTION, 16_000, **SHORT)
+    respond(model, QUESTION, 16_000, **SHORT)
     assert model.llm.training and model.adapter.training
     assert not any(module.training for module in model.encoder.modules())
 

@@ -15,22 +15,24 @@ from small_parts import WHISPER
 from test_model import QWEN
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.checkpoints import opens2s_export
-from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.checkpoints.opens2s import component_args, own_name, published_name
 from lightning_s2s.checkpoints.opens2s_export import export_opens2s
-from lightning_s2s.checkpoints.weights import parameters_on_meta
 from lightning_s2s.cli import main
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.registry import REGISTRY
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.registry import REGISTRY
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.components.weights import parameters_on_meta
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechGenerationPretraining
-from lightning_s2s.vocoders.pocket import PocketVocoder
+from lightning_s2s.streaming.session import respond
 
 QUESTION = sweep(0.7)
 ENCODER = {
@@ -39,7 +41,7 @@ ENCODER = {
 
 
 def replies(model: SpeechToSpeechModel) -> tuple[list[int], list[int]]:
-    reply = model.respond(QUESTION, 16_000, greedy=True)
+    reply = respond(model, QUESTION, 16_000, greedy=True)
     return reply.text_ids, reply.unit_ids
 
 
@@ -55,7 +57,7 @@ def test_weights_stay_in_the_mapped_file(published):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("needs /proc/self/maps")
-    model = SpeechToSpeechModel.from_pretrained(published)
+    model = load_model(published)
     mapped = []
     for line in maps.read_text().splitlines():
         if line.endswith(str(published / "model.safetensors")):
@@ -78,9 +80,9 @@ def test_building_without_memory_keeps_buffers_and_ties():
 
 
 def test_shards(published, tmp_path):
-    expected = replies(SpeechToSpeechModel.from_pretrained(published))
+    expected = replies(load_model(published))
     divide(published, 3)
-    assert replies(SpeechToSpeechModel.from_pretrained(published)) == expected
+    assert replies(load_model(published)) == expected
     assert main(["convert", "--to", "opens2s", str(published), str(tmp_path / "out")]) == 0
     for path in published.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
@@ -92,19 +94,19 @@ def test_shards(published, tmp_path):
 
 def test_a_large_model_is_divided(published, tmp_path, monkeypatch):
     monkeypatch.setattr(opens2s_export, "SHARD_BYTES", 300_000)
-    model = SpeechToSpeechModel.from_pretrained(published)
+    model = load_model(published)
     export_opens2s(model, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     index = json.loads((tmp_path / "out" / INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in load_file(published / "model.safetensors").values())
     assert all(sum(t.nbytes for t in load_file(tmp_path / "out" / file).values()) <= 300_000 for file in files)
-    assert replies(SpeechToSpeechModel.from_pretrained(tmp_path / "out")) == replies(model)
+    assert replies(load_model(tmp_path / "out")) == replies(model)
 
 
 def test_half_precision_stays_half_precision(published, tmp_path):
     change_tensors(published, lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()})
-    model = SpeechToSpeechModel.from_pretrained(published)
+    model = load_model(published)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(replies(model))
     ours, out = tmp_path / "ours", tmp_path / "out"
@@ -117,13 +119,13 @@ def test_half_precision_stays_half_precision(published, tmp_path):
 def test_a_tied_head_is_neither_needed_nor_written(published, tmp_path):
     change(published / "config.json", tts_lm_config__tie_word_embeddings=True)
     change_tensors(published, without("tts_lm_model.lm_head.weight"))
-    model = SpeechToSpeechModel.from_pretrained(published)
+    model = load_model(published)
     assert model.speech_decoder.lm.lm_head.weight is model.speech_decoder.lm.model.embed_tokens.weight
     export_opens2s(model, tmp_path / "out")
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert names == load_file(published / "model.safetensors").keys()
-    model.save_pretrained(tmp_path / "ours")
-    assert replies(SpeechToSpeechModel.from_pretrained(tmp_path / "ours")) == replies(model)
+    save_model(model, tmp_path / "ours")
+    assert replies(load_model(tmp_path / "ours")) == replies(model)
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ def test_lora_is_kept(with_lora, tmp_path):
     assert (out / "config.json").read_bytes() == (with_lora / "config.json").read_bytes()
     before, after = load_file(with_lora / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert replies(SpeechToSpeechModel.from_pretrained(out)) == replies(SpeechToSpeechModel.from_pretrained(ours))
+    assert replies(load_model(out)) == replies(load_model(ours))
 
 
 def test_lora_is_merged(with_lora, tmp_path):
@@ -184,7 +186,7 @@ def test_lora_is_merged(with_lora, tmp_path):
         assert_equal_but_for_rounding(after[f"llm_model.{stem}.weight"], expected)
     untouched = "model.layers.0.self_attn.k_proj.weight"
     assert torch.equal(after[f"llm_model.{untouched}"], before[f"llm_model.model.{untouched}"])
-    assert replies(SpeechToSpeechModel.from_pretrained(out)) == replies(SpeechToSpeechModel.from_pretrained(with_lora))
+    assert replies(load_model(out)) == replies(load_model(with_lora))
 
 
 def test_lora_over_a_published_model(published, tmp_path):
@@ -197,18 +199,18 @@ def test_lora_over_a_published_model(published, tmp_path):
     parts = {slot: registries[slot].get(part["class_path"])(**part["init_args"]) for slot, part in args.items()}
     model = SpeechToSpeechModel(**parts)
     load_handoff(model, published)
-    assert replies(model.eval()) == replies(SpeechToSpeechModel.from_pretrained(published))
+    assert replies(model.eval()) == replies(load_model(published))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(tmp_path / "ours")
+    save_model(model, tmp_path / "ours")
     for way in ("keep", "merge"):
         out = tmp_path / way
         assert main(["convert", "--to", "opens2s", "--lora", way, str(tmp_path / "ours"), str(out)]) == 0
         config = json.loads((out / "config.json").read_text())
         assert config["lora_config"] == (lora if way == "keep" else None)
-        assert replies(SpeechToSpeechModel.from_pretrained(out)) == replies(model)
-    assert replies(model) != replies(SpeechToSpeechModel.from_pretrained(published))
+        assert replies(load_model(out)) == replies(model)
+    assert replies(model) != replies(load_model(published))
 
 
 # --- models that were made here --------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def made_here(request, tokenizer_folder) -> SpeechToSpeechModel:
 
 
 def test_a_model_that_was_made_here_is_published_and_read_again(made_here, tmp_path, capsys):
-    made_here.save_pretrained(tmp_path / "model")
+    save_model(made_here, tmp_path / "model")
     out = tmp_path / "out"
     assert main(["convert", "--to", "opens2s", str(tmp_path / "model"), str(out)]) == 0
     printed = capsys.readouterr().out
@@ -245,7 +247,7 @@ def test_a_model_that_was_made_here_is_published_and_read_again(made_here, tmp_p
     assert config["audio_encoder_config"]["model_type"] in ("qwen2_audio_encoder", "whisper")
     assert json.loads((out / "tts" / "generation_config.json").read_text())["eos_token_id"] == [12]
 
-    again = SpeechToSpeechModel.from_pretrained(out)
+    again = load_model(out)
     decoder = again.speech_decoder
     assert type(again.encoder) is type(made_here.encoder) and again.encoder.width == 16
     assert again.encoder.frame_rate_hz == made_here.encoder.frame_rate_hz
@@ -253,16 +255,16 @@ def test_a_model_that_was_made_here_is_published_and_read_again(made_here, tmp_p
     state = made_here.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
     again.attach_vocoder(made_here.vocoder)
-    reply = again.respond(QUESTION, 16_000, greedy=True, max_text_tokens=6)
-    assert reply.text_ids == made_here.respond(QUESTION, 16_000, greedy=True, max_text_tokens=6).text_ids
+    reply = respond(again, QUESTION, 16_000, greedy=True, max_text_tokens=6)
+    assert reply.text_ids == respond(made_here, QUESTION, 16_000, greedy=True, max_text_tokens=6).text_ids
     assert reply.waveform is not None
 
 
 def test_files_like_those_of_a_published_folder(published, tmp_path):
     """A stage's checkpoint has lost them; `--like` brings them back."""
-    model = SpeechToSpeechModel.from_pretrained(published)
+    model = load_model(published)
     model.attachments = {}
-    model.save_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     out = tmp_path / "out"
     assert main(["convert", "--to", "opens2s", "--like", str(published), str(tmp_path / "model"), str(out)]) == 0
     for name in ("config.json", "tokenizer.json", "tts/tokenizer_config.json", "audio/preprocessor_config.json"):
@@ -291,7 +293,7 @@ def test_an_export_that_fails_leaves_nothing(published, tmp_path, monkeypatch):
 
     monkeypatch.setattr(opens2s_export, "write_tensors", fail)
     with pytest.raises(OSError, match="disk is full"):
-        export_opens2s(SpeechToSpeechModel.from_pretrained(published), tmp_path / "out")
+        export_opens2s(load_model(published), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"published"}
 
 

@@ -12,11 +12,12 @@ import torch
 from opens2s_folder import INDEX, change, change_tensors, divide, without
 from safetensors.torch import load_file, save_file
 
-from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.checkpoints.opens2s import component_args
 from lightning_s2s.cli import main
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.components.registry import REGISTRY
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 
 class Payload:
@@ -134,7 +135,7 @@ def test_a_broken_published_folder(case, published, tmp_path, capsys):
     damage, message = BAD[case]
     damage(published)
     with pytest.raises(ValueError, match=message) as caught:
-        SpeechToSpeechModel.from_pretrained(published)
+        load_model(published)
     assert "\n" not in str(caught.value)
     assert main(["convert", "--from", "opens2s", str(published), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
@@ -147,7 +148,7 @@ def test_neither_of_ours_nor_published(tmp_path, capsys):
     assert main(["convert", "--from", "opens2s", str(tmp_path), str(tmp_path / "out")]) == 1
     assert "no published OpenS2S folder; expected the keys audio_encoder_config" in capsys.readouterr().err
     with pytest.raises(ValueError, match="this is no model of Lightning S2S .nor of OpenS2S"):
-        SpeechToSpeechModel.from_pretrained(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_handoff_from_a_broken_folder_loads_nothing(published):

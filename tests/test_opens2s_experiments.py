@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_s2s.checkpoints.weights import parameters_on_meta
 from lightning_s2s.cli import main
-from lightning_s2s.registry import REGISTRY, VOCODERS
+from lightning_s2s.components.registry import REGISTRY, VOCODERS
+from lightning_s2s.components.weights import parameters_on_meta
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "opens2s"

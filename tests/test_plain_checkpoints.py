@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
-from lightning_s2s.checkpoints.plain import load_plain, save_plain
-from lightning_s2s.checkpoints.plain_pieces import PlainPlanner, PlainReader
-from lightning_s2s.checkpoints.sharded import META, check_checkpoint, read_sharded, read_whole_run
-from lightning_s2s.commands.run_checkpoint import WholeFileIO
+from lightning_s2s.scale.plain_pieces import PlainPlanner, PlainReader
+from lightning_s2s.scale.run_checkpoint import WholeFileIO
+from lightning_s2s.scale.sharded_checkpoint import META, check_checkpoint, read_sharded, read_whole_run
+from lightning_s2s.support.plain import load_plain, save_plain
 
 
 class Harm:

@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.stages import SpeechUnderstandingPretraining
-from lightning_s2s.stages.memory_plan import (
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.scale.memory_plan import (
     ComponentSize,
     UnitSize,
     batch_bytes,
@@ -22,6 +21,7 @@ from lightning_s2s.stages.memory_plan import (
     estimate,
     gathered_bytes,
 )
+from lightning_s2s.stages import SpeechUnderstandingPretraining
 
 QWEN3 = {
     "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

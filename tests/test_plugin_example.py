@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
 RESPOND = """
 import sys
-from lightning_s2s.model import SpeechToSpeechModel
-model = SpeechToSpeechModel.from_pretrained(sys.argv[1])
+from lightning_s2s.checkpoints.model_folder import load_model
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+model = load_model(sys.argv[1])
 print(type(model.adapter).__name__, model.adapter.downsampling)
 """
 
@@ -94,7 +95,7 @@ def test_it_keeps_the_contract():
         with pytest.raises(ValueError, match="adapter average: downsampling must be at least 1; got 0"):
             module.AverageAdapter(0)
     finally:
-        from lightning_s2s.registry import ADAPTERS
+        from lightning_s2s.components.registry import ADAPTERS
 
         ADAPTERS._classes.pop("average", None)
         sys.modules.pop("s2s_average", None)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from lightning_s2s.ranges import Count, Positive, Range, Share, checked
+from lightning_s2s.support.ranges import Count, Positive, Range, Share, checked
 
 
 @checked

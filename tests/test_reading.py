@@ -8,9 +8,9 @@ import zlib
 import pytest
 import yaml
 
-from lightning_s2s import reading as module
-from lightning_s2s.extras import MissingPackageError
-from lightning_s2s.reading import InputError, parse_yaml, read_json, read_yaml, reading
+from lightning_s2s.support import reading as module
+from lightning_s2s.support.extras import MissingPackageError
+from lightning_s2s.support.reading import InputError, parse_yaml, read_json, read_yaml, reading
 
 NAMES = list(zip("bcdefghijk", "abcdefghij", strict=True))
 BILLION_LAUGHS = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]\n" + "\n".join(

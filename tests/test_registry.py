@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_s2s import extras
-from lightning_s2s.interfaces import AudioEncoder
-from lightning_s2s.registry import (
+from lightning_s2s.components.contracts import AudioEncoder
+from lightning_s2s.components.registry import (
     ENCODERS,
     FACTS,
     REGISTRY,
@@ -19,9 +18,9 @@ from lightning_s2s.registry import (
     ComponentRegistries,
     Registry,
     _read_components,
-    near_names,
-    unknown_name,
 )
+from lightning_s2s.support import extras
+from lightning_s2s.support.wording import near_names, unknown_name
 
 BUILT_IN = {
     ("encoder", "mel"), ("encoder", "qwen2_audio"), ("encoder", "whisper"), ("adapter", "conv"), ("llm", "causal"),
@@ -103,8 +102,8 @@ def test_what_is_read_is_what_the_classes_say():
 
 def test_listing_and_names_import_no_component_and_no_torch():
     code = (
-        "import sys; from lightning_s2s.registry import REGISTRY, ENCODERS; REGISTRY.list(); ENCODERS.names(); "
-        "print([name for name in sys.modules if name == 'torch' or name.startswith('lightning_s2s.encoders')])"
+        "import sys; from lightning_s2s.components.registry import REGISTRY, ENCODERS; REGISTRY.list(); "
+        "ENCODERS.names(); print([name for name in sys.modules if name == 'torch' or 'components.encoders' in name])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -115,7 +114,7 @@ def test_a_components_file_is_its_name_and_its_class_name_tells_the_role():
     for registry in REGISTRY:
         for info in REGISTRY.list():
             if info.kind == registry.kind and info.module.startswith("lightning_s2s."):
-                assert info.module == f"lightning_s2s.{registry.folder}.{info.name}"
+                assert info.module == f"lightning_s2s.components.{registry.folder}.{info.name}"
                 expected = info.name.replace("_", "") + ROLES[info.kind].lower()
                 assert registry.get(info.name).__name__.lower() == expected
                 assert registry.name_of(registry.get(info.name)) == info.name
@@ -181,7 +180,8 @@ def installed_plug_ins(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("raise_if_listed = True\n")
     (package / "parts.py").write_text(
-        "from lightning_s2s.interfaces import AudioEncoder\nfrom lightning_s2s.registry import ENCODERS\n\n\n"
+        "from lightning_s2s.components.contracts import AudioEncoder\n"
+        "from lightning_s2s.components.registry import ENCODERS\n\n\n"
         '@ENCODERS.register("plugged")\nclass PluggedEncoder(AudioEncoder):\n'
         '    """From somewhere else."""\n\n'
         "    def forward(self, waveform, lengths):\n        return waveform, lengths\n"

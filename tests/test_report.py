@@ -14,9 +14,10 @@ from html_page import HTMLPage
 
 from lightning_s2s.evaluation.answer import Answer, Figure, Run, percentile, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.evaluation.pictures import MelPainter, audio_uri, to_array
-from lightning_s2s.evaluation.report import format_table, group_pairs, print_table, write_report
 from lightning_s2s.evaluation.runs import read_run
+from lightning_s2s.reporting.answers_report import group_pairs, write_report
+from lightning_s2s.reporting.pictures import MelPainter, audio_uri, to_array
+from lightning_s2s.reporting.tables import format_table, print_table
 from lightning_s2s.streaming.events import Reply
 
 RATE = 16_000

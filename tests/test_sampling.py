@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_s2s.sampling import Generation, Sampler
+from lightning_s2s.generation.sampling import Generation, Sampler
 
 LOGITS = torch.tensor([0.7, 0.15, 0.1, 0.05]).log()
 

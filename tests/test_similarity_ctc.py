@@ -7,7 +7,7 @@ import torch
 from tolerances import assert_equal_but_for_rounding
 from torch.nn import functional as F
 
-from lightning_s2s.ctc import similarity_ctc_loss
+from lightning_s2s.components.ctc import similarity_ctc_loss
 
 
 def over_all_classes(hidden, lengths, classes, targets, target_lengths):

@@ -10,8 +10,8 @@ import yaml
 from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
-from lightning_s2s.construction.dialogue import EMOTIONS
-from lightning_s2s.construction.writing.grammar import DialogueGrammar
+from lightning_s2s.data.tasks import EMOTIONS
+from lightning_s2s.evaluation.grammar import DialogueGrammar
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("experiments/small")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.splice import gather_segments, splice_audio
+from lightning_s2s.model.splice import gather_segments, splice_audio
 
 A = -200
 

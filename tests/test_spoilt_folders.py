@@ -14,7 +14,7 @@ import pytest
 from conftest import byte_tokenizer
 from test_model import build
 
-from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
 
 DELETED = object()
 VALUES = (
@@ -28,7 +28,7 @@ NAMES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safete
 def good_folder(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("good")
     byte_tokenizer().save_pretrained(home / "tokenizer")
-    build(home / "tokenizer").save_pretrained(home / "model")
+    save_model(build(home / "tokenizer"), home / "model")
     return home / "model"
 
 
@@ -78,7 +78,7 @@ def load_spoilt(good_folder: Path, folder: Path, number: int) -> str:
     shutil.copytree(good_folder, folder)
     spoil(folder / NAMES[number % len(NAMES)], chance)
     try:
-        SpeechToSpeechModel.from_pretrained(folder)
+        load_model(folder)
     except ValueError as error:
         return str(error)
     finally:
@@ -114,5 +114,5 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(put(config, place, value)))
     with pytest.raises(ValueError) as refused:
-        SpeechToSpeechModel.from_pretrained(folder)
+        load_model(folder)
     assert str(folder / "config.json") in str(refused.value) and message in str(refused.value)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from test_model import QWEN
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.checkpoints.handoff import load_handoff
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     LanguageModelPretraining,
@@ -21,7 +23,6 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.free_answers import heard_text
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(stage, options, trained
     module = stage(**parts(), lr=1e-2, warmup_steps=1, **options)
     before = fit(module, tiny_corpus, tmp_path)
     assert changed_parts(module, before) == trained
-    written = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    written = load_model(tmp_path / "model")
     assert all(torch.equal(tensor, module.model.state_dict()[name]) for name, tensor in written.state_dict().items())
 
 
@@ -91,7 +92,7 @@ def test_lora_trains_its_matrices_alone(parts, tokenizer_folder, tiny_corpus, tm
 def test_a_stage_starts_from_the_one_before(parts, tmp_path):
     earlier = SpeechToSpeechModel(**parts(speaks=False))
     torch.nn.init.constant_(earlier.adapter.norm.bias, 0.25)
-    earlier.save_pretrained(tmp_path / "run" / "model")
+    save_model(earlier, tmp_path / "run" / "model")
     stage = EmpatheticInstructionTuning(**parts(), init_from=str(tmp_path / "run"))
     assert (stage.model.adapter.norm.bias == 0.25).all()
     line = load_handoff(stage.model, tmp_path / "run" / "model")
@@ -99,7 +100,7 @@ def test_a_stage_starts_from_the_one_before(parts, tmp_path):
 
 
 def test_a_handoff_of_another_shape_loads_nothing(parts, tmp_path):
-    SpeechToSpeechModel(**parts(speaks=False)).save_pretrained(tmp_path)
+    save_model(SpeechToSpeechModel(**parts(speaks=False)), tmp_path)
     wider = SpeechToSpeechModel(**parts(speaks=False, width=32))
     before = {name: tensor.clone() for name, tensor in wider.encoder.state_dict().items()}
     with pytest.raises(ValueError, match=r"init_from: .*model\.safetensors: encoder: .* has shape .*needs"):

@@ -15,12 +15,14 @@ from conftest import last_line
 from test_model import build
 
 from lightning_s2s.checkpoints import stored
-from lightning_s2s.checkpoints.of_stage import CONFIGURATION_KEY, MODEL_KEY, load_checkpoint
+from lightning_s2s.checkpoints.lightning_checkpoint import MODEL_KEY, load_checkpoint
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.checkpoints.stored import build_parts, pack_parts
 from lightning_s2s.commands.settings import SettingsParser
-from lightning_s2s.component import PlainValues, check_plain
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.pretrained import build_causal_lm, load_pretrained
+from lightning_s2s.components.base import PlainValues, check_plain
+from lightning_s2s.components.pretrained import build_causal_lm, load_pretrained
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY
 
 RUN_BY_IMPORT = "stranger_module"
 
@@ -49,7 +51,7 @@ def payloads(mark: Path) -> list[dict]:
 
 @pytest.fixture
 def folder(tokenizer_folder, tmp_path) -> Path:
-    build(tokenizer_folder).save_pretrained(tmp_path / "model")
+    save_model(build(tokenizer_folder), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -64,7 +66,7 @@ def change(folder: Path, *path: str, value) -> None:
 
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        SpeechToSpeechModel.from_pretrained(folder)
+        load_model(folder)
     assert "config.json: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -127,13 +129,13 @@ def test_what_lies_in_the_folder_is_taken_wherever_one_stands(folder, tmp_path, 
     for path in folder.glob("*.jinja"):
         path.rename(folder / "words" / path.name)
     change(folder, "llm", "init_args", "tokenizer", value="words")
-    assert SpeechToSpeechModel.from_pretrained("model").llm.vocabulary == 262 + 1
+    assert load_model("model").llm.vocabulary == 262 + 1
 
 
 def test_trust_comes_from_the_keyboard(folder, tokenizer_folder, run, tmp_path):
     change(folder, "llm", "init_args", "tokenizer", value=str(tokenizer_folder))
     refused(folder, "llm.init_args.tokenizer: got ")
-    assert SpeechToSpeechModel.from_pretrained(folder, trust_sources=True).llm.vocabulary == 263
+    assert load_model(folder, trust_sources=True).llm.vocabulary == 263
     code, _, err = run("consolidate", folder, tmp_path / "out")
     assert code == 1, err
 
@@ -216,7 +218,7 @@ def test_an_s3prl_upstream_is_not_trusted_by_who_sends_it(folder, init_args, mes
 
 def test_texts_of_a_checkpoint_that_s3prl_evaluates(tmp_path):
     pytest.importorskip("s3prl")
-    from lightning_s2s.encoders.s3prl import S3prlEncoder, refuse_expressions
+    from lightning_s2s.components.encoders.s3prl import S3prlEncoder, refuse_expressions
 
     harmless = [
         "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",

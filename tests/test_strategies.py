@@ -10,18 +10,18 @@ from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
 from small_parts import SMALL_LM
 from torch import nn
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.checkpoints.sharded import next_folder, publish, with_names, with_numbers
-from lightning_s2s.checkpoints.weights import save_weights, without_weights
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sharding import plain_class, units
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
+from lightning_s2s.components.weights import save_weights, without_weights
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.scale.fsdp import plain_class, units
+from lightning_s2s.scale.sharded_checkpoint import next_folder, publish, with_names, with_numbers
+from lightning_s2s.scale.strategies import FSDP2Strategy, is_fsdp2, mixed_precision, wrap_blocks
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechUnderstandingPretraining
-from lightning_s2s.stages.strategies import FSDP2Strategy, is_fsdp2, mixed_precision, wrap_blocks
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from small_parts import SMALL_LM
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel
 
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.tensor_parallel import styles
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.scale.tensor_parallel import styles
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from torch import nn
 
 from lightning_s2s.callbacks import Throughput
 from lightning_s2s.callbacks.throughput import peak_flops
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data import SpeechDialogueData, batching
 from lightning_s2s.data.batching import DurationBatchSampler, ResumableLoader
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.stages import EmpatheticInstructionTuning
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 
 class Logger(CSVLogger):

@@ -12,8 +12,8 @@ from small_parts import WHISPER
 from test_components import assert_batched_equals_single, speech
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
 
 QWEN2_AUDIO = {
     "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "num_mel_bins": 8,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_s2s.interfaces import Adapter, lengths_to_mask
-from lightning_s2s.registry import ADAPTERS
+from lightning_s2s.components.contracts import Adapter, lengths_to_mask
+from lightning_s2s.components.registry import ADAPTERS
 
 
 @ADAPTERS.register("average")

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_s2s.checkpoints.stored import SLOTS
-from lightning_s2s.checkpoints.weights import (
+from lightning_s2s.components.base import check_plain
+from lightning_s2s.components.pretrained import load_pretrained, without_hub
+from lightning_s2s.components.weights import (
     PICKLED,
     Shards,
     assign_tensors,
@@ -21,13 +23,11 @@ from lightning_s2s.checkpoints.weights import (
     parameters_on_meta,
     tied_names,
 )
-from lightning_s2s.component import check_plain
-from lightning_s2s.pretrained import load_pretrained, without_hub
-from lightning_s2s.reading import read_json, reading
-from lightning_s2s.sampling import Generation
+from lightning_s2s.generation.sampling import Generation
+from lightning_s2s.support.reading import read_json, reading
 
 if TYPE_CHECKING:
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 PREFIXES = (
     ("audio_encoder_model.", "encoder.encoder."),
@@ -89,7 +89,7 @@ def load_opens2s(folder: str | Path) -> SpeechToSpeechModel:
     Raises:
         ValueError: a file is missing or broken, a model_type is unknown, or a tensor's name or shape doesn't fit.
     """
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
     folder = Path(folder)
     shards = Shards(folder)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from lightning_s2s.checkpoints.lora import without_lora
 from lightning_s2s.checkpoints.opens2s import DEFAULTS, attachments_of, is_opens2s_folder, published_name
-from lightning_s2s.checkpoints.weights import INDEX, WEIGHTS, tied_names, write_tensors
-from lightning_s2s.files import make_folder, write_bytes, write_text
-from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
+from lightning_s2s.components.lora import without_lora
+from lightning_s2s.components.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
+from lightning_s2s.components.weights import INDEX, WEIGHTS, tied_names, write_tensors
+from lightning_s2s.support.files import make_folder, write_bytes, write_text
 
 if TYPE_CHECKING:
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 EXPORTABLE = {
     "encoder": (ENCODERS, ("qwen2_audio", "whisper")),

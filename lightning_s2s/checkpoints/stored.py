@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.component import Component, check_plain
-from lightning_s2s.pretrained import without_hub
-from lightning_s2s.reading import reading
-from lightning_s2s.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS, VOCODERS, Registry, unknown_name
-from lightning_s2s.sharding import plain_class
+from lightning_s2s.components.base import Component, check_plain
+from lightning_s2s.components.pretrained import without_hub
+from lightning_s2s.components.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS, VOCODERS, Registry
+from lightning_s2s.scale.fsdp import plain_class
+from lightning_s2s.support.reading import reading
+from lightning_s2s.support.wording import unknown_name
 
 if TYPE_CHECKING:
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 SLOTS: dict[str, Registry] = {
     "encoder": ENCODERS,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
 
 if TYPE_CHECKING:
-    from lightning_s2s.evaluation.ablation.study import Command
+    from lightning_s2s.studies.study import Command
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -31,8 +31,8 @@ def run(name: str, arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands, in order, and run nothing")
     options = parser.parse_args(arguments)
 
-    from lightning_s2s.evaluation.ablation.reading import read_study
-    from lightning_s2s.evaluation.ablation.study import commands_of, plan
+    from lightning_s2s.studies.reading import read_study
+    from lightning_s2s.studies.study import commands_of, plan
 
     study = read_study(options.study)
     runs = plan(study)
@@ -43,9 +43,10 @@ def run(name: str, arguments: list[str]) -> int:
         print("\n".join(map(str, commands)))
         return 0
 
-    from lightning_s2s.evaluation.ablation.results import TABLE, write_results
-    from lightning_s2s.evaluation.ablation.running import check_folders, is_finished, run_commands
-    from lightning_s2s.locks import holding
+    from lightning_s2s.reporting.study_report import write_results
+    from lightning_s2s.studies.results import TABLE
+    from lightning_s2s.studies.running import check_folders, is_finished, run_commands
+    from lightning_s2s.support.locks import holding
 
     # A command that outlived a killed study inherited the lock, and its end is waited for.
     with holding(study.output_dir, "another call, or a step that it left behind,", wait=True) as held:

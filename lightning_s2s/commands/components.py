@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from lightning_s2s.commands.messages import CommandError, OneLineParser
-from lightning_s2s.extras import install_command, missing_packages
-from lightning_s2s.registry import REGISTRY, ComponentInfo
+from lightning_s2s.components.registry import REGISTRY, ComponentInfo
+from lightning_s2s.support.extras import install_command, missing_packages
 
 WIDTH = 120
 BLOCK = re.compile(r"(<!-- components -->\n).*?(<!-- /components -->)", re.DOTALL)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
 from typing import TYPE_CHECKING
 
 from lightning_s2s.commands.messages import OneLineParser, a_path
-from lightning_s2s.commands.models import add_trust_option, open_model
-from lightning_s2s.files import make_folder
+from lightning_s2s.commands.model_options import add_trust_option
+from lightning_s2s.support.files import make_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -31,24 +31,11 @@ def run(name: str, arguments: list[str]) -> int:
         ValueError: there is no such checkpoint, it can't be read, or OUT is taken.
     """
     options = build_parser().parse_args(arguments)
+    from lightning_s2s.checkpoints.model_folder import save_model
+    from lightning_s2s.checkpoints.sources import find_checkpoint, open_model
 
     checkpoint = find_checkpoint(options.run, "best.ckpt" if options.best else "last.ckpt")
     model = open_model(checkpoint, options.trust_sources)
-    make_folder(options.out, model.save_pretrained)
+    make_folder(options.out, functools.partial(save_model, model))
     print(f"{options.out}: model folder, from {checkpoint}")
     return 0
-
-
-def find_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; `run` itself where it is one.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from lightning_s2s.checkpoints.sharded import is_sharded_checkpoint
-
-    places = [run / "checkpoints" / name, run / name]
-    for place in [run, *places] if run.suffix == ".ckpt" else places:
-        if place.is_file() or is_sharded_checkpoint(place):
-            return place
-    raise ValueError(f"{run}: no checkpoint; expected the folder of a run with checkpoints/{name}, or a .ckpt")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from lightning_s2s.commands.messages import Names
 from lightning_s2s.commands.settings import parse_settings
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.components.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from lightning_s2s.construction.config import CorpusConfig
+    from lightning_s2s.construction.pipeline import Outcome
+
+REPORT = "report.html"
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -17,7 +26,6 @@ def run(name: str, arguments: list[str]) -> int:
     from lightning_s2s.construction.chat import ChatModel
     from lightning_s2s.construction.config import CorpusConfig
     from lightning_s2s.construction.filters import Filter
-    from lightning_s2s.construction.pipeline import construct
     from lightning_s2s.construction.running import Runner
     from lightning_s2s.construction.speech import SpeechSynthesizer
     from lightning_s2s.construction.summary import summarise
@@ -34,8 +42,30 @@ def run(name: str, arguments: list[str]) -> int:
     }
     config = parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names)
     _quiet_transformers()
-    print(summarise(construct(config), config))
+    print(summarise(make_corpus(config), config))
+    print(f"look and listen: {config.work_dir}/{REPORT}")
     return 0
+
+
+def make_corpus(config: CorpusConfig) -> Outcome:
+    """The corpus, with `README.md`, its data card, in `output_dir`, and `report.html` in `work_dir`: what was made, and
+    what was left out, to look at and listen to.
+
+    Raises:
+        ValueError: as `construct`; where no dialogue is left, the report is there all the same.
+    """
+    from lightning_s2s.construction.pipeline import NothingKeptError, construct
+    from lightning_s2s.reporting.construction_card import write_card
+    from lightning_s2s.reporting.construction_report import write_report
+
+    report = Path(config.work_dir) / REPORT
+    try:
+        outcome = construct(config)
+    except NothingKeptError as error:
+        raise ValueError(f"{error}; see {write_report(report, error.outcome, config)}") from None
+    write_card(Path(config.output_dir) / "README.md", outcome, config)
+    write_report(report, outcome, config)
+    return outcome
 
 
 def _quiet_transformers() -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.messages import OneLineParser, a_path
-from lightning_s2s.commands.models import add_trust_option, open_model
-from lightning_s2s.files import make_folder
+from lightning_s2s.commands.model_options import add_trust_option
+from lightning_s2s.support.files import make_folder
 
 if TYPE_CHECKING:
     import argparse
 
-    from lightning_s2s.model import SpeechToSpeechModel
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 FORMATS = ("opens2s",)
 COMPONENTS = "components.yaml"
@@ -49,6 +49,7 @@ def run(name: str, arguments: list[str]) -> int:
         print(f"{options.out}: model folder; {options.out / COMPONENTS} names its components for `fit --config`")
         return 0
     from lightning_s2s.checkpoints.opens2s_export import export_opens2s
+    from lightning_s2s.checkpoints.sources import open_model
 
     left_out = export_opens2s(open_model(options.model, options.trust_sources), options.out, options.lora, options.like)
     print(f"{options.out}: OpenS2S folder")
@@ -64,6 +65,7 @@ def import_folder(source: str, out: Path) -> None:
     Raises:
         ValueError: it is no published folder, it can't be read, or `out` is taken.
     """
+    from lightning_s2s.checkpoints.model_folder import save_model
     from lightning_s2s.checkpoints.opens2s import is_opens2s_folder, load_opens2s
 
     if not is_opens2s_folder(source):
@@ -74,7 +76,7 @@ def import_folder(source: str, out: Path) -> None:
     model = load_opens2s(source)
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         (folder / COMPONENTS).write_text(components_yaml(model, folder, out), encoding="utf-8")
 
     make_folder(out, write)

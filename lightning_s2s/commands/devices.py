@@ -18,7 +18,7 @@ def find_device(name: str) -> torch.device:
     Raises:
         CommandError: there is none here, or torch knows no such kind.
     """
-    from lightning_s2s.ranges import check_device
+    from lightning_s2s.support.ranges import check_device
 
     try:
         return check_device(name, "--device")

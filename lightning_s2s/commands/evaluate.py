@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.commands.models import find_model
 from lightning_s2s.commands.settings import parse_settings
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.wording import unknown_name
 
 KINDS = {
     "answers": "answer a manifest of spoken questions: emotion heard, replies, latency, report",
@@ -30,11 +31,20 @@ def run(name: str, arguments: list[str]) -> int:
     if kind not in KINDS:
         raise CommandError(unknown_name("kind of evaluation", kind, KINDS))
     if kind == "answers":
+        from lightning_s2s.checkpoints.sources import find_model
         from lightning_s2s.evaluation.answers import EvaluateAnswersConfig, evaluate_answers
+        from lightning_s2s.evaluation.runs import read_run
+        from lightning_s2s.reporting.answers_report import write_report
+        from lightning_s2s.reporting.tables import print_figures, print_table
 
         settings = parse_settings(f"{program} {kind}", EvaluateAnswersConfig, rest)
         settings.model = str(find_model(settings.model))
-        evaluate_answers(settings)
+        answers, figures = evaluate_answers(settings)
+        page = Path(settings.output_dir) / "report.html"
+        write_report(page, settings.title, answers, figures, [read_run(run) for run in settings.runs])
+        print_table(answers)
+        print_figures(figures)
+        print(f"\nlisten and look: {page}")
     else:
         from lightning_s2s.evaluation.speech import EvaluateSpeechConfig, evaluate_speech
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.reading import InputError
+from lightning_s2s.support.reading import InputError
 
 MAX_CHARACTERS = 1_000_000
 REFERENCE = re.compile(r"\$\{\s*(\.*)([^${}:]+?)\s*\}")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning_s2s.commands.interpolations import check_interpolations
-from lightning_s2s.reading import YamlBombError, one_line, parse_yaml, read_yaml
-from lightning_s2s.registry import REGISTRY, near_names, unknown_name
+from lightning_s2s.components.registry import REGISTRY
+from lightning_s2s.support.reading import YamlBombError, one_line, parse_yaml, read_yaml
+from lightning_s2s.support.wording import near_names, unknown_name
 
 LIKE_AN_OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")
 """What argparse takes for an option, not for a value: all with a dash in front but numbers, and texts with a space."""
@@ -189,11 +190,6 @@ def _check_value(option: str, value: str) -> None:
             raise CommandError(str(error)) from None
         except ValueError:
             return
-
-
-def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:
-    """The wording for a file of a kind that can't be written."""
-    return f"{option} {path}: the name must end in {' or '.join(allowed)}"
 
 
 def _unknown_option(given: str, options: list[str]) -> str:

@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from lightning_s2s.checkpoints.weights import without_weights
 from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
 from lightning_s2s.commands.train import StageCLI, parse_stage
-from lightning_s2s.stages.memory_plan import (
+from lightning_s2s.components.weights import without_weights
+from lightning_s2s.scale.memory_plan import (
     OVERHEAD_BYTES,
     STRATEGIES,
     ComponentSize,
@@ -19,7 +19,7 @@ from lightning_s2s.stages.memory_plan import (
     describe,
     estimate,
 )
-from lightning_s2s.stages.strategies import is_fsdp2
+from lightning_s2s.scale.strategies import is_fsdp2
 
 GPUS = (1, 2, 4, 8, 16)
 COLUMNS = ("weights", "gradients", "optimiser", "gathered", "activations", "total")

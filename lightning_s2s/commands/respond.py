@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.commands.devices import DEVICE_HELP, find_device
-from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path, unknown_suffix
-from lightning_s2s.commands.models import (
-    add_trust_option,
-    find_model,
-    open_model,
-    open_vocoder,
-    take_vocoder_options,
-)
-from lightning_s2s.files import replacing, write_text
+from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
+from lightning_s2s.commands.model_options import add_trust_option, open_vocoder, take_vocoder_options
+from lightning_s2s.support.files import replacing, write_text
+from lightning_s2s.support.wording import unknown_suffix
 
 if TYPE_CHECKING:
     import argparse
@@ -69,8 +64,10 @@ def run(name: str, arguments: list[str]) -> int:
     arguments, vocoder_options = take_vocoder_options(arguments)
     options = build_parser().parse_args(arguments)
     _check(options)
+    from lightning_s2s.checkpoints.sources import open_model
     from lightning_s2s.data.audio import load_audio
     from lightning_s2s.streaming.engine import StreamingEngine
+    from lightning_s2s.streaming.session import stream_reply
 
     device = find_device(options.device)
     model = open_model(options.model, options.trust_sources).to(device)
@@ -90,7 +87,7 @@ def run(name: str, arguments: list[str]) -> int:
     reply = None
     start = time.perf_counter()
     settings = {"greedy": options.greedy, "vocode": vocode, "seed": options.seed, "engine": engine}
-    for event in model.stream(waveform, sample_rate, **settings):
+    for event in stream_reply(model, waveform, sample_rate, **settings):
         events.append(TimedEvent(type(event).__name__, event.time_sec - start))
         reply = getattr(event, "reply", reply)
     assert reply is not None, "a stream ends with Done"
@@ -107,15 +104,19 @@ def run(name: str, arguments: list[str]) -> int:
 
 def warm_up(engine: StreamingEngine, sample_rate: int, vocode: bool) -> None:
     """Compile, and let half a second of silence through up to the first sound: late imports aren't the answer's."""
+    from lightning_s2s.streaming.session import stream_reply
+
     engine.warm_up()
     silence, settings = [0.0] * (sample_rate // 2), {"vocode": vocode, "max_text_tokens": 2, "engine": engine}
-    for event in engine.model.stream(silence, sample_rate, **settings):
+    for event in stream_reply(engine.model, silence, sample_rate, **settings):
         if type(event).__name__ == ("AudioChunk" if vocode else "Units"):
             break
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Find mistakes before anything slow is loaded."""
+    """Find mistakes before the model is loaded."""
+    from lightning_s2s.checkpoints.sources import find_model
+
     find_model(options.model)
     if not Path(options.question).is_file() and not Path(options.question.rsplit(":", 2)[0]).is_file():
         raise ValueError(f"{options.question}: no such audio file")

@@ -22,16 +22,16 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
-from lightning_s2s.commands.interrupts import EndsAtOnce, Received
 from lightning_s2s.commands.messages import CommandError, check_configs, check_options, explain, one_line
-from lightning_s2s.commands.resuming import check_resume, check_validate, options_of
-from lightning_s2s.commands.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
 from lightning_s2s.commands.settings import values_stay_values
+from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.files import NO_SPACE, remove_leftovers
-from lightning_s2s.locks import holding
-from lightning_s2s.registry import REGISTRY
-from lightning_s2s.stages.strategies import built_for
+from lightning_s2s.scale.interrupts import EndsAtOnce, Received
+from lightning_s2s.scale.resume import check_resume, check_validate, options_of
+from lightning_s2s.scale.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
+from lightning_s2s.scale.strategies import built_for
+from lightning_s2s.support.files import NO_SPACE, remove_leftovers
+from lightning_s2s.support.locks import holding
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""

@@ -7,7 +7,7 @@ from jsonargparse import ActionConfigFile
 from lightning_s2s.commands.devices import DEVICE_HELP, find_device
 from lightning_s2s.commands.messages import CommandError, check_configs
 from lightning_s2s.commands.settings import SettingsParser
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.components.registry import REGISTRY
 
 ROLES = ("user", "assistant")
 
@@ -16,7 +16,7 @@ def build_parser() -> SettingsParser:
     """The options of `lightning-s2s units`."""
     from typing import Literal
 
-    from lightning_s2s.interfaces import Vocoder
+    from lightning_s2s.components.contracts import Vocoder
 
     REGISTRY.load()
     parser = SettingsParser(
@@ -60,7 +60,7 @@ def run(name: str, arguments: list[str]) -> int:
     if not options.roles:
         raise CommandError(f"--roles: is empty; allowed: {', '.join(ROLES)}")
 
-    from lightning_s2s.data.units import add_units
+    from lightning_s2s.construction.units import add_units
 
     place = find_device(options.device)
     settings = options.vocoder.as_dict()

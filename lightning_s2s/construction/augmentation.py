@@ -11,9 +11,9 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from lightning_s2s import ranges
 from lightning_s2s.data.audio import SUFFIXES
-from lightning_s2s.ranges import checked
+from lightning_s2s.support import ranges
+from lightning_s2s.support.ranges import checked
 
 COLOURS = ("white", "pink")
 Range = tuple[float, float]

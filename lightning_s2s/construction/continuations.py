@@ -31,7 +31,7 @@ class ContinuationWriter:
     """
 
     def __init__(self, checkpoint: str, max_new_tokens: int = 64, device: Any = "cpu"):
-        from lightning_s2s.pretrained import load_model, load_pretrained
+        from lightning_s2s.components.pretrained import load_model, load_pretrained
 
         self.tokenizer = load_pretrained("AutoTokenizer", checkpoint, padding_side="left")
         self.template = ChatTemplate(self.tokenizer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_s2s.data.audio import SUFFIXES
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.wording import unknown_name
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from lightning_s2s.construction.continuations import ContinuationWriter, continu
 from lightning_s2s.construction.corpora import Recording, read_corpus
 from lightning_s2s.construction.rows import reading_row, recording_rows, write_manifest
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
-from lightning_s2s.journal import Journal
-from lightning_s2s.ranges import Count, Device, NonNegative, Positive, checked
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.journal import Journal
+from lightning_s2s.support.ranges import Count, Device, NonNegative, Positive, checked
+from lightning_s2s.support.wording import unknown_name
 
 TASKS = ("transcribe", "emotion", "continue")
 

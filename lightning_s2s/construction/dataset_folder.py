@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.construction.dialogue import SPLITS, Candidate
+from lightning_s2s.construction.dialogue import Candidate
 from lightning_s2s.construction.speaking import QUESTION_RATE
 from lightning_s2s.data.manifest import parse_units
+from lightning_s2s.data.tasks import SPLITS
 
 SHARD_BYTES = 500_000_000
 ROW_GROUP_BYTES = 32_000_000

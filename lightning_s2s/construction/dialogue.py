@@ -6,9 +6,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SPLITS = ("train", "validation", "test")
-EMOTIONS = ("neutral", "happy", "sad", "angry")
-
 
 @dataclass(frozen=True)
 class Turn:

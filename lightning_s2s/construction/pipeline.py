@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lightning_s2s.construction.card import write_card
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dataset_folder import write_dataset
-from lightning_s2s.construction.dialogue import SPLITS, Candidate, Dialogue, Reading, Usage
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, Reading, Usage
 from lightning_s2s.construction.filters import Filter, FilterStep, Heard
-from lightning_s2s.construction.report import write_report
 from lightning_s2s.construction.rows import (
     dialogue_row,
     language_rows,
@@ -30,14 +28,13 @@ from lightning_s2s.construction.rows import (
 from lightning_s2s.construction.running import Failure, Local, Step, run_step
 from lightning_s2s.construction.speaking import Delivery, Line, SpeakLines, SpeakTexts, Tokenise
 from lightning_s2s.construction.writing import Order
-from lightning_s2s.files import replacing
-from lightning_s2s.ranges import device_of
-from lightning_s2s.reading import parse_json, reading
+from lightning_s2s.data.tasks import SPLITS
+from lightning_s2s.support.files import replacing
+from lightning_s2s.support.ranges import device_of
+from lightning_s2s.support.reading import parse_json, reading
 
 DATASET = "dataset"
 """Folder of `output_dir`."""
-REPORT = "report.html"
-"""File of `work_dir`."""
 TIMING = "timing.jsonl"
 """File of `work_dir`: how long steps took."""
 REFERENCE = "The rainbow is a division of white light into many beautiful colors."
@@ -53,6 +50,10 @@ class Outcome:
         usage: what servers and models were asked for.
         question_sec: sound of the users in what was kept.
         reply_sec: sound of the assistant in it.
+        clips: line's id -> its recording, in `work_dir`.
+        seconds: of each recording.
+        weights: fingerprint of the vocoder's weights, "" without one.
+        dataset: folder of `output_dir` for the package datasets, None without one.
         timing: step -> items that were done, in this run and those before, and the seconds that they took.
         incomplete: items -> why they could not be done; another run tries them again.
     """
@@ -61,6 +62,10 @@ class Outcome:
     usage: Usage
     question_sec: float = 0.0
     reply_sec: float = 0.0
+    clips: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    weights: str = ""
+    dataset: str | None = None
     timing: dict[str, tuple[int, float]] = field(default_factory=dict)
     incomplete: Counter[str] = field(default_factory=Counter)
 
@@ -72,6 +77,20 @@ class Outcome:
     def rejections(self) -> Counter[str]:
         """Step -> dialogues that it left out, in the order of the steps."""
         return Counter(candidate.rejected_by for candidate in self.candidates if not candidate.kept)
+
+
+class NothingKeptError(ValueError):
+    """Every dialogue was left out.
+
+    Args:
+        outcome: of the run; its candidates say why.
+    """
+
+    def __init__(self, outcome: Outcome):
+        reasons = Counter(f"{c.rejected_by}: {c.reason}" for c in outcome.candidates).most_common(3)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        super().__init__(f"no dialogue is left of {len(outcome.candidates)}: {listed}")
+        self.outcome = outcome
 
 
 class Construction:
@@ -121,12 +140,10 @@ class Construction:
             if kind.hears:
                 self._filter(kind)
         outcome = Outcome(self.script.candidates, self.usage, incomplete=self.incomplete)
+        outcome.clips, outcome.seconds = self.clips, self.seconds
         kept = [candidate.dialogue for candidate in outcome.kept]
         if not kept:
-            reasons = Counter(f"{c.rejected_by}: {c.reason}" for c in outcome.candidates).most_common(3)
-            listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-            report = write_report(self.work / REPORT, outcome, config)
-            raise ValueError(f"no dialogue is left of {len(outcome.candidates)}: {listed}; see {report}")
+            raise NothingKeptError(outcome)
         readings = self.script.readings if self.script.readings is not None else list(readings_of(kept))
         readings = [reading for reading in readings if (reading.reply, reading.reply_emotion) in self.reply_clips]
         outcome.question_sec = sum(self.seconds[clip] for dialogue in kept for clip in self._clips(dialogue))
@@ -136,18 +153,16 @@ class Construction:
             {name: self.work / clip for d in kept for name, clip in zip(d.clip_ids, self._clips(d), strict=True)},
         )
         self._write_replies(readings)
-        units, weights = None, ""
+        units = None
         if config.vocoder is None:
             print(f"spoken; train a codec on {self.work}/replies_train.jsonl.gz, then construct again with --vocoder")
         else:
             step = Tokenise(config.vocoder, self.work)
-            units, weights = self._tokenise(step, kept, readings), step.weights
+            units, outcome.weights = self._tokenise(step, kept, readings), step.weights
             self._write_manifests(outcome.kept, readings, places, units)
         if config.dataset:
             write_dataset(self.output / DATASET, outcome.candidates, self.clips, units, self.work)
-        dataset = DATASET if config.dataset else None
-        write_card(self.output / "README.md", outcome, config, self.clips, self.seconds, weights, dataset)
-        write_report(self.work / REPORT, outcome, config)
+            outcome.dataset = DATASET
         outcome.timing = self._timing()
         return outcome
 
@@ -332,8 +347,7 @@ def construct(config: CorpusConfig) -> Outcome:
 
     Writes to `output_dir`: `questions.zip` (Ogg Opus members, uncompressed); gzipped JSONL manifests `{split}`
     (dialogues for stage 3), `understanding_{split}` (stage 1), `speech_{split}` (stage 2) and `language_{split}` (text
-    for the LLM); `README.md`, the data card; by option, `dataset`, a folder of the package datasets. To `work_dir`:
-    `report.html`, to look and listen, what was left out included.
+    for the LLM); by option, `dataset`, a folder of the package datasets.
 
     Raises:
         ValueError: a voice, an engine's files or a vocoder's weights are missing, a server is not there, or no dialogue

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lightning_s2s.ranges import Range, checked
+from lightning_s2s.support.ranges import Range, checked
 
 Analysis = tuple[np.ndarray, np.ndarray, np.ndarray]
 """WORLD's pitch (F,), spectral envelope (F, bins) and aperiodicity (F, bins), a frame every 5 ms."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_s2s.checkpoints.weights import (
+from lightning_s2s.components.weights import (
     WEIGHTS,
     load_tensors,
     read_json,
@@ -30,8 +30,8 @@ from lightning_s2s.checkpoints.weights import (
 from lightning_s2s.construction.prosody_features import FEATURES, LEVEL, ClipJob, measure_clip, prosody_features
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import ManifestError, read_manifest
-from lightning_s2s.files import write_text
-from lightning_s2s.ranges import Count, Natural, NonNegative, Processes, Range, Seed, checked
+from lightning_s2s.support.files import write_text
+from lightning_s2s.support.ranges import Count, Natural, NonNegative, Processes, Range, Seed, checked
 
 SPLITS = ("train", "validation", "test")
 LIMIT = 2.5

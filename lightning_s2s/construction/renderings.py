@@ -9,8 +9,8 @@ import numpy as np
 import soundfile as sf
 
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
-from lightning_s2s.files import replacing
-from lightning_s2s.reading import reading
+from lightning_s2s.support.files import replacing
+from lightning_s2s.support.reading import reading
 
 SILENCE = 1e-4
 """A rendering whose peak is below this is silent."""

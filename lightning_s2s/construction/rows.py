@@ -11,7 +11,8 @@ from typing import Any
 from lightning_s2s.construction.augmentation import Drawn
 from lightning_s2s.construction.corpora import Recording
 from lightning_s2s.construction.dialogue import Dialogue, Reading, Turn
-from lightning_s2s.files import write_bytes
+from lightning_s2s.data.tasks import CONTINUE_WORDS, TASKS
+from lightning_s2s.support.files import write_bytes
 
 
 def write_manifest(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -62,17 +63,6 @@ def understanding_rows(
                 continue
             user = _heard(turn, audio[number], drawn[number]) | {"text": prompt}
             yield _row(f"{name}-{task}", user, {"text": answer}, task=task, speaker=dialogue.speaker)
-
-
-TASKS = {
-    "reply": "",
-    "emotion": "What emotion does the speaker convey? ",
-    "transcribe": "Repeat what the speaker says. ",
-    "continue": "Continue the following sentence based on the conveyed emotion tone in a coherent style: ",
-}
-
-CONTINUE_WORDS = "Continue the following sentence in a coherent style: "
-"""Of `continue`, where no emotion is known."""
 
 
 def recording_rows(

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from lightning_s2s.checkpoints.weights import weights_fingerprint
+from lightning_s2s.components.weights import weights_fingerprint
 from lightning_s2s.construction.augmentation import Augmentation, Drawn, augment
 from lightning_s2s.construction.opus import encode_opus
 from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
@@ -23,7 +23,7 @@ from lightning_s2s.construction.running import Failure, Step
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.server import metered
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
-from lightning_s2s.files import write_bytes
+from lightning_s2s.support.files import write_bytes
 
 QUESTION_RATE = 16_000
 QUESTION_LEVEL = 0.05

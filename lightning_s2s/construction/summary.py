@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.pipeline import REPORT, Outcome
+from lightning_s2s.construction.pipeline import Outcome
 
 
 def summarise(outcome: Outcome, config: CorpusConfig) -> str:
@@ -33,5 +33,4 @@ def summarise(outcome: Outcome, config: CorpusConfig) -> str:
             f"{total / 3600:.2f} hours of work, earlier runs included: {hours / total * 3600:.3f} hours of kept speech "
             "an hour"
         )
-    lines.append(f"look and listen: {config.work_dir}/{REPORT}")
     return "\n".join(lines)

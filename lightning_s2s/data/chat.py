@@ -90,13 +90,6 @@ class ChatTokenizer:
         self._ids: dict[str, int] | None = None
         self._markup = self._markup_pattern()
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> ChatTokenizer:
-        """From a folder of tokenizer files or a hub id; `kwargs` go to the constructor."""
-        from lightning_s2s.pretrained import load_pretrained
-
-        return cls(load_pretrained("AutoTokenizer", str(folder)), **kwargs)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files with the template in use."""
         self.tokenizer.save_pretrained(str(folder))

@@ -16,7 +16,7 @@ from lightning_s2s.data.batching import DurationBatchSampler, Note, ResumableLoa
 from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, collate_vocoder
 from lightning_s2s.data.dataset import SpeechDialogueDataset
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.ranges import Count, NonNegative, Positive, Range, Seed, checked
+from lightning_s2s.support.ranges import Count, NonNegative, Positive, Range, Seed, checked
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lightning_s2s.data.audio import LONGEST_SEC
 from lightning_s2s.data.chat import ROLES, content_items
-from lightning_s2s.reading import InputError, parse_json
+from lightning_s2s.support.reading import InputError, parse_json
 
 # The last ones are what `construct` notes and nothing here reads.
 ROW_KEYS = ("messages", "id", "speaker", "pair", "ambiguous", "task", "seed", "figures")

@@ -12,18 +12,17 @@ from typing import Any
 
 import soundfile as sf
 
-from lightning_s2s.construction.dialogue import EMOTIONS
-from lightning_s2s.construction.rows import TASKS
-from lightning_s2s.construction.writing.grammar import DialogueGrammar
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec, load_audio
 from lightning_s2s.data.dataset import user_audio_items
 from lightning_s2s.data.manifest import ManifestError, read_manifest
+from lightning_s2s.data.tasks import EMOTIONS, TASKS
 from lightning_s2s.evaluation.answer import Answer, Figure, percentile
-from lightning_s2s.evaluation.report import print_table, write_report
-from lightning_s2s.evaluation.runs import read_run
-from lightning_s2s.files import replacing, write_text
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.ranges import Natural, checked
+from lightning_s2s.evaluation.grammar import DialogueGrammar
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.streaming.session import respond
+from lightning_s2s.support.files import replacing, write_text
+from lightning_s2s.support.ranges import Natural, checked
 
 
 @checked
@@ -54,8 +53,8 @@ class EvaluateAnswersConfig:
     trust_sources: bool = False
 
 
-def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
-    """Answer, judge, print the table and the figures, and write the report.
+def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[Answer], list[Figure]]:
+    """Answer and judge; writes all but the page.
 
     Raises:
         ValueError: model, manifest or grammar are missing or broken, or a row asks nothing that can be judged.
@@ -67,7 +66,7 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
     rows = rows[: config.limit or None]
     for row in rows:
         check_question(row)
-    model = SpeechToSpeechModel.from_pretrained(config.model, trust_sources=config.trust_sources)
+    model = load_model(config.model, trust_sources=config.trust_sources)
     output = Path(config.output_dir)
     (output / "replies").mkdir(parents=True, exist_ok=True)
     for row in rows[: config.num_warmup]:
@@ -84,11 +83,7 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> list[Figure]:
         lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
     write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
     write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
-    write_report(output / "report.html", config.title, answers, figures, [read_run(run) for run in config.runs])
-    print_table(answers)
-    print_figures(figures)
-    print(f"\nlisten and look: {output / 'report.html'}")
-    return figures
+    return answers, figures
 
 
 def find_question(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -146,9 +141,9 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
         waveform = load_audio(item["audio"], row["folder"], sample_rate)
     except AudioError as error:
         raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
-    reply = model.respond(waveform, sample_rate, greedy=True)
-    heard = model.respond(
-        waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
+    reply = respond(model, waveform, sample_rate, greedy=True)
+    heard = respond(
+        model, waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
     ).text.lower()
     judged = grammar.judge(reply.text)
     return Answer(
@@ -203,16 +198,6 @@ def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figur
         Figure("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
         Figure("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
     ]
-
-
-def print_figures(figures: Sequence[Figure]) -> None:
-    """One line for each figure, with its target."""
-    width = max(len(figure.name) for figure in figures)
-    print()
-    for figure in figures:
-        verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
-        target = f"(target {figure.format_target()}: {verdict})" if figure.target is not None else ""
-        print(f"{figure.name:<{width}}  {figure.format(figure.value):>8}  {target} {figure.note}".rstrip())
 
 
 def _record(answer: Answer, wav: Path) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import parse_units, read_manifest
-from lightning_s2s.files import write_text
-from lightning_s2s.ranges import Natural, checked
-from lightning_s2s.reading import parse_json
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.support.files import write_text
+from lightning_s2s.support.ranges import Natural, checked
+from lightning_s2s.support.reading import parse_json
 
 
 @checked
@@ -59,7 +60,7 @@ class Transcriber:
     """
 
     def __init__(self, name: str, device: str = "cpu"):
-        from lightning_s2s.pretrained import load_pretrained
+        from lightning_s2s.components.pretrained import load_pretrained
 
         self.processor = load_pretrained("WhisperProcessor", name)
         self.model = load_pretrained("WhisperForConditionalGeneration", name).eval().to(device)
@@ -172,7 +173,7 @@ def _spoken_items(manifest: str, limit: int) -> Iterable[dict[str, Any]]:
 
 
 def _from_vocoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
-    from lightning_s2s.vocoders.pocket import PocketVocoder
+    from lightning_s2s.components.vocoders.pocket import PocketVocoder
 
     vocoder = PocketVocoder(checkpoint=folder).eval()
     for item in _spoken_items(manifest, limit):
@@ -187,10 +188,9 @@ def _from_vocoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str,
 
 
 def _from_decoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str, np.ndarray]]:
-    from lightning_s2s.model import SpeechToSpeechModel
     from lightning_s2s.streaming.speak import speak_text
 
-    model = SpeechToSpeechModel.from_pretrained(folder)
+    model = load_model(folder)
     for item in _spoken_items(manifest, limit):
         units = speak_text(model, item["text"], Sampler(temperature=0.0))
         waveform = model.vocoder.synthesize(torch.tensor([units or [0]]))[0]

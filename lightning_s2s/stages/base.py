@@ -15,14 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_s2s.checkpoints.handoff import load_handoff
-from lightning_s2s.checkpoints.of_stage import CONFIGURATION_KEY, MODEL_KEY
+from lightning_s2s.checkpoints.init_from import load_handoff
+from lightning_s2s.checkpoints.lightning_checkpoint import MODEL_KEY
+from lightning_s2s.checkpoints.model_folder import save_model
 from lightning_s2s.checkpoints.stored import SLOTS, pack_parts
-from lightning_s2s.component import checkpoint_activations, compile_blocks
-from lightning_s2s.ctc import collapse, edit_distances, frames_needed
-from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.encoder_cache import EncoderCache
-from lightning_s2s.interfaces import (
+from lightning_s2s.components.base import checkpoint_activations, compile_blocks
+from lightning_s2s.components.contracts import (
     Adapter,
     AudioEncoder,
     CtcLogits,
@@ -32,11 +30,16 @@ from lightning_s2s.interfaces import (
     Vocoder,
     lengths_to_mask,
 )
-from lightning_s2s.model import ModelOutput, SpeechToSpeechModel
-from lightning_s2s.ranges import Natural, NonNegative, Range, Share, checked
-from lightning_s2s.registry import UnregisteredError
-from lightning_s2s.sharding import gathered, is_sharded, shard, whole_norm
-from lightning_s2s.stages.strategies import mixed_precision, wrap_blocks
+from lightning_s2s.components.ctc import collapse, edit_distances, frames_needed
+from lightning_s2s.components.registry import UnregisteredError
+from lightning_s2s.components.weights import is_sharded
+from lightning_s2s.data.requirements import DataRequirements
+from lightning_s2s.model.speech_to_speech import ModelOutput, SpeechToSpeechModel
+from lightning_s2s.scale.encoder_cache import EncoderCache
+from lightning_s2s.scale.fsdp import gathered, shard, whole_norm
+from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY
+from lightning_s2s.scale.strategies import mixed_precision, wrap_blocks
+from lightning_s2s.support.ranges import Natural, NonNegative, Range, Share, checked
 
 
 @checked
@@ -60,7 +63,7 @@ class Stage(L.LightningModule):
         activation_checkpointing: components (`encoder`, `llm`, `speech_decoder`) whose layers are computed again in the
             backward pass instead of keeping their activations: less memory, more time, the same gradients.
         encoder_cache: folder that keeps what a wholly frozen encoder gives for each clip, so that it is computed once;
-            see `lightning_s2s.encoder_cache.EncoderCache`. None encodes in every epoch.
+            see `lightning_s2s.scale.encoder_cache.EncoderCache`. None encodes in every epoch.
         compile: while training, run the Transformer layers of encoder, LLM and speech decoder through `torch.compile`,
             one by one, so that equal layers are compiled once.
 
@@ -336,7 +339,7 @@ class Stage(L.LightningModule):
         if self.trainer.fast_dev_run or not (self.trainer.is_global_zero or is_sharded(self.model)):
             return
         folder = Path(self.trainer.default_root_dir) / "model"
-        self.model.save_pretrained(folder)
+        save_model(self.model, folder)
         self.export(Path(self.trainer.default_root_dir))
         rank_zero_info(f"model written to {folder}")
 

@@ -11,9 +11,10 @@ from torch import nn
 from torchmetrics import MeanMetric
 from torchmetrics.text import WordErrorRate
 
+from lightning_s2s.components.weights import is_sharded
 from lightning_s2s.data.chat import content_items
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sharding import is_sharded
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.streaming.session import respond
 
 
 def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -69,7 +70,8 @@ class FreeAnswerMetrics(nn.Module):
             if len(items) == 1 and task in ("emotion", "transcribe") and self.seen[task] < self.num_rows:
                 self.seen[task] += 1
                 waveform = batch["waveform"][clip, : int(batch["waveform_lengths"][clip])].float().cpu()
-                reply = model.respond(
+                reply = respond(
+                    model,
                     waveform,
                     model.encoder.sample_rate,
                     instruction=items[0].get("text") or "",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.components.weights import save_weights
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
 

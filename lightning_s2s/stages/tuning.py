@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.ranges import Natural, NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics
+from lightning_s2s.support.ranges import Natural, NonNegative, checked
 
 
 @checked

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_s2s.checkpoints.weights import save_weights
-from lightning_s2s.ctc import similarity_ctc_loss
+from lightning_s2s.components.ctc import similarity_ctc_loss
+from lightning_s2s.components.weights import save_weights
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.ranges import Natural, NonNegative, checked
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
+from lightning_s2s.support.ranges import Natural, NonNegative, checked
 
 
 @checked

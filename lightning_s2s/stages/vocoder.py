@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_s2s.checkpoints.weights import save_weights
+from lightning_s2s.components.contracts import lengths_to_mask
+from lightning_s2s.components.vocoders.pocket import ConvNeXtBlock, PocketStreamState, PocketVocoder
+from lightning_s2s.components.vocoders.source_filter import SpeechParameters
+from lightning_s2s.components.weights import save_weights
 from lightning_s2s.data.requirements import DataRequirements
-from lightning_s2s.interfaces import lengths_to_mask
-from lightning_s2s.ranges import Natural, NonNegative, Range, checked
 from lightning_s2s.stages.discriminator import EnvelopeDiscriminator
-from lightning_s2s.vocoders.pocket import ConvNeXtBlock, PocketStreamState, PocketVocoder
-from lightning_s2s.vocoders.source_filter import SpeechParameters
+from lightning_s2s.support.ranges import Natural, NonNegative, Range, checked
 
 DISCRIMINATOR_LR = 1e-3
 MATCHING_WEIGHT = 0.5

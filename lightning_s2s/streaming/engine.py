@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any
 
 import torch
 
-from lightning_s2s.checks import check_count, check_flag
-from lightning_s2s.compatibility import check_dtypes
-from lightning_s2s.kv_cache import taking_slots
+from lightning_s2s.generation.kv_cache import taking_slots
+from lightning_s2s.model.compatibility import check_dtypes
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.eval_mode import EvalMode
 from lightning_s2s.streaming.event_stream import EventStream
 from lightning_s2s.streaming.events import Event
-from lightning_s2s.streaming.turn import LanguageStep, Sound, SpeechStep, Turn
-
-if TYPE_CHECKING:
-    from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.streaming.turn import LanguageStep, Sound, SpeechStep, Turn, VocoderWorker
+from lightning_s2s.support.checks import check_count, check_flag
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +75,7 @@ class StreamingEngine:
         decoder = model.speech_decoder
         self.speech_cache = None if decoder is None else decoder.open_cache(num_slots, max_positions, compile, **limit)
         aside = check_flag("overlap", overlap) and model.vocoder is not None
-        self.vocoder_thread = ThreadPoolExecutor(1, "vocoder") if aside else None
-        on_gpu = self.vocoder_thread is not None and model.device.type == "cuda"
-        self.vocoder_stream = torch.cuda.Stream(model.device) if on_gpu else None
+        self.vocoder_worker = VocoderWorker(model.device, self.deliver) if aside else None
         self._waiting: deque[Turn] = deque()
         self._running: list[Turn] = []
         self._eval_mode = EvalMode(model)
@@ -107,7 +104,11 @@ class StreamingEngine:
         """Let a turn in as soon as there is a slot -> its events, made while they are iterated over."""
         with self._locked():
             self._waiting.append(turn)
-        return EventStream(self, turn)
+        return EventStream(
+            functools.partial(self.next_event, turn),
+            functools.partial(self.cancel, turn),
+            functools.partial(self.abandon, turn),
+        )
 
     def cancel(self, turn: Turn) -> None:
         """End a turn now. Where another thread is in the middle of a step, its slot is free with the end of that."""
@@ -258,9 +259,9 @@ class StreamingEngine:
             try:
                 with taking_slots(self.llm_cache, self.speech_cache):
                     turn.language = model.llm.start_stream(self.llm_cache)
-                    if turn.session.speak:
-                        speaker = turn.session.speaker.to(model.device).unsqueeze(0)
-                        sampler = turn.session.unit_sampler
+                    if turn.options.speak:
+                        speaker = turn.options.speaker.to(model.device).unsqueeze(0)
+                        sampler = turn.options.unit_sampler
                         turn.speech = model.speech_decoder.start_stream(speaker, sampler, self.speech_cache)
             except Exception as error:
                 self._fail(turn, error)

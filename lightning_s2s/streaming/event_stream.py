@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from lightning_s2s.streaming.events import Event
-
-if TYPE_CHECKING:
-    from lightning_s2s.streaming.engine import StreamingEngine
-    from lightning_s2s.streaming.turn import Turn
 
 
 class EventStream(Iterator[Event]):
@@ -19,18 +14,20 @@ class EventStream(Iterator[Event]):
     collector, which finds a stream that was dropped, read or not, cancel it. No part of the engine refers to a stream.
 
     Args:
-        engine: that runs the turn.
-        turn: whose events.
+        next_event: gives the turn's next event, None after the last one.
+        cancel: ends the turn.
+        abandon: the same for the garbage collector, which may run anywhere, also in a thread that has the lock.
     """
 
-    def __init__(self, engine: StreamingEngine, turn: Turn):
-        self._engine, self._turn, self._closed = engine, turn, False
+    def __init__(self, next_event: Callable[[], Event | None], cancel: Callable[[], None], abandon: Callable[[], None]):
+        self._next_event, self._cancel, self._abandon = next_event, cancel, abandon
+        self._closed = False
 
     def __next__(self) -> Event:
         if self._closed:
             raise StopIteration
         try:
-            event = self._engine.next_event(self._turn)
+            event = self._next_event()
         except BaseException:
             self.close()
             raise
@@ -43,8 +40,8 @@ class EventStream(Iterator[Event]):
         """No more events are wanted."""
         if not self._closed:
             self._closed = True
-            self._engine.cancel(self._turn)
+            self._cancel()
 
     def __del__(self) -> None:
         if not self._closed:
-            self._engine.abandon(self._turn)
+            self._abandon()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_s2s.components.contracts import SPEAKER_WIDTH
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.row_checks import RowProblem, check_row, short, unknown_keys
-from lightning_s2s.interfaces import SPEAKER_WIDTH
 
 SAMPLE_RATES_HZ = (1_000, 768_000)
 """Lowest and highest rate that audio may have: far outside, resampling would take for ever."""

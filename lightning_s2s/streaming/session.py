@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_s2s.checks import check_count, check_flag, check_number
 from lightning_s2s.data.audio import as_waveform
-from lightning_s2s.sampling import Generation, Sampler, check_seed
+from lightning_s2s.generation.sampling import Generation, Sampler, check_seed
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.event_stream import EventStream
+from lightning_s2s.streaming.events import Done, Reply
 from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_speaker, check_text
-from lightning_s2s.streaming.turn import Turn
-
-if TYPE_CHECKING:
-    from lightning_s2s.model import SpeechToSpeechModel
+from lightning_s2s.streaming.turn import Turn, TurnOptions
+from lightning_s2s.support.checks import check_count, check_flag, check_number
 
 
 class StreamingSession:
@@ -76,7 +74,7 @@ class StreamingSession:
             raise ValueError("this model has no encoder: it can't answer a spoken question")
         if speak and model.speech_decoder is None:
             raise ValueError("this model has no speech decoder: it can't speak; answer with speak=False")
-        self.sample_rate = check_number("sample_rate", sample_rate, *SAMPLE_RATES_HZ)
+        check_number("sample_rate", sample_rate, *SAMPLE_RATES_HZ)
         for name, flag in (("greedy", greedy), ("vocode", vocode), ("speak", speak)):
             if flag is not None or name != "speak":
                 check_flag(name, flag)
@@ -91,49 +89,40 @@ class StreamingSession:
             raise ValueError("engine runs another model than the session's")
         self.model = model
         self.engine = StreamingEngine(model) if engine is None else engine
-        self.speak = model.speech_decoder is not None if speak is None else speak
-        self.vocode = vocode and self.speak and model.vocoder is not None
-        text, units = model.llm.generation, model.speech_decoder.generation if self.speak else None
-        self.max_text_tokens = max_text_tokens or (text and text.max_new_tokens) or 256
-        self.text_sampler = _sampler(text, None if greedy else text_sampler, greedy, Sampler(0.8, top_p=0.9))
-        self.unit_sampler = _sampler(units, unit_sampler, greedy, Sampler(0.8, top_k=20))
-        tokenizer = model.llm.tokenizer
-        by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
-        self.stop_ids = set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer
-        for offset, sampler in enumerate((self.text_sampler, self.unit_sampler)):
+        speak = model.speech_decoder is not None if speak is None else speak
+        text, units = model.llm.generation, model.speech_decoder.generation if speak else None
+        text_sampler = _sampler(text, None if greedy else text_sampler, greedy, Sampler(0.8, top_p=0.9))
+        unit_sampler = _sampler(units, unit_sampler, greedy, Sampler(0.8, top_k=20))
+        for offset, sampler in enumerate((text_sampler, unit_sampler)):
             if seed is not None and isinstance(sampler, Sampler) and sampler.seed is None:
                 sampler.seed = seed + offset
-        chunk_units = model.speech_decoder.chunk_units if self.speak else 1
+        tokenizer = model.llm.tokenizer
+        by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
+        chunk_units = model.speech_decoder.chunk_units if speak else 1
         if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
             raise ValueError(f"opening_units must be between 1 and M, here {chunk_units}; got {opening_units}")
-        self.opening_units = opening_units or max(1, chunk_units // 3)
-        self.speaker = as_speaker(speaker)
-        self.history, self.instruction = as_history(history), check_text("instruction", instruction)
-        question = {"role": "user", "content": [{"text": self.instruction, "audio": "pushed"}]}
+        question = {"role": "user", "content": [{"text": check_text("instruction", instruction), "audio": "pushed"}]}
         try:
-            self.prompt_ids = tokenizer.encode_prompt([*self.history, question], spoken=self.speak)
+            prompt_ids = tokenizer.encode_prompt([*as_history(history), question], spoken=speak)
         except ValueError as error:
             raise ValueError(f"instruction and history: {error}") from None
-        self.check_room(1)
+        self.options = TurnOptions(
+            sample_rate=float(sample_rate),
+            prompt_ids=prompt_ids,
+            stop_ids=set(text.eos_token_ids) if text and text.eos_token_ids else by_tokenizer,
+            max_text_tokens=max_text_tokens or (text and text.max_new_tokens) or 256,
+            position_limit=self.engine.llm_limit,
+            text_sampler=text_sampler,
+            unit_sampler=unit_sampler,
+            speak=speak,
+            vocode=vocode and speak and model.vocoder is not None,
+            opening_units=opening_units or max(1, chunk_units // 3),
+            speaker=as_speaker(speaker),
+        )
+        self.options.check_room(1)
         self._pieces: list[Tensor] = []
         self._num_samples = 0
         self._turn: Turn | None = None
-
-    def check_room(self, num_heard: int) -> None:
-        """Refuse a prompt that leaves no room for a reply.
-
-        Args:
-            num_heard: positions of the question's audio.
-
-        Raises:
-            ValueError: with so many positions the prompt is too long.
-        """
-        limit, num_read = self.engine.llm_limit, len(self.prompt_ids) - 1
-        if limit is not None and num_read + num_heard >= limit:
-            raise ValueError(
-                f"instruction and history take {num_read} positions of the LLM, and the question's waveform "
-                f"{num_heard}; fewer than {limit} are allowed, by the LLM or by the engine's position_limit"
-            )
 
     def push(self, waveform: Any) -> None:
         """More of the question: (T,) floats in [-1, 1], or integers with their full scale; see `as_waveform`.
@@ -145,9 +134,11 @@ class StreamingSession:
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
         piece = torch.from_numpy(as_waveform(waveform))
-        duration_sec = (self._num_samples + len(piece)) / self.sample_rate
+        duration_sec = (self._num_samples + len(piece)) / self.options.sample_rate
         rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
-        self.check_room(max(1, int(duration_sec * rate_hz) - 2))  # at the least; it is counted when it has been heard
+        self.options.check_room(
+            max(1, int(duration_sec * rate_hz) - 2)
+        )  # at the least; it is counted when it has been heard
         self._pieces.append(piece)
         self._num_samples += len(piece)
 
@@ -161,20 +152,43 @@ class StreamingSession:
         if self._turn is not None:
             raise ValueError("finish: the question is over already; ask the next one in another session")
         waveform = torch.cat(self._pieces) if self._pieces else torch.zeros(0)
-        if len(waveform) < 0.1 * self.sample_rate:
+        if len(waveform) < 0.1 * self.options.sample_rate:
             raise ValueError(
-                f"waveform: the question has {len(waveform) / self.sample_rate:.3f} s of audio; at least 0.1 s is "
-                "needed"
+                f"waveform: the question has {len(waveform) / self.options.sample_rate:.3f} s of audio; at least 0.1 s "
+                "is needed"
             )
         self._pieces = []
-        # A copy, so that whoever keeps the events in the session doesn't keep them alive in the engine.
-        self._turn = Turn(copy.copy(self), self.engine, waveform, start_sec)
+        self._turn = Turn(self.model, self.options, self.engine.vocoder_worker, waveform, start_sec)
         return self.engine.submit(self._turn)
 
     def cancel(self) -> None:
         """End the answer now, from any thread: its slot is free at once, and its events end without `Done`."""
         if self._turn is not None:
             self.engine.cancel(self._turn)
+
+
+def stream_reply(model: SpeechToSpeechModel, waveform: Any, sample_rate: int, **options: Any) -> EventStream:
+    """Answer a spoken question, event by event.
+
+    Args:
+        model: a model that hears.
+        waveform: (T,) float32 in [-1, 1].
+        sample_rate: Hz.
+        options: of `StreamingSession`: `greedy`, `speak`, `seed`, `history`, and so on.
+
+    Raises:
+        ValueError: as `StreamingSession` and its `push`.
+    """
+    session = StreamingSession(model, sample_rate, **options)
+    session.push(waveform)
+    return session.finish()
+
+
+def respond(model: SpeechToSpeechModel, waveform: Any, sample_rate: int, **options: Any) -> Reply:
+    """`stream_reply` to its end -> the reply."""
+    *_, done = stream_reply(model, waveform, sample_rate, **options)
+    assert isinstance(done, Done)
+    return done.reply
 
 
 def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 
 @torch.inference_mode()

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_s2s.sampling import CheckedSampler, check_finite
-from lightning_s2s.splice import AUDIO_PLACEHOLDER
+from lightning_s2s.generation.sampling import CheckedSampler, Sampler, check_finite
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.detokenizer import Detokenizer
 from lightning_s2s.streaming.events import AudioChunk, Done, Ending, Event, Reply, TextDelta, Units
-
-if TYPE_CHECKING:
-    from lightning_s2s.streaming.engine import StreamingEngine
-    from lightning_s2s.streaming.session import StreamingSession
 
 PROMPT_POSITIONS = 512
 """Positions of a prompt that the LLM reads in one forward: sessions beside it wait no longer than that."""
@@ -52,13 +50,87 @@ Request = LanguageStep | SpeechStep | Sound
 Steps = Generator[Event | Request, Any, None]
 
 
-@dataclass(eq=False)
-class Turn:
-    """One turn of a session while it waits, runs and ends.
+@dataclass(frozen=True)
+class TurnOptions:
+    """What a turn is asked, and how it answers.
 
     Attributes:
-        session: its options, which nobody changes any more.
-        engine: that runs it.
+        sample_rate: Hz of the question.
+        prompt_ids: what the LLM reads, with one placeholder for the question's audio.
+        stop_ids: tokens that end the text.
+        max_text_tokens: that end it, too.
+        position_limit: positions of the LLM, where something limits them.
+        text_sampler: logits (V,) -> the token; the turn's own.
+        unit_sampler: of the units.
+        speak: whether units are made.
+        vocode: whether they are made sound.
+        opening_units: that the first sound is made of.
+        speaker: (512,) embedding of the voice.
+    """
+
+    sample_rate: float
+    prompt_ids: list[int]
+    stop_ids: set[int]
+    max_text_tokens: int
+    position_limit: int | None
+    text_sampler: Sampler | Callable[[Tensor], int]
+    unit_sampler: Sampler | Callable[[Tensor], int]
+    speak: bool
+    vocode: bool
+    opening_units: int
+    speaker: Tensor
+
+    def check_room(self, num_heard: int) -> None:
+        """Refuse a prompt that leaves no room for a reply.
+
+        Args:
+            num_heard: positions of the question's audio.
+
+        Raises:
+            ValueError: with so many positions the prompt is too long.
+        """
+        limit, num_read = self.position_limit, len(self.prompt_ids) - 1
+        if limit is not None and num_read + num_heard >= limit:
+            raise ValueError(
+                f"instruction and history take {num_read} positions of the LLM, and the question's waveform "
+                f"{num_heard}; fewer than {limit} are allowed, by the LLM or by the engine's position_limit"
+            )
+
+
+class VocoderWorker:
+    """A thread that makes sound beside the next units, on a GPU in a stream of its own.
+
+    Args:
+        device: of the vocoder.
+        deliver: takes a turn's sound.
+    """
+
+    def __init__(self, device: torch.device, deliver: Callable[[Turn, Event], None]):
+        self.deliver = deliver
+        self.thread = ThreadPoolExecutor(1, "vocoder")
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def submit(self, turn: Turn, make_sound: Callable[[], Event | None]) -> Future[None]:
+        """Make a turn's next sound when those before are done."""
+        return self.thread.submit(self._run, turn, make_sound)
+
+    def _run(self, turn: Turn, make_sound: Callable[[], Event | None]) -> None:
+        if turn.leaving:
+            return
+        with torch.cuda.stream(self.stream):
+            event = make_sound()
+        if event is not None:
+            self.deliver(turn, event)
+
+
+@dataclass(eq=False)
+class Turn:
+    """One turn while it waits, runs and ends.
+
+    Attributes:
+        model: that answers.
+        options: how.
+        worker: makes sound aside; without one it is made between the steps.
         waveform: (T,) the question.
         start_sec: when the question had ended, of `time.perf_counter`.
         events: that nobody has taken yet.
@@ -73,8 +145,9 @@ class Turn:
         reply: what `Done` will carry.
     """
 
-    session: StreamingSession
-    engine: StreamingEngine
+    model: SpeechToSpeechModel
+    options: TurnOptions
+    worker: VocoderWorker | None
     waveform: Tensor
     start_sec: float
     events: deque[Event] = field(default_factory=deque)
@@ -124,10 +197,10 @@ class Turn:
         return now
 
     def _run(self) -> Steps:
-        session, model, reply = self.session, self.session.model, self.reply
-        speech = _Speech(self) if session.speak else None
+        model, options, reply = self.model, self.options, self.reply
+        speech = _Speech(self) if options.speak else None
         detokenize = Detokenizer(model.llm.tokenizer.decode)
-        draw = CheckedSampler(session.text_sampler, f"llm {type(model.llm).__name__}")
+        draw = CheckedSampler(options.text_sampler, f"llm {type(model.llm).__name__}")
         prompt = self._prompt()
         num_positions = prompt.shape[1]
         *opening, last = prompt.split(PROMPT_POSITIONS, dim=1)
@@ -157,10 +230,10 @@ class Turn:
 
     def _ending(self, token: int, num_positions: int) -> Ending | None:
         """What ends the text with the token that was drawn after so many positions; None where it goes on."""
-        limit = self.engine.llm_limit
-        if token in self.session.stop_ids:
+        limit = self.options.position_limit
+        if token in self.options.stop_ids:
             return "end"
-        if len(self.reply.text_ids) >= self.session.max_text_tokens:
+        if len(self.reply.text_ids) >= self.options.max_text_tokens:
             return "max_text_tokens"
         return "position_limit" if limit is not None and num_positions >= limit else None
 
@@ -170,21 +243,21 @@ class Turn:
         Raises:
             ValueError: it leaves no room for a reply, or encoder or adapter give NaN.
         """
-        session, model, waveform = self.session, self.session.model, self.waveform
+        model, options, waveform = self.model, self.options, self.waveform
         wanted = model.encoder.sample_rate
-        if wanted != session.sample_rate:
+        if wanted != options.sample_rate:
             import soxr
 
-            waveform = torch.from_numpy(soxr.resample(waveform.numpy(), session.sample_rate, wanted))
+            waveform = torch.from_numpy(soxr.resample(waveform.numpy(), options.sample_rate, wanted))
         lengths = torch.tensor([len(waveform)], device=model.device)
         hidden_states, lengths = model.encoder(waveform.unsqueeze(0).to(model.device), lengths)
         check_finite(hidden_states, f"encoder {type(model.encoder).__name__}", "hidden states")
         audio, audio_lengths = model.adapter(hidden_states, lengths)
         check_finite(audio, f"adapter {type(model.adapter).__name__}", "its outputs")
         self.mark("encoder_done")
-        ids = torch.tensor(session.prompt_ids)
+        ids = torch.tensor(options.prompt_ids)
         place, num_heard = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1]), int(audio_lengths[0])
-        session.check_room(num_heard)
+        options.check_room(num_heard)
         embedded = model.llm.embed(ids.clamp(min=0).to(model.device))
         heard = audio[0, :num_heard].to(embedded.dtype)
         return torch.cat([embedded[:place], heard, embedded[place + 1 :]]).unsqueeze(0)
@@ -194,9 +267,9 @@ class _Speech:
     """The spoken half of a turn: hidden states in, units and sound out."""
 
     def __init__(self, turn: Turn):
-        session = turn.session
-        self.turn, self.decoder, self.vocoder = turn, session.model.speech_decoder, session.model.vocoder
-        self.vocode, self.device = session.vocode, session.model.device
+        model = turn.model
+        self.turn, self.decoder, self.vocoder = turn, model.speech_decoder, model.vocoder
+        self.vocode, self.device = turn.options.vocode, model.device
         self.vocoder_state = self.vocoder.start_stream() if self.vocode else None
         self.worded = False
         """Whether there is anything to say: a reply without a word makes no sound."""
@@ -221,14 +294,14 @@ class _Speech:
 
         The speech decoder gets N of them at a time, as it does nothing with fewer, from the first word on.
         """
-        session, size = self.turn.session, self.decoder.chunk_conditions
+        size = self.decoder.chunk_conditions
         self.hidden.append(hidden)
         self.tokens.append(token)
-        self.worded = self.worded or bool(session.model.llm.tokenizer.decode([token]).strip())
+        self.worded = self.worded or bool(self.turn.model.llm.tokenizer.decode([token]).strip())
         if not last and len(self.tokens) % size:
             return
         if self.decoder.restarts_sampling and not last:
-            session.text_sampler.forget()
+            self.turn.options.text_sampler.forget()
         while self.worded and self.tokens and not self.spent:
             chunk = torch.cat(self.hidden[:size], dim=1), self.tokens[:size]
             self.hidden, self.tokens = self.hidden[size:], self.tokens[size:]
@@ -253,7 +326,7 @@ class _Speech:
                 continue
             group += units
             opening = not self.turn.reply.unit_ids
-            if len(group) >= (self.turn.session.opening_units if opening else self.decoder.chunk_units):
+            if len(group) >= (self.turn.options.opening_units if opening else self.decoder.chunk_units):
                 yield from self._say(group)
                 group = []
         if group:
@@ -267,13 +340,13 @@ class _Speech:
     def _sound(self, units: list[int], last: bool) -> Steps:
         if not self.vocode:
             return
-        if self.turn.engine.vocoder_thread is None:
+        if self.turn.worker is None:
             if (event := self._make_sound(units, last)) is not None:
                 yield event
             return
         while self.pending and self.pending[0].done():
             self.pending.popleft().result()  # raises what went wrong
-        self.pending.append(self.turn.engine.vocoder_thread.submit(self._make_sound_aside, units, last))
+        self.pending.append(self.turn.worker.submit(self.turn, functools.partial(self._make_sound, units, last)))
 
     @torch.inference_mode()
     def _make_sound(self, units: list[int], last: bool) -> AudioChunk | None:
@@ -286,15 +359,6 @@ class _Speech:
         self.times.append(self.turn.mark("first_audio"))
         self.chunks.append(chunk)
         return AudioChunk(self.times[-1], chunk, self.vocoder.sample_rate)
-
-    def _make_sound_aside(self, units: list[int], last: bool) -> None:
-        """`_make_sound` in the vocoder's thread, on a CUDA stream of its own where there is a GPU."""
-        if self.turn.leaving:
-            return
-        with torch.cuda.stream(self.turn.engine.vocoder_stream):
-            event = self._make_sound(units, last)
-        if event is not None:
-            self.turn.engine.deliver(self.turn, event)
 
     def close(self) -> Steps:
         """Wait for the sound, and fill it and its timing into the reply."""

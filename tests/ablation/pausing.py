@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from waiting import wait_for
 
-from lightning_s2s.files import write_text
+from lightning_s2s.support.files import write_text
 
 
 class PauseOnce(Callback):

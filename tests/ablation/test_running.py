@@ -15,10 +15,10 @@ import yaml
 from waiting import SAFETY_LIMIT_SEC, wait_for
 
 from lightning_s2s.cli import main
-from lightning_s2s.evaluation.ablation import running
-from lightning_s2s.evaluation.ablation.reading import read_study
-from lightning_s2s.evaluation.ablation.study import Command, plan
-from lightning_s2s.locks import holding
+from lightning_s2s.studies import running
+from lightning_s2s.studies.reading import read_study
+from lightning_s2s.studies.study import Command, plan
+from lightning_s2s.support.locks import holding
 
 ROOT = Path(__file__).parents[2]
 TINY_LM = {

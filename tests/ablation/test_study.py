@@ -14,10 +14,10 @@ from small_parts import SHORT_RUN
 from lightning_s2s.cli import main
 from lightning_s2s.commands.ablate import check_options
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.evaluation.ablation.reading import NESTED, read_study
-from lightning_s2s.evaluation.ablation.results import Spread, hyperparameters, read_value, spread_of, to_markdown
-from lightning_s2s.evaluation.ablation.running import is_finished
-from lightning_s2s.evaluation.ablation.study import as_option, commands_of, plan, references, slug, substitute
+from lightning_s2s.studies.reading import NESTED, read_study
+from lightning_s2s.studies.results import Spread, hyperparameters, read_value, spread_of, to_markdown
+from lightning_s2s.studies.running import is_finished
+from lightning_s2s.studies.study import as_option, commands_of, plan, references, slug, substitute
 
 ROOT = Path(__file__).parents[2]
 ONE_STEP = [

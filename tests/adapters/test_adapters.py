@@ -7,9 +7,9 @@ import torch
 from test_components import assert_batched_equals_single
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.adapters.linear import LinearAdapter
-from lightning_s2s.adapters.qformer import QformerAdapter
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.adapters.linear import LinearAdapter
+from lightning_s2s.components.adapters.qformer import QformerAdapter
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from conftest import last_line
 
-from lightning_s2s import cli, extras
+from lightning_s2s import cli
 from lightning_s2s.cli import main
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
-from lightning_s2s.reading import one_line
+from lightning_s2s.support import extras
+from lightning_s2s.support.reading import one_line
 
 HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib", "yaml")
 

@@ -69,11 +69,14 @@ def test_mistakes_of_construct(run, monkeypatch, tmp_path, arguments, code, expe
 
 
 def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
+    from lightning_s2s.commands import construct
     from lightning_s2s.construction import pipeline, prosody
 
     received = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(pipeline, "construct", lambda config: received.append(config) or pipeline.Outcome([], Usage()))
+    monkeypatch.setattr(
+        construct, "make_corpus", lambda config: received.append(config) or pipeline.Outcome([], Usage())
+    )
     config = ROOT / "experiments" / "tiny" / "construction.yaml"
     assert run("construct", "--config", config, "--seed", "5", "--tts.folder", "voices")[0] == 0
     assert isinstance(received[0], pipeline.CorpusConfig)

@@ -92,7 +92,7 @@ def test_configs_overrides_and_interpolation_give_one_configuration(run, configu
     settings = yaml.safe_load(out)
     model = settings["model"]["init_args"]
     assert settings["model"]["class_path"].endswith("EmpatheticInstructionTuning")
-    assert model["encoder"]["class_path"] == "lightning_s2s.encoders.whisper.whisper"
+    assert model["encoder"]["class_path"] == "lightning_s2s.components.encoders.whisper.whisper"
     assert model["encoder"]["init_args"]["checkpoint"] == "some/folder"
     assert "width" not in model["encoder"]["init_args"]
     assert model["warmup_steps"] == 7
@@ -118,7 +118,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(run, configuration, tmp_path, monkeypatch):
-    from lightning_s2s.commands.run_checkpoint import RunCheckpoint
+    from lightning_s2s.scale.run_checkpoint import RunCheckpoint
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("fit", "--config", configuration, "--trainer.default_root_dir", whole)[0] == 0

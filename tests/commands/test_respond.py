@@ -10,8 +10,9 @@ import soundfile
 import torch
 from conftest import last_line
 
-from lightning_s2s import kv_cache
-from lightning_s2s.commands.models import find_model, open_model, open_vocoder
+from lightning_s2s.checkpoints.sources import find_model, open_model
+from lightning_s2s.commands.model_options import open_vocoder
+from lightning_s2s.generation import kv_cache
 
 KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 

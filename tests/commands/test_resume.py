@@ -15,8 +15,8 @@ import yaml
 from conftest import TINY_LM, byte_tokenizer, last_line, write_tiny_corpus
 
 from lightning_s2s.cli import main
-from lightning_s2s.commands.resuming import changes, check_resume
-from lightning_s2s.locks import holding
+from lightning_s2s.scale.resume import changes, check_resume
+from lightning_s2s.support.locks import holding
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +347,7 @@ def test_a_full_disk_for_a_logger_is_told_with_the_folder(fit, folder, monkeypat
 
 def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder, monkeypatch):
     """A kill right after a saving: Lightning logs a step after its end, where it is saved."""
-    from lightning_s2s.commands.run_checkpoint import WholeFileIO
+    from lightning_s2s.scale.run_checkpoint import WholeFileIO
 
     save = WholeFileIO.save_checkpoint
 
@@ -372,7 +372,7 @@ def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder,
 
 def test_a_resumed_run_is_not_saved_between_the_batches_of_a_step(fit, monkeypatch):
     """Gradients that are being accumulated are in no checkpoint."""
-    from lightning_s2s.commands.run_checkpoint import WholeFileIO
+    from lightning_s2s.scale.run_checkpoint import WholeFileIO
 
     saved: list[tuple[int, int]] = []
 

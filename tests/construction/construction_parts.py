@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_s2s.construction.dialogue import EMOTIONS
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
+from lightning_s2s.data.tasks import EMOTIONS
 
 RULES = {
     "topics": ["job", "house", "exam", "trip", "car", "party", "school", "garden"],

@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from lightning_s2s.construction.augmentation import Augmentation
-from lightning_s2s.construction.card import card, header, size_category, write_card
 from lightning_s2s.construction.chat.base import ChatModel
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import EMOTIONS, Candidate, Dialogue, Turn, Usage
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
 from lightning_s2s.construction.filters import (
     Duration,
     FeelingWords,
@@ -31,6 +30,8 @@ from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speech import SpeechSynthesizer
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
+from lightning_s2s.data.tasks import EMOTIONS
+from lightning_s2s.reporting.construction_card import card, header, size_category, write_card
 
 EVERY = {"train": 1, "validation": 1, "test": 1}
 
@@ -88,8 +89,10 @@ def candidates() -> list[Candidate]:
     ]
 
 
-def outcome(found: Sequence[Candidate] | None = None, usage: Usage | None = None) -> Outcome:
-    return Outcome(list(candidates() if found is None else found), usage or Usage())
+def outcome(found: Sequence[Candidate] | None = None, usage: Usage | None = None, **options) -> Outcome:
+    return Outcome(
+        list(candidates() if found is None else found), usage or Usage(), clips=CLIPS, seconds=SECONDS, **options
+    )
 
 
 def config(**changes) -> CorpusConfig:
@@ -108,7 +111,7 @@ def config(**changes) -> CorpusConfig:
 
 
 def written(changes: dict | None = None, **options) -> str:
-    return card(outcome(), config(**changes or {}), CLIPS, SECONDS, **options)
+    return card(outcome(**options), config(**changes or {}))
 
 
 def prompted(**changes) -> PromptedWriter:
@@ -147,12 +150,12 @@ def test_counts():
 
 
 def test_a_pair_of_which_one_is_left_is_none():
-    text = card(outcome(candidates()[1:3]), config(), CLIPS, SECONDS)
+    text = card(outcome(candidates()[1:3]), config())
     assert "| train | 1 | 1 | 0 | 1 | 0.5 | 0.3 |" in text
 
 
 def test_one_split_has_no_sum():
-    text = card(outcome(candidates()[:2]), config(), CLIPS, SECONDS)
+    text = card(outcome(candidates()[:2]), config())
     assert "| all |" not in text and "more than one split" not in text and "distinct" not in text
     assert "2 spoken dialogues of one turn each, in English:" in text
 
@@ -160,7 +163,7 @@ def test_one_split_has_no_sum():
 def test_a_voice_of_two_splits_is_not_said_to_be_in_one():
     found = candidates()
     found[2] = replace(found[2], dialogue=replace(found[2].dialogue, speaker="adam"))
-    text = card(outcome(found), config(), CLIPS, SECONDS)
+    text = card(outcome(found), config())
     assert "| all | 3 | 4 | 1 | 1 |" in text and "more than one split" not in text
 
 
@@ -208,7 +211,7 @@ def test_sizes(count, size):
 def test_languages(language, codes):
     found = [replace(c, dialogue=replace(c.dialogue, seed={"language": language})) for c in candidates()]
     assert header(outcome(found), config()).get("language") == codes
-    assert f", in {language}:" in card(outcome(found), config(), CLIPS, SECONDS)
+    assert f", in {language}:" in card(outcome(found), config())
 
 
 # --- how it was made -------------------------------------------------------------------------------------------------
@@ -231,11 +234,11 @@ def test_a_grammar_and_prosody():
 def test_an_llm_its_tokens_and_their_cost():
     usage = Usage(1_000_000, 250_000)
     writer = prompted(turns=2, price_per_million_tokens={"input": 0.5, "output": 2.0})
-    text = card(outcome(usage=usage), config(writer=writer), CLIPS, SECONDS)
+    text = card(outcome(usage=usage), config(writer=writer))
     assert "- **Words**: LLM, parrot 0.7; prompts: of the package; turns: 2\n" in text
     tokens = "- **Tokens** of all LLMs: 1,000,000 read, 250,000 written"
     assert f"{tokens}; cost 1.0000, by the prices that the configuration names\n" in text
-    assert f"{tokens}\n" in card(outcome(usage=usage), config(writer=prompted()), CLIPS, SECONDS)
+    assert f"{tokens}\n" in card(outcome(usage=usage), config(writer=prompted()))
 
 
 def test_an_engine_with_emotions_and_another_for_the_replies():
@@ -246,7 +249,7 @@ def test_an_engine_with_emotions_and_another_for_the_replies():
     found = candidates()
     turn = replace(found[0].dialogue.turns[0], style="in a whisper")
     found[0] = replace(found[0], dialogue=replace(found[0].dialogue, turns=(turn,)))
-    text = card(outcome(found), config(tts=_Actor(), prosody=None), CLIPS, SECONDS)
+    text = card(outcome(found), config(tts=_Actor(), prosody=None))
     assert "- **Emotion**: the engine is asked for it and for a style\n" in text
 
 
@@ -277,7 +280,7 @@ def test_filters_with_what_they_left_out():
 
 
 def test_no_filters():
-    text = card(outcome(candidates()[:3]), config(), CLIPS, SECONDS)
+    text = card(outcome(candidates()[:3]), config())
     assert "3 of 3 dialogues were kept. No filter ran.\n\n## Licences" in text
 
 
@@ -343,7 +346,7 @@ def test_what_a_filter_checked_is_no_limit():
 
 def test_feelings_may_be_named_where_there_are_no_minimal_pairs():
     found = [replace(c, dialogue=replace(c.dialogue, ambiguous=False)) for c in candidates()]
-    assert "name a feeling" not in card(outcome(found), config(), CLIPS, SECONDS)
+    assert "name a feeling" not in card(outcome(found), config())
 
 
 def test_limits_follow_from_the_parts():
@@ -364,9 +367,9 @@ def test_replies_whose_emotion_is_not_heard():
     found = candidates()
     turn = replace(found[0].dialogue.turns[0], reply_emotion="sad")
     found[0] = replace(found[0], dialogue=replace(found[0].dialogue, turns=(turn,)))
-    assert "**Replies are spoken neutrally**" in card(outcome(found), config(), CLIPS, SECONDS)
+    assert "**Replies are spoken neutrally**" in card(outcome(found), config())
     actor = config(assistant_tts=_Actor())
-    assert "spoken neutrally" not in card(outcome(found), actor, CLIPS, SECONDS)
+    assert "spoken neutrally" not in card(outcome(found), actor)
 
 
 def test_filters_did_not_hear_the_augmentation():
@@ -384,7 +387,7 @@ def test_the_same_run_gives_the_same_file_wherever_it_lies(tmp_path):
     for name in ("one", "two"):
         made = config(output_dir=str(tmp_path / name), work_dir=str(tmp_path / "work"))
         timed = replace(outcome(), timing={"questions": (3, float(len(name)))})
-        write_card(tmp_path / name / "README.md", timed, made, CLIPS, SECONDS)
+        write_card(tmp_path / name / "README.md", timed, made)
     one, two = ((tmp_path / name / "README.md").read_bytes() for name in ("one", "two"))
     assert one == two and str(tmp_path).encode() not in one
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["README.md"]

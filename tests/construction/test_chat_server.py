@@ -13,10 +13,10 @@ from construction_parts import FakeCodec, read_rows
 from servers import LATE, treat_marked_answers_as_late, url_of_nobody
 from test_speech import as_file, tone
 
+from lightning_s2s.commands.construct import make_corpus
 from lightning_s2s.construction.chat import ChatReply, ChatRequest, ChatServer, Choice, Text, put_questions
 from lightning_s2s.construction.chat import Question as ChatQuestion
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.pipeline import construct
 from lightning_s2s.construction.server import PassingError, metered
 from lightning_s2s.construction.speech import SpeechServer
 from lightning_s2s.construction.writing import PromptedWriter
@@ -197,14 +197,14 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
             user_voices={"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]},
         )  # fmt: skip
 
-    sound = construct(config("sound"))
+    sound = make_corpus(config("sound"))
     assert len(sound.kept) == 10 and not sound.usage.problems and not sound.incomplete
     assert (sound.usage.input_tokens, sound.usage.output_tokens) == (1500, 300)  # five lines and ten replies
     assert config("sound").writer.cost(sound.usage) == pytest.approx((1500 + 300 * 10) / 1e6)
 
     server.faults = [("chat", fault) for fault in ("429", "500", "late", "drop", "broken", "empty", "torn")]
     server.faults += [("speech", fault) for fault in ("429", "500", "late", "drop", "empty", "torn")]
-    faulty = construct(config("faulty"))
+    faulty = make_corpus(config("faulty"))
     assert len(faulty.kept) == len(faulty.candidates) == 10 and not faulty.incomplete and not server.faults
     malformed = {reason: n for reason, n in faulty.usage.problems.items() if reason.startswith("malformed: ")}
     assert sum(malformed.values()) == 3 and malformed["malformed: empty answer"] == 1
@@ -214,7 +214,7 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
     }  # fmt: skip
 
     server.faults = [("chat", "500"), ("speech", "429"), ("speech", "empty")]
-    broken = construct(config("broken", retries=0))
+    broken = make_corpus(config("broken", retries=0))
     lost = [candidate for candidate in broken.candidates if not candidate.kept]
     assert len(broken.candidates) == 10 and 2 <= len(lost) <= 6 and broken.incomplete.total() == 3
     assert {candidate.rejected_by for candidate in lost} == {"writing", "speech"}
@@ -222,7 +222,7 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
         "not written: the server answered 500"
     }
     asked = len(server.requests)
-    again = construct(config("broken", retries=0))
+    again = make_corpus(config("broken", retries=0))
     assert len(again.kept) == 10 and not again.incomplete
     assert len(server.requests) - asked < 15  # what was there is not asked for again
     for path in (tmp_path / "sound" / "corpus").glob("*.jsonl.gz"):

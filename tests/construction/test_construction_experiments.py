@@ -64,7 +64,7 @@ def test_opens2s_is_understood(monkeypatch):
     monkeypatch.chdir(FOLDER.parents[1])
     received = []
     monkeypatch.setattr("lightning_s2s.construction.summary.summarise", lambda outcome, config: "")
-    monkeypatch.setattr("lightning_s2s.construction.pipeline.construct", received.append)
+    monkeypatch.setattr("lightning_s2s.commands.construct.make_corpus", received.append)
     assert main(["construct", "--config", "experiments/construction/opens2s.yaml", "--vocoder", "null"]) == 0
     (config,) = received
     assert isinstance(config.writer.chat, ChatServer) and isinstance(config.runner, Ray)

@@ -15,8 +15,8 @@ from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
 from lightning_s2s.construction.filters import Duration, WordCount, WordError
 from lightning_s2s.construction.opus import encode_opus
 from lightning_s2s.construction.pipeline import Outcome
-from lightning_s2s.construction.report import choose_pairs, group_pairs, heard_otherwise, spread, write_report
-from lightning_s2s.construction.report_page import histogram
+from lightning_s2s.reporting.construction_page import histogram
+from lightning_s2s.reporting.construction_report import choose_pairs, group_pairs, heard_otherwise, spread, write_report
 
 RATE = 16_000
 EVIL = "It's <script>alert('x')</script> & \"late\"."

@@ -285,7 +285,7 @@ def llm_folder(tokenizer_folder, tmp_path) -> Path:
     import torch
     from test_model import QWEN
 
-    from lightning_s2s.llms.causal import CausalLanguageModel
+    from lightning_s2s.components.llms.causal import CausalLanguageModel
 
     torch.manual_seed(0)
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))

@@ -14,17 +14,18 @@ import soundfile as sf
 import yaml
 from construction_parts import RULES, FakeCodec, Tone, read_rows
 
+from lightning_s2s.commands.construct import make_corpus
 from lightning_s2s.construction import speaking
 from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
 from lightning_s2s.construction.filters import WordCount
-from lightning_s2s.construction.pipeline import construct, lines_of
+from lightning_s2s.construction.pipeline import lines_of
 from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
 from lightning_s2s.construction.writing import GrammarWriter
-from lightning_s2s.construction.writing.grammar import DialogueGrammar
 from lightning_s2s.data import load_audio, read_manifest
+from lightning_s2s.data.tasks import EMOTIONS, SPLITS
+from lightning_s2s.evaluation.grammar import DialogueGrammar
 
 COUNTS = {"train": 4, "validation": 1, "test": 1}
 
@@ -187,7 +188,7 @@ def test_dialogues_may_draw_from_the_first_replies_alone(config):
 def corpus(config, monkeypatch) -> CorpusConfig:
     monkeypatch.setattr(speaking, "analyse", lambda waveform, rate: waveform)
     monkeypatch.setattr(speaking, "render", lambda analysis, rate, prosody: analysis)
-    construct(config)
+    make_corpus(config)
     return config
 
 
@@ -219,7 +220,7 @@ def test_constructing_again_gives_the_same_bytes_and_speaks_nothing(corpus):
     folder = Path(corpus.output_dir)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     spoken = len(corpus.tts.asked)
-    construct(corpus)
+    make_corpus(corpus)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert len(corpus.tts.asked) == spoken
 
@@ -228,7 +229,7 @@ def test_a_recording_that_was_deleted_is_made_again(corpus):
     clip = sorted((Path(corpus.work_dir) / "questions").iterdir())[0]
     before = clip.read_bytes()
     clip.unlink()
-    construct(corpus)
+    make_corpus(corpus)
     assert clip.read_bytes() == before
 
 
@@ -244,7 +245,7 @@ def test_a_pair_is_spoken_once_and_every_voice_checked_before(corpus):
 def test_an_engine_with_emotions_is_asked_for_them(config):
     """No prosody is laid over it; the replies may be another engine's."""
     config = replace(config, tts=Tone(has_emotions=True), assistant_tts=Tone(), prosody=None)
-    construct(config)
+    make_corpus(config)
     expected = {(d.turns[0].text, d.speaker, d.turns[0].emotion) for d in plan(config)}
     assert set(config.tts.asked) == expected and len(config.tts.asked) == len(expected)
     assert {voice for _, voice, _ in config.assistant_tts.asked} == {"anna"}
@@ -272,7 +273,7 @@ def test_where_nothing_is_left_the_report_says_why(config):
     with pytest.raises(
         ValueError, match="no dialogue is left of 32: .* x word_count: .* is below 100; .*see .*report.html"
     ):
-        construct(config)
+        make_corpus(config)
     assert "is below 100" in (Path(config.work_dir) / "report.html").read_text()
     assert {voice for _, voice, _ in config.tts.asked} == {"anna"}  # stage 2's replies, and no user
     assert not list(Path(config.output_dir).iterdir())
@@ -284,12 +285,12 @@ def test_a_vocoder_without_a_tokenizer_is_told_before_anything_is_spoken(config)
             raise ValueError("this vocoder can't tokenize")
 
     with pytest.raises(ValueError, match="this vocoder can't tokenize"):
-        construct(replace(config, vocoder=Mute()))
+        make_corpus(replace(config, vocoder=Mute()))
     assert not config.tts.asked
 
 
 def test_without_a_vocoder_it_ends_with_the_replies(config, capsys):
-    construct(replace(config, vocoder=None, tts=Tone(has_emotions=True), prosody=None))
+    make_corpus(replace(config, vocoder=None, tts=Tone(has_emotions=True), prosody=None))
     assert "train a codec on" in capsys.readouterr().out
     rows = read_manifest(str(Path(config.work_dir) / "replies_train.jsonl.gz"))
     item = rows[0]["messages"][0]["content"][0]
@@ -301,7 +302,7 @@ def test_augmentation_is_recorded_and_changes_the_training_questions_alone(corpu
     augmented = replace(
         corpus, output_dir=str(tmp_path / "again"), augmentation=Augmentation(noise=["white"], snr_db=(0.0, 9.0))
     )
-    construct(augmented)
+    make_corpus(augmented)
     for split, changes in (("train", True), ("test", False)):
         for manifest in (f"{split}.jsonl.gz", f"understanding_{split}.jsonl.gz"):
             for clean, noisy in zip(
@@ -322,7 +323,7 @@ def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_pa
     dialogues = plan(broken)
     text, reply = dialogues[0].turns[0].text, dialogues[-1].turns[0].reply
     broken.tts.mute = {text, reply}
-    outcome = construct(broken)
+    outcome = make_corpus(broken)
     lost = [dialogue for dialogue in dialogues if {dialogue.turns[0].text, dialogue.turns[0].reply} & {text, reply}]
     assert [c.dialogue for c in outcome.candidates if not c.kept] == lost and outcome.rejections() == {
         "speech": len(lost)
@@ -335,7 +336,7 @@ def test_what_can_not_be_spoken_is_counted_and_stops_nothing_else(corpus, tmp_pa
     )
     before = len(broken.tts.asked)
     broken.tts.mute = set()
-    assert not construct(broken).incomplete
+    assert not make_corpus(broken).incomplete
     assert {text for text, *_ in broken.tts.asked[before:]} == {text, reply}
     for path in Path(corpus.output_dir).glob("*.jsonl.gz"):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -19,15 +19,15 @@ import yaml
 from construction_parts import RULES, FakeCodec, Tone
 from test_prompted import Writer
 
+from lightning_s2s.commands.construct import make_corpus
 from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.chat import ChatReply
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.filters import Duration, Filter, NearDuplicates, WordCount
-from lightning_s2s.construction.pipeline import construct
 from lightning_s2s.construction.running import Local, Ray
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
-from lightning_s2s.journal import Journal
+from lightning_s2s.support.journal import Journal
 
 for package in ("json_repair", "datasketch"):
     pytest.importorskip(package, reason=f"the package {package} (extra: construction) is not installed")
@@ -146,7 +146,7 @@ def test_ray_and_processes_make_the_same_corpus(tmp_path, monkeypatch):
         folder = tmp_path / name
         folder.mkdir()
         monkeypatch.chdir(folder)
-        outcome = construct(configuration("prompted", runner))
+        outcome = make_corpus(configuration("prompted", runner))
         assert 10 < len(outcome.kept) < len(outcome.candidates)
         found.append(contents(folder))
     assert found[0].keys() == found[1].keys() == found[2].keys()
@@ -195,7 +195,7 @@ def serve() -> None:
         if not child:
             os.chdir(folder)
             places = Places(dies_at)
-            construct(configuration(kind))
+            make_corpus(configuration(kind))
             os.write(writing, str(places.passed).encode())
             os._exit(0)
         os.close(writing)

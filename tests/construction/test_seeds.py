@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s2s.construction.dialogue import EMOTIONS
 from lightning_s2s.construction.running import Local
 from lightning_s2s.construction.writing import Order
 from lightning_s2s.construction.writing.seeds import Seeds
+from lightning_s2s.data.tasks import EMOTIONS
 
 VOICES = {"train": ["af_one", "am_two", "bf_three"], "validation": ["af_four"], "test": ["bm_five"]}
 TRAITS = {"?f_*": {"gender": "female"}, "?m_*": {"gender": "male"}, "b*": {"accent": "British"}}

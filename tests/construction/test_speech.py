@@ -14,7 +14,7 @@ import soundfile as sf
 from lightning_s2s.construction.renderings import Renderings, trim_silence
 from lightning_s2s.construction.speech import Espeak, Kokoro, Piper, SpeechError
 from lightning_s2s.construction.speech.base import decode
-from lightning_s2s.extras import MissingPackageError
+from lightning_s2s.support.extras import MissingPackageError
 
 
 def tone(seconds: float = 0.5, sample_rate: int = 16_000) -> np.ndarray:

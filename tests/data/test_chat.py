@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import byte_tokenizer
 
+from lightning_s2s.components.pretrained import load_pretrained
 from lightning_s2s.data.chat import AUDIO_PLACEHOLDER, ChatTokenizer
 
 GOLDEN = Path(__file__).parent / "golden_tokenizer"
@@ -103,7 +104,7 @@ def test_missing_special_tokens_are_named_and_added(make_byte_tokenizer, tmp_pat
     assert (chat.turn_end_id, chat.audio_end_id, chat.tts_start_id, chat.tts_end_id) == (257, 260, 261, 262)
     assert len(chat) == 263
     chat.save_pretrained(tmp_path / "saved")
-    loaded = ChatTokenizer.from_pretrained(tmp_path / "saved")
+    loaded = ChatTokenizer(load_pretrained("AutoTokenizer", str(tmp_path / "saved")))
     assert loaded.ensure_special_tokens() == 0
     assert loaded.encode_prompt([QUESTION], True) == chat.encode_prompt([QUESTION], True)
 
@@ -155,7 +156,7 @@ def test_decode_drops_specials(chat_tokenizer):
 
 def test_the_published_prompt():
     expected = json.loads((GOLDEN / "expected.json").read_text())
-    chat = ChatTokenizer.from_pretrained(GOLDEN)
+    chat = ChatTokenizer(load_pretrained("AutoTokenizer", str(GOLDEN)))
     assert chat.encode_prompt([QUESTION], spoken=True) == expected["prompt_ids"]
     pieces = expected["prompt"].split("<|im_audio|>")
     ids = chat.encode_prompt([QUESTION], spoken=True)
@@ -178,4 +179,4 @@ def test_ids_that_no_vocabulary_has_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=rf"^{tmp_path}: tokenizer.json: vocab: the token 'nothing' has the id 2147483648"
     ):
-        ChatTokenizer.from_pretrained(tmp_path)
+        ChatTokenizer(load_pretrained("AutoTokenizer", str(tmp_path)))

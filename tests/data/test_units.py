@@ -13,9 +13,9 @@ import soundfile
 import torch
 
 from lightning_s2s import cli
+from lightning_s2s.components.contracts import Vocoder
+from lightning_s2s.construction.units import Clip, add_units, batches_by_length
 from lightning_s2s.data.manifest import ManifestError, read_manifest
-from lightning_s2s.data.units import Clip, add_units, batches_by_length
-from lightning_s2s.interfaces import Vocoder
 
 RATE = 16_000
 

@@ -68,7 +68,7 @@ def save_ticking(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    from lightning_s2s.commands.run_checkpoint import RunCheckpoint
+    from lightning_s2s.scale.run_checkpoint import RunCheckpoint
 
     torch.serialization._save = save_ticking(torch.serialization._save)
     for owner, name in (

@@ -13,20 +13,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_parts import SMALL_LM
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.commands.run_checkpoint import RunCheckpoint
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.scale.run_checkpoint import RunCheckpoint
+from lightning_s2s.scale.strategies import FSDP2Strategy, built_for
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.base import Stage
-from lightning_s2s.stages.strategies import FSDP2Strategy, built_for
-from lightning_s2s.vocoders.pocket import PocketVocoder
 
 STAGES = {
     "1": (SpeechUnderstandingPretraining, {"freeze": ["encoder.*", "llm.*"]}),

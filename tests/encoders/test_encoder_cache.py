@@ -10,12 +10,12 @@ from small_parts import WHISPER
 from test_model import QWEN
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.encoder_cache import EncoderCache
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
+from lightning_s2s.scale.encoder_cache import EncoderCache
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 
 

@@ -13,11 +13,12 @@ from test_ssl import CONFIGS
 from test_stages import fit
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.interfaces import Adapter, AudioEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.checkpoints.model_folder import load_model
+from lightning_s2s.components.contracts import Adapter, AudioEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.streaming.session import respond
 
 needs_s3prl = pytest.mark.skipif(importlib.util.find_spec("s3prl") is None, reason="needs the extra ssl")
 ADAPTERS = {
@@ -62,8 +63,8 @@ def test_a_stage_trains_it_and_its_folder_answers(
     asked = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
     assert changed == asked and not any(name.startswith("llm.") for name in changed)
 
-    written = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
-    replies = [model.respond(sweep(0.6), 16_000, max_text_tokens=5).text_ids for model in (stage.model, written)]
+    written = load_model(tmp_path / "model")
+    replies = [respond(model, sweep(0.6), 16_000, max_text_tokens=5).text_ids for model in (stage.model, written)]
     assert replies[0] and replies[0] == replies[1]
     embeds = [model.eval().encode_audio(torch.from_numpy(sweep(0.6))[None], torch.tensor([9600]))[0].detach()
               for model in (stage.model, written)]  # fmt: skip

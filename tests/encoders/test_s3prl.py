@@ -12,8 +12,8 @@ from tolerances import assert_equal_but_for_rounding
 
 pytest.importorskip("s3prl")
 
-from lightning_s2s.checkpoints.weights import parameters_on_meta  # noqa: E402
-from lightning_s2s.encoders.s3prl import S3prlEncoder, import_s3prl, outline  # noqa: E402
+from lightning_s2s.components.encoders.s3prl import S3prlEncoder, import_s3prl, outline  # noqa: E402
+from lightning_s2s.components.weights import parameters_on_meta  # noqa: E402
 
 APC = {"hidden_size": 6, "num_layers": 3, "dropout": 0.0, "residual": True}
 

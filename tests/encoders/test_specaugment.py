@@ -9,10 +9,10 @@ from test_components import speech
 from test_windowed_encoders import QWEN2_AUDIO
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
-from lightning_s2s.encoders.whisper import WhisperEncoder
-from lightning_s2s.specaugment import SpecAugment, draw_mask, draw_spans
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.components.encoders.specaugment import SpecAugment, draw_mask, draw_spans
+from lightning_s2s.components.encoders.whisper import WhisperEncoder
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from test_components import assert_batched_equals_single, speech
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.encoders.ssl import SslEncoder
+from lightning_s2s.components.encoders.ssl import SslEncoder
 
 WAVEFORM = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24,

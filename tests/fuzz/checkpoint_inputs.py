@@ -89,7 +89,7 @@ def code_in_checkpoint(seeds: Seeds, random: Random) -> Case:
 
 
 def code_in_configuration(seeds: Seeds, random: Random) -> Case:
-    from lightning_s2s.stages.base import CONFIGURATION_KEY
+    from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY
 
     whole = _loaded(seeds)
     change = random.choice([hide_code, hide_code, change_tree])(whole[CONFIGURATION_KEY], random)

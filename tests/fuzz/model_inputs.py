@@ -105,7 +105,7 @@ def other_component(seeds: Seeds, random: Random) -> Case:
         ("vocoder", "hf_codec", {"checkpoint": "someone/mimi"}), ("vocoder", "pocket", {"checkpoint": "/etc"}),
         ("encoder", "stranger.Anything", {}), ("adapter", "os.system", {"command": TOUCH}),
         ("vocoder", "subprocess.Popen", {"args": ["touch", CANARY]}),
-        ("encoder", "lightning_s2s.encoders.mel.MelEncoder", {}),
+        ("encoder", "lightning_s2s.components.encoders.mel.MelEncoder", {}),
     ])  # fmt: skip
     tree[slot] = {"class_path": class_path, "init_args": init_args}
     bomb = pickled(random)

@@ -126,7 +126,7 @@ CODE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("numpy.memmap", {"filename": CANARY, "mode": "w+", "shape": [1]}),
     ("torch.hub.load", {"repo_or_dir": ".", "model": "x", "source": "local"}),
     ("torch.load", {"f": "payload.pt", "weights_only": False}),
-    ("lightning_s2s.files.write_text", {"path": CANARY, "text": ""}),
+    ("lightning_s2s.support.files.write_text", {"path": CANARY, "text": ""}),
     ("lightning_s2s.construction.speech.Espeak", {}),
     ("lightning_s2s.construction.chat.ChatServer", {"url": "http://127.0.0.1:9"}),
 )  # fmt: skip

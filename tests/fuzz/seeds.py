@@ -156,7 +156,7 @@ def _begin(folder: Path) -> None:
     """Unfinished work of `units` and `construct`."""
     from conftest import sweep
 
-    from lightning_s2s.journal import Journal
+    from lightning_s2s.support.journal import Journal
 
     manifest, journals = folder / "speech.jsonl", folder / "journals"
     rows = []

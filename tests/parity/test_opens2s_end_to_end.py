@@ -14,12 +14,13 @@ import torch
 from golden import golden_folder
 from safetensors.torch import load_file
 
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.checkpoints.opens2s import component_args
 from lightning_s2s.cli import main
+from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.data.audio import load_audio
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.registry import REGISTRY
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     SpeechGenerationPretraining,
@@ -38,7 +39,7 @@ def expected() -> dict:
 
 @pytest.fixture(scope="module")
 def model() -> SpeechToSpeechModel:
-    return SpeechToSpeechModel.from_pretrained(CHECKPOINT)
+    return load_model(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import torch
 from golden import golden_folder
 from safetensors.torch import load_file
 
-from lightning_s2s.adapters.conv import ConvAdapter
 from lightning_s2s.checkpoints.opens2s import own_name
-from lightning_s2s.checkpoints.weights import load_tensors
-from lightning_s2s.encoders.qwen2_audio import Qwen2AudioEncoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
-from lightning_s2s.splice import gather_segments, splice_audio
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.encoders.qwen2_audio import Qwen2AudioEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.weights import load_tensors
+from lightning_s2s.generation.sampling import Sampler
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.model.splice import gather_segments, splice_audio
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     SpeechGenerationPretraining,

@@ -14,9 +14,11 @@ import pytest
 import torch
 from golden import golden_folder
 
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.data.audio import load_audio
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.splice import AUDIO_PLACEHOLDER
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
+from lightning_s2s.streaming.session import respond
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "user.wav")
 
@@ -33,7 +35,7 @@ def variant(tmp_path):
         change(folder / "config.json", {"interleave_strategy": interleave})
         change(folder / "generation_config.json", text)
         change(folder / "tts" / "generation_config.json", units)
-        return SpeechToSpeechModel.from_pretrained(folder)
+        return load_model(folder)
 
     return make
 
@@ -83,7 +85,7 @@ def reference(model: SpeechToSpeechModel, question: torch.Tensor) -> tuple[list[
 
 def compare(model: SpeechToSpeechModel, question: torch.Tensor) -> tuple[list[int], list[int]]:
     text, units = reference(model, question)
-    reply = model.respond(question, 16_000, greedy=True)
+    reply = respond(model, question, 16_000, greedy=True)
     assert (reply.text_ids, reply.unit_ids) == (text, units)
     return text, units
 
@@ -128,17 +130,17 @@ def test_units_that_are_used_up_end_the_text(variant, question):
 def test_sampling_follows_the_generation_configs(variant, question):
     """Without `greedy`: drawn where the configs say so, with their temperature and cuts; greedy where they don't."""
     plain = variant("2:3", {"max_new_tokens": 8}, {"max_new_tokens": 20})
-    likely = plain.respond(question, 16_000, greedy=True)
-    assert plain.respond(question, 16_000, greedy=False, seed=1).text_ids == likely.text_ids
+    likely = respond(plain, question, 16_000, greedy=True)
+    assert respond(plain, question, 16_000, greedy=False, seed=1).text_ids == likely.text_ids
     hot = {"do_sample": True, "temperature": 5.0, "top_k": 0}
     drawn = variant("2:3", {"max_new_tokens": 8, **hot}, {"max_new_tokens": 20, **hot})
-    first, again = (drawn.respond(question, 16_000, greedy=False, seed=1) for _ in range(2))
+    first, again = (respond(drawn, question, 16_000, greedy=False, seed=1) for _ in range(2))
     assert (first.text_ids, first.unit_ids) == (again.text_ids, again.unit_ids)
     assert first.text_ids != likely.text_ids and first.unit_ids != likely.unit_ids
-    assert drawn.respond(question, 16_000, greedy=True).text_ids == likely.text_ids
+    assert respond(drawn, question, 16_000, greedy=True).text_ids == likely.text_ids
     cut = {"do_sample": True, "temperature": 5.0, "top_k": 1}
     only = variant("2:3", {"max_new_tokens": 8, **cut}, {"max_new_tokens": 20, **cut})
-    assert only.respond(question, 16_000, greedy=False).unit_ids == likely.unit_ids
+    assert respond(only, question, 16_000, greedy=False).unit_ids == likely.unit_ids
 
 
 def test_no_limit_is_the_published_limit(variant, question):

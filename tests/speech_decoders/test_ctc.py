@@ -10,9 +10,9 @@ import torch
 from small_decoders import NUM_UNITS, QWEN, Scripted, connected, flat, spoken, watch_inputs
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.ctc import collapse, edit_distances, frames_needed
-from lightning_s2s.interfaces import CtcLogits
-from lightning_s2s.speech_decoders.ctc import CtcSpeechDecoder
+from lightning_s2s.components.contracts import CtcLogits
+from lightning_s2s.components.ctc import collapse, edit_distances, frames_needed
+from lightning_s2s.components.speech_decoders.ctc import CtcSpeechDecoder
 from lightning_s2s.stages.base import ctc_accuracy, ctc_loss
 
 B = NUM_UNITS

@@ -14,16 +14,17 @@ from small_decoders import DECODERS, NUM_UNITS, QWEN, Endless, connected, flat, 
 from tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 from torch.nn import functional as F
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.ctc import collapse
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.contracts import CtcLogits, UnitLogits
+from lightning_s2s.components.ctc import collapse
 from lightning_s2s.data import SpeechDialogueData
-from lightning_s2s.interfaces import CtcLogits, UnitLogits
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechGenerationPretraining
 from lightning_s2s.stages.base import ctc_accuracy, ctc_loss
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Done, TextDelta, Units
+from lightning_s2s.streaming.session import respond, stream_reply
 from lightning_s2s.streaming.speak import speak_text
 
 every_kind = pytest.mark.parametrize("kind", DECODERS)
@@ -108,9 +109,9 @@ def test_what_is_said_greedily_is_most_likely_while_training(kind):
 @every_kind
 def test_a_folder_gives_the_same_answer(kind, tokenizer_folder, tmp_path):
     model = whole_model(tokenizer_folder, kind)
-    model.save_pretrained(tmp_path)
-    again = SpeechToSpeechModel.from_pretrained(tmp_path)
-    replies = [who.respond(sweep(0.6), 16_000, max_text_tokens=9) for who in (model, again)]
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    replies = [respond(who, sweep(0.6), 16_000, max_text_tokens=9) for who in (model, again)]
     assert replies[0].unit_ids and replies[0].unit_ids == replies[1].unit_ids
     assert replies[0].text_ids == replies[1].text_ids
 
@@ -120,9 +121,9 @@ def test_answers_of_a_batch_equal_those_alone(kind, tokenizer_folder):
     """Three sessions in two slots, drawn with seeds of their own; the third enters where another leaves."""
     model = whole_model(tokenizer_folder, kind)
     settings = [{"greedy": False, "seed": seed, "max_text_tokens": 5 + 3 * seed} for seed in range(3)]
-    expected = [model.respond(sweep(0.6), 16_000, **options) for options in settings]
+    expected = [respond(model, sweep(0.6), 16_000, **options) for options in settings]
     engine = StreamingEngine(model, 2)
-    running, replies = [model.stream(sweep(0.6), 16_000, engine=engine, **options) for options in settings], {}
+    running, replies = [stream_reply(model, sweep(0.6), 16_000, engine=engine, **options) for options in settings], {}
     while len(replies) < 3:
         for number, stream in enumerate(running):
             if isinstance(event := next(stream, None), Done):
@@ -136,7 +137,7 @@ def test_answers_of_a_batch_equal_those_alone(kind, tokenizer_folder):
 @every_kind
 def test_an_answer_is_streamed(kind, tokenizer_folder):
     model = whole_model(tokenizer_folder, kind)
-    *events, done = model.stream(sweep(0.6), 16_000, max_text_tokens=9, unit_sampler=Endless())
+    *events, done = stream_reply(model, sweep(0.6), 16_000, max_text_tokens=9, unit_sampler=Endless())
     groups = [event.units for event in events if isinstance(event, Units)]
     assert sum(groups, []) == done.reply.unit_ids and len(groups) > 1
     assert max(map(len, groups)) <= model.speech_decoder.chunk_units
@@ -181,7 +182,7 @@ def test_stages_train_it(kind, recipe, options, tokenizer_folder, tiny_corpus, t
     changed = {n for n, tensor in stage.model.speech_decoder.state_dict().items() if not torch.equal(before[n], tensor)}
     read = "text_" if options.get("condition") == "text" else "llm_"
     assert any(name.startswith(read) for name in changed) and any(name.startswith("lm.") for name in changed)
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert all(torch.equal(t, stage.model.state_dict()[n]) for n, t in again.state_dict().items())
 
 

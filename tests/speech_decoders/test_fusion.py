@@ -10,9 +10,11 @@ from conftest import sweep
 from small_decoders import QWEN, connected, whole_model
 from tolerances import assert_equal_but_for_rounding
 
+from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.checkpoints.opens2s_export import export_opens2s
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.streaming.session import respond
 
 PUBLISHED = Path(__file__).parents[1] / "golden" / "opens2s_end_to_end" / "checkpoint"
 
@@ -58,7 +60,7 @@ def test_training_and_streaming_fuse_the_same(tokenizer_folder, monkeypatch):
     tokenizer, question = model.llm.tokenizer, sweep(0.6)
     said = iter([*b"Hi", tokenizer.tts_end_id, tokenizer.turn_end_id])
     seen = watch_project(model, monkeypatch)
-    reply = model.respond(question, 16_000, text_sampler=lambda _: next(said), greedy=False)
+    reply = respond(model, question, 16_000, text_sampler=lambda _: next(said), greedy=False)
     assert reply.text_ids == [72, 105, 261, 257] and torch.cat([t for _, t, _ in seen], 1).tolist() == [reply.text_ids]
     hidden, conditions = torch.cat([h for h, _, _ in seen], 1), torch.cat([c for *_, c in seen], 1)
 
@@ -97,7 +99,7 @@ def test_options_are_checked(options, message):
 
 
 def test_the_published_layout_has_no_gate(tmp_path):
-    model = SpeechToSpeechModel.from_pretrained(PUBLISHED)
+    model = load_model(PUBLISHED)
     model.speech_decoder.fusion = "gate"
     with pytest.raises(ValueError, match="opens2s: speech_decoder has fusion gate"):
         export_opens2s(model, tmp_path / "exported")

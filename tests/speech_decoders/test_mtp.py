@@ -7,9 +7,9 @@ import torch
 from small_decoders import NUM_UNITS, QWEN, Endless, Scripted, connected, flat, spoken, watch_inputs
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.sampling import Sampler
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
-from lightning_s2s.speech_decoders.mtp import MtpSpeechDecoder, StepPattern
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.speech_decoders.mtp import MtpSpeechDecoder, StepPattern
+from lightning_s2s.generation.sampling import Sampler
 
 EOS = NUM_UNITS
 

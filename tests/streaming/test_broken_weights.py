@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from small_decoders import DECODERS, Endless, whole_model
 from test_model import build
 
-from lightning_s2s.checks import all_finite
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.pretrained import load_model
-from lightning_s2s.sampling import CheckedSampler, Sampler
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components import pretrained
+from lightning_s2s.generation.sampling import CheckedSampler, Sampler
 from lightning_s2s.streaming.detokenizer import LONGEST_WAIT, Detokenizer
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta
+from lightning_s2s.streaming.session import respond, stream_reply
+from lightning_s2s.support.checks import all_finite
 
 QUESTION = sweep(0.6)
 NAMES = {
@@ -44,7 +45,7 @@ def test_broken_weights_end_the_session_by_the_component_s_name(model, slot, val
         with pytest.raises(
             ValueError, match=f"^{NAMES[slot]}: .* came out as NaN or infinite: its weights hold"
         ) as error:
-            model.respond(QUESTION, 16_000, max_text_tokens=9, greedy=greedy, engine=engine)
+            respond(model, QUESTION, 16_000, max_text_tokens=9, greedy=greedy, engine=engine)
         assert "\n" not in str(error.value)
     assert not engine.llm_cache.taken and not engine.speech_cache.taken
 
@@ -55,7 +56,7 @@ def test_every_speech_decoder_is_looked_at(kind, tokenizer_folder):
     with torch.no_grad():
         model.speech_decoder.llm_projection.weight.fill_(math.nan)
     with pytest.raises(ValueError, match=f"^speech_decoder {type(model.speech_decoder).__name__}: logits came out"):
-        model.respond(QUESTION, 16_000, max_text_tokens=9)
+        respond(model, QUESTION, 16_000, max_text_tokens=9)
 
 
 @pytest.mark.parametrize("values", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]], ids=str)
@@ -68,13 +69,13 @@ def test_logits_that_nothing_can_be_drawn_from(values):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_a_folder_with_broken_weights_is_refused(model, tmp_path, value):
-    model.save_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     tensors = load_file(path)
     tensors["llm.model.lm_head.weight"][5, 3] = value
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"model.safetensors: llm.model.lm_head.weight holds NaN or infinite values"):
-        SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+        load_model(tmp_path / "model")
 
 
 def test_a_checkpoint_of_transformers_with_broken_weights_is_refused(model, tmp_path):
@@ -82,7 +83,7 @@ def test_a_checkpoint_of_transformers_with_broken_weights_is_refused(model, tmp_
         model.llm.model.lm_head.weight[0, 0] = math.nan
     model.llm.model.save_pretrained(tmp_path / "llm")
     with pytest.raises(ValueError, match="llm: lm_head.weight holds NaN or infinite values"):
-        load_model("AutoModelForCausalLM", str(tmp_path / "llm"))
+        pretrained.load_model("AutoModelForCausalLM", str(tmp_path / "llm"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
@@ -103,7 +104,7 @@ def test_all_finite(dtype):
 def test_a_reply_without_a_word_makes_no_sound(kind, said, tokenizer_folder):
     model = whole_model(tokenizer_folder, kind)
     tokens = iter(said)
-    events = list(model.stream(QUESTION, 16_000, greedy=False, text_sampler=lambda logits: next(tokens)))
+    events = list(stream_reply(model, QUESTION, 16_000, greedy=False, text_sampler=lambda logits: next(tokens)))
     assert {type(event) for event in events} == {TextDelta, Done}
     reply = events[-1].reply
     assert (reply.text, reply.unit_ids, reply.waveform, reply.audio_sec) == ("", [], None, 0.0)
@@ -126,7 +127,7 @@ def test_what_comes_before_the_first_word_is_a_condition_all_the_same(kind, num_
     model.speech_decoder.project = spy
     tokens = iter(said)
     samplers = {"text_sampler": lambda logits: next(tokens), "unit_sampler": Endless()}
-    reply = model.respond(QUESTION, 16_000, greedy=False, **samplers)
+    reply = respond(model, QUESTION, 16_000, greedy=False, **samplers)
     hidden, ids = (torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
     assert ids[0].tolist() == said
     decoder = model.speech_decoder
@@ -151,7 +152,7 @@ def test_what_comes_before_the_first_word_is_a_condition_all_the_same(kind, num_
 def test_a_reply_that_ends_inside_a_character(model, said, text, deltas, speak):
     tokens = iter(said)
     settings = {"greedy": False, "text_sampler": lambda logits: next(tokens), "max_text_tokens": len(said)}
-    *events, done = model.stream(QUESTION, 16_000, speak=speak, **settings)
+    *events, done = stream_reply(model, QUESTION, 16_000, speak=speak, **settings)
     assert done.reply.text == text
     assert [event.text for event in events if isinstance(event, TextDelta)] == deltas
     assert not speak or any(isinstance(event, AudioChunk) for event in events)

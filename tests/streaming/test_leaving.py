@@ -10,11 +10,11 @@ import torch
 from test_engine import LENGTHS, alone, check_same, session
 from test_model import build
 
-from lightning_s2s.kv_cache import Slot, SlotCache
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.kv_cache import Slot, SlotCache
+from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Done, TextDelta
-from lightning_s2s.streaming.session import StreamingSession
+from lightning_s2s.streaming.session import StreamingSession, stream_reply
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_models_may_share_a_component_that_trains(model, tokenizer_folder):
     other.llm = model.llm
     model.train()
     other.train()
-    first, second = (StreamingEngine(who).model.stream(torch.ones(9600) / 9, 16_000) for who in (model, other))
+    first, second = (stream_reply(StreamingEngine(who).model, torch.ones(9600) / 9, 16_000) for who in (model, other))
     next(first)
     next(second)
     first.close()

@@ -11,12 +11,12 @@ from test_kv_cache import small_lm
 from test_model import build
 from tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 
-from lightning_s2s.kv_cache import UNNAMED_LIMIT, open_cache, own_limit
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.kv_cache import UNNAMED_LIMIT, open_cache, own_limit
+from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming import turn
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Done, TextDelta, Units
-from lightning_s2s.streaming.session import StreamingSession
+from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
 from lightning_s2s.streaming.speak import speak_text
 
 QUESTION = sweep(0.6)
@@ -40,7 +40,7 @@ def sizes(engine: StreamingEngine) -> list[tuple[int, ...]]:
 
 def num_prompt_positions(model) -> int:
     """Of the question alone: four positions of audio stand where one placeholder stood."""
-    return len(StreamingSession(model, 16_000).prompt_ids) - 1 + 4
+    return len(StreamingSession(model, 16_000).options.prompt_ids) - 1 + 4
 
 
 def test_a_cache_s_limit_is_the_lm_s_own_or_less():
@@ -110,7 +110,7 @@ def test_a_forward_that_fails_leaves_its_sequences_as_they_were(monkeypatch):
 
 def test_a_compiled_step_may_lie_behind_a_full_sequence(monkeypatch):
     """Slots without inputs are computed along: here, of a table of 9 positions, one that all are used of."""
-    from lightning_s2s import kv_cache
+    from lightning_s2s.generation import kv_cache
 
     monkeypatch.setattr(kv_cache, "_compile", lambda forward: forward)
     lm = small_lm("gpt2", max_position_embeddings=9)
@@ -156,20 +156,20 @@ def test_a_reply_ends_where_the_llm_is_full(model, room):
     engine = StreamingEngine(model, 2, position_limit=limit, max_positions=8)
     settings = {"greedy": False, "text_sampler": Text(), "max_text_tokens": 1000}
     beside = session(model, 1, engine, max_text_tokens=room).finish()
-    *events, done = model.stream(QUESTION, 16_000, engine=engine, **settings)
+    *events, done = stream_reply(model, QUESTION, 16_000, engine=engine, **settings)
     assert done.reply.text == "x" * (room + 1) and done.reply.ended_by == "position_limit"
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == done.reply.text
     assert done.reply.unit_ids and len(done.reply.waveform) == 640 * len(done.reply.unit_ids)
     check_same(list(beside)[-1].reply, list(session(model, 1, max_text_tokens=room).finish())[-1].reply)
     with pytest.raises(ValueError, match=f"question's waveform 4; fewer than {limit - room} are allowed"):
-        model.respond(QUESTION, 16_000, engine=StreamingEngine(model, position_limit=limit - room))
+        respond(model, QUESTION, 16_000, engine=StreamingEngine(model, position_limit=limit - room))
 
 
 def test_a_question_that_turns_out_too_long_ends_its_session_alone(model):
     """By its duration it could have fitted; how long it is for the LLM is known when it has been heard."""
     limit = num_prompt_positions(model)
     engine = StreamingEngine(model, 1, position_limit=limit, max_positions=8)
-    stream = model.stream(QUESTION, 16_000, engine=engine)
+    stream = stream_reply(model, QUESTION, 16_000, engine=engine)
     with pytest.raises(ValueError, match=f"the question's waveform 4; fewer than {limit} are allowed"):
         next(stream)
     assert not engine.llm_cache.taken and engine.llm_cache.max_positions == 8 and not engine.llm_cache.keys
@@ -182,11 +182,11 @@ def test_a_reply_ends_where_the_speech_decoder_is_full(kind, tokenizer_folder):
     engine = StreamingEngine(model, max_positions=8)
     engine.speech_cache = cache
     settings = {"greedy": False, "text_sampler": Text(), "max_text_tokens": 200, "unit_sampler": Endless()}
-    *events, done = model.stream(QUESTION, 16_000, engine=engine, **settings)
+    *events, done = stream_reply(model, QUESTION, 16_000, engine=engine, **settings)
     reply = done.reply
     assert isinstance(done, Done) and reply.ended_by == "position_limit" and len(reply.text_ids) < 20
     assert sum((event.units for event in events if isinstance(event, Units)), []) == reply.unit_ids != []
-    expected = model.respond(QUESTION, 16_000, **settings)
+    expected = respond(model, QUESTION, 16_000, **settings)
     assert expected.unit_ids[: len(reply.unit_ids)] == reply.unit_ids
     assert len(expected.text_ids) > len(reply.text_ids)
     assert_same_pocket_sound(reply.waveform, model.vocoder.synthesize(torch.tensor([reply.unit_ids]))[0])
@@ -201,7 +201,7 @@ def test_a_text_that_is_too_long_to_be_spoken_is_refused(model):
 
 def test_what_ended_a_reply_is_said(model):
     def ended_by(**options) -> str:
-        return model.respond(QUESTION, 16_000, greedy=False, **options).ended_by
+        return respond(model, QUESTION, 16_000, greedy=False, **options).ended_by
 
     said = iter([72, 257])
     assert ended_by(text_sampler=lambda logits: next(said)) == "end"

@@ -19,7 +19,7 @@ from test_engine import LENGTHS, QUESTIONS, alone, session
 from test_model import build
 from tolerances import assert_same_pocket_sound
 
-from lightning_s2s.sampling import Sampler
+from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, Reply
 from lightning_s2s.streaming.session import StreamingSession

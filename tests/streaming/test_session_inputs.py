@@ -11,7 +11,7 @@ from conftest import sweep
 from test_model import assert_same, build
 
 from lightning_s2s.streaming.engine import StreamingEngine
-from lightning_s2s.streaming.session import StreamingSession
+from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
 
 QUESTION = sweep(0.6)
 RATE = 16_000
@@ -91,9 +91,9 @@ def test_options_that_are_refused(model, options, message):
 
 
 def test_numbers_of_numpy_are_numbers(model):
-    plain = model.respond(QUESTION, RATE, max_text_tokens=5, seed=1)
+    plain = respond(model, QUESTION, RATE, max_text_tokens=5, seed=1)
     options = {"max_text_tokens": np.int64(5), "seed": np.int32(1), "speaker": np.zeros(512)}
-    assert_same(model.respond(QUESTION, np.float32(RATE), **options), plain)
+    assert_same(respond(model, QUESTION, np.float32(RATE), **options), plain)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_numbers_of_numpy_are_numbers(model):
 def test_audio_that_is_refused(model, waveform, message):
     engine = StreamingEngine(model)
     with pytest.raises(ValueError, match=message):
-        model.stream(waveform, RATE, engine=engine)
+        stream_reply(model, waveform, RATE, engine=engine)
     assert not engine.llm_cache.taken and not engine.num_running
 
 
@@ -148,7 +148,7 @@ def test_a_buffer_may_be_used_again(model):
     session.push(buffer)
     buffer[:] = 0
     *_, done = session.finish()
-    assert_same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
+    assert_same(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
 
 
 def test_a_question_that_is_over_is_over(model):
@@ -162,7 +162,7 @@ def test_a_question_that_is_over_is_over(model):
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
     *_, done = events
-    assert_same(done.reply, model.respond(QUESTION, RATE, max_text_tokens=5))
+    assert_same(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
 
@@ -170,8 +170,10 @@ def test_a_question_that_is_over_is_over(model):
 def test_what_was_said_earlier_is_read(model):
     history = [USER, {"role": "assistant", "content": [{"text": "Yes?", "speech_units": [1, 2]}]}]
     longer = StreamingSession(model, RATE, history=history)
-    assert len(longer.prompt_ids) > len(StreamingSession(model, RATE).prompt_ids)
-    assert StreamingSession(model, RATE, history=[]).prompt_ids == StreamingSession(model, RATE).prompt_ids
+    assert len(longer.options.prompt_ids) > len(StreamingSession(model, RATE).options.prompt_ids)
+    assert (
+        StreamingSession(model, RATE, history=[]).options.prompt_ids == StreamingSession(model, RATE).options.prompt_ids
+    )
 
 
 @pytest.mark.parametrize(

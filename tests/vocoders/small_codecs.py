@@ -8,12 +8,12 @@ import small_parts
 import torch
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.adapters.conv import ConvAdapter
-from lightning_s2s.encoders.mel import MelEncoder
-from lightning_s2s.interfaces import Vocoder
-from lightning_s2s.llms.causal import CausalLanguageModel
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.components.adapters.conv import ConvAdapter
+from lightning_s2s.components.contracts import Vocoder
+from lightning_s2s.components.encoders.mel import MelEncoder
+from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 SMALL_LLM = {
     "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from lightning_s2s.vocoders.glm4_voice import Glm4VoiceVocoder
+from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 
 FLOW = {
     "vocab_size": 50, "input_size": 12, "output_size": 8, "spk_embed_dim": 6, "encoder_size": 16, "attention_heads": 2,

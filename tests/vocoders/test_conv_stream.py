@@ -8,7 +8,7 @@ from tolerances import assert_equal_but_for_rounding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_s2s.vocoders.conv_stream import ConvStream, fold_weight_norms, pad_front
+from lightning_s2s.components.vocoders.conv_stream import ConvStream, fold_weight_norms, pad_front
 
 NUM_FRAMES = 23
 CUTS = ([1] * 23, [23], [2, 0, 9, 0, 0, 12], [0, 5, 18], [22, 1])

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from small_codecs import assert_same_sound, noise, random_units, speaking_model, stream, tensors_in
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.vocoders.encodec import EncodecVocoder, build_encodec
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.vocoders.encodec import EncodecVocoder, build_encodec
+from lightning_s2s.streaming.session import respond
 
 pytest.importorskip("encodec")
 pytestmark = pytest.mark.filterwarnings("error:.*weight_norm.*:FutureWarning")
@@ -107,12 +108,12 @@ def test_batched_equals_single(vocoder, units):
 
 def test_a_reply_through_a_model_folder(vocoder, tokenizer_folder, tmp_path):
     model = speaking_model(vocoder, tokenizer_folder)
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert again.vocoder.init_args == {
         "checkpoint": None, "pretrained": False, "bandwidth": 3.0, "config": SMALL
     }  # fmt: skip
-    reply, same = (one.respond(sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
+    reply, same = (respond(one, sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
     assert len(reply.unit_ids) == 40 and reply.unit_ids == same.unit_ids
     assert len(reply.waveform) == 10 * 320 and torch.equal(reply.waveform, same.waveform)
     assert_equal_but_for_rounding(reply.waveform, vocoder.synthesize(torch.tensor([reply.unit_ids]))[0])

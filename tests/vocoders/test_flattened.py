@@ -7,8 +7,8 @@ import torch
 from small_codecs import MIMI, noise, random_units, stream
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.vocoders.flattened import flatten_codes, unflatten_units
-from lightning_s2s.vocoders.hf_codec import HfCodecVocoder
+from lightning_s2s.components.vocoders.flattened import flatten_codes, unflatten_units
+from lightning_s2s.components.vocoders.hf_codec import HfCodecVocoder
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from small_glm4_voice import CONFIG, TOKENIZER, build_glm4_voice, random_units
 from tolerances import assert_equal_but_for_rounding, roundings_of_pitch
 
-from lightning_s2s.vocoders.glm4_voice import Glm4VoiceVocoder
-from lightning_s2s.vocoders.glm4_voice.config import estimator_heads
-from lightning_s2s.vocoders.glm4_voice.conformer import block_causal_mask, relative_positions
-from lightning_s2s.vocoders.glm4_voice.hift import HiftStreamState
+from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
+from lightning_s2s.components.vocoders.glm4_voice.config import estimator_heads
+from lightning_s2s.components.vocoders.glm4_voice.conformer import block_causal_mask, relative_positions
+from lightning_s2s.components.vocoders.glm4_voice.hift import HiftStreamState
 
 NUM_UNITS = 47
 

@@ -21,8 +21,10 @@ from small_glm4_voice import (
 )
 from test_glm4_voice import assert_same_sound
 
-from lightning_s2s.checkpoints.weights import load_weights, save_weights
-from lightning_s2s.vocoders.glm4_voice import Glm4VoiceVocoder
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
+from lightning_s2s.components.weights import load_weights, save_weights
+from lightning_s2s.streaming.session import respond
 
 NUM_UNITS = 12
 
@@ -307,11 +309,11 @@ def test_folders_that_are_not_there(option, tmp_path):
 
 
 def test_a_whole_model_answers_through_it_and_comes_back_from_its_folder(tokenizer_folder, tmp_path):
-    from lightning_s2s.adapters.conv import ConvAdapter
-    from lightning_s2s.encoders.mel import MelEncoder
-    from lightning_s2s.llms.causal import CausalLanguageModel
-    from lightning_s2s.model import SpeechToSpeechModel
-    from lightning_s2s.speech_decoders.interleaved import InterleavedSpeechDecoder
+    from lightning_s2s.components.adapters.conv import ConvAdapter
+    from lightning_s2s.components.encoders.mel import MelEncoder
+    from lightning_s2s.components.llms.causal import CausalLanguageModel
+    from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+    from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
     qwen = {
         "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
@@ -326,11 +328,11 @@ def test_a_whole_model_answers_through_it_and_comes_back_from_its_folder(tokeniz
         vocoder=build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER}),
     ).eval()
     question = 0.1 * torch.randn(9600, generator=torch.Generator().manual_seed(1))
-    reply = model.respond(question, 16_000, max_text_tokens=9)
+    reply = respond(model, question, 16_000, max_text_tokens=9)
     assert reply.sample_rate == 22_050 and len(reply.unit_ids) > 10
     assert len(reply.waveform) == int(len(reply.unit_ids) * 6.890625) * 256
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
-    assert torch.equal(again.respond(question, 16_000, max_text_tokens=9).waveform, reply.waveform)
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert torch.equal(respond(again, question, 16_000, max_text_tokens=9).waveform, reply.waveform)
     config = json.loads((tmp_path / "model" / "config.json").read_text())["vocoder"]
     assert config["class_path"] == "glm4_voice" and config["init_args"]["decoder"] is None

@@ -25,8 +25,9 @@ from small_codecs import (
 )
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.vocoders.hf_codec import HfCodecVocoder
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.vocoders.hf_codec import HfCodecVocoder
+from lightning_s2s.streaming.session import respond
 
 CONFIGS = {"dac": DAC, "encodec": HF_ENCODEC, "mimi": MIMI, "xcodec2": XCODEC2}
 EXACT = ["dac", "encodec", "mimi"]
@@ -247,13 +248,13 @@ def test_batched_equals_single(vocoders, name):
 def test_a_reply_through_a_model_folder(vocoders, name, tokenizer_folder, tmp_path):
     vocoder = vocoders[name]
     model = speaking_model(vocoder, tokenizer_folder)
-    model.save_pretrained(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "config.json").read_text())["vocoder"]
     assert saved["class_path"] == "hf_codec" and saved["init_args"]["checkpoint"] is None
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
+    again = load_model(tmp_path / "model")
     waveform = noise(1, 3000)
     assert torch.equal(*(one.vocoder.tokenize(waveform, torch.tensor([3000]))[0] for one in (model, again)))
-    reply, same = (one.respond(sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
+    reply, same = (respond(one, sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
     assert len(reply.unit_ids) > 2 * vocoder.codebooks_per_frame and reply.unit_ids == same.unit_ids
     # A hub folder's tensors may lie unaligned in memory, where other kernels round in another way.
     assert_same_sound([same.waveform[None]], reply.waveform[None])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 
-from lightning_s2s.checkpoints.weights import save_weights
-from lightning_s2s.vocoders.pocket import FiniteScalarQuantizer, PocketVocoder
+from lightning_s2s.components.vocoders.pocket import FiniteScalarQuantizer, PocketVocoder
+from lightning_s2s.components.weights import save_weights
 
 NUM_UNITS = 9
 

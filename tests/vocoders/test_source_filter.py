@@ -9,7 +9,7 @@ import pytest
 import torch
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.vocoders.source_filter import (
+from lightning_s2s.components.vocoders.source_filter import (
     HarmonicNoiseSynthesizer,
     SpeechParameters,
     SynthesisState,

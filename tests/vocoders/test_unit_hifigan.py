@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from small_codecs import assert_same_sound, noise, random_units, speaking_model, stream, tensors_in
 from tolerances import assert_equal_but_for_rounding
 
-from lightning_s2s.model import SpeechToSpeechModel
-from lightning_s2s.vocoders.unit_hifigan import UnitHifiganVocoder, to_durations
+from lightning_s2s.checkpoints.model_folder import load_model, save_model
+from lightning_s2s.components.vocoders.unit_hifigan import UnitHifiganVocoder, to_durations
+from lightning_s2s.streaming.session import respond
 
 VOCODER = {
     "unit_hifi_gan_vocab_size": 20, "unit_embed_dim": 8, "lang_embed_dim": 3, "spkr_embed_dim": 2,
@@ -167,9 +168,9 @@ def test_without_an_ssl_model_it_speaks_but_does_not_tokenize(units):
 
 def test_a_reply_through_a_model_folder(vocoder, tokenizer_folder, tmp_path):
     model = speaking_model(vocoder, tokenizer_folder)
-    model.save_pretrained(tmp_path / "model")
-    again = SpeechToSpeechModel.from_pretrained(tmp_path / "model")
-    reply, same = (one.respond(sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    reply, same = (respond(one, sweep(0.5), 16_000, max_text_tokens=30) for one in (model, again))
     assert len(reply.unit_ids) == 40 and reply.unit_ids == same.unit_ids
     assert torch.equal(reply.waveform, same.waveform)
     assert len(reply.waveform) == vocoder.synthesize(torch.tensor([reply.unit_ids])).shape[1]

@@ -12,7 +12,7 @@ from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatReque
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.data.chat_template import variables_of
 from lightning_s2s.data.template_renderer import render_apart
-from lightning_s2s.ranges import Count, Range, Temperature, checked, device_of
+from lightning_s2s.support.ranges import Count, Range, Temperature, checked, device_of
 
 
 @checked
@@ -90,7 +90,7 @@ class LocalChat(ChatModel):
         """Tokenizer, network, and the tokenizer as llguidance reads it."""
         import llguidance.hf
 
-        from lightning_s2s.pretrained import load_model, load_pretrained
+        from lightning_s2s.components.pretrained import load_model, load_pretrained
 
         tokenizer = load_pretrained("AutoTokenizer", self.checkpoint, padding_side="left")
         if not tokenizer.chat_template:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
 from lightning_s2s.construction.continuations import whole_sentences
 from lightning_s2s.construction.server import Json, PassingError, Server
-from lightning_s2s.ranges import Count, Natural, NonNegative, Positive, Processes, Temperature, checked
+from lightning_s2s.support.ranges import Count, Natural, NonNegative, Positive, Processes, Temperature, checked
 
 
 @checked

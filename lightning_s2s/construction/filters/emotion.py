@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Share, checked, device_of
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.ranges import Share, checked, device_of
+from lightning_s2s.support.wording import unknown_name
 
 
 class _Agreement(Filter):
@@ -82,7 +82,7 @@ class EmotionAgreement(_Agreement):
 
     @cached_property
     def _network(self) -> tuple[Any, Any]:
-        from lightning_s2s.pretrained import load_model, load_pretrained
+        from lightning_s2s.components.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
         network = load_model("AutoModelForAudioClassification", self.model).eval().to(device_of(self))

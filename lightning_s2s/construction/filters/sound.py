@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, over, under
 from lightning_s2s.construction.running import Failure
-from lightning_s2s.ranges import Count, NonNegative, Positive, Range, Share, checked, device_of
+from lightning_s2s.support.ranges import Count, NonNegative, Positive, Range, Share, checked, device_of
 
 FRAME = RATE // 50
 SILENCE_DB = -40.0
@@ -196,7 +196,7 @@ class SpeakerSimilarity(Filter):
 
     @cached_property
     def _network(self) -> tuple[Any, Any]:
-        from lightning_s2s.pretrained import load_model, load_pretrained
+        from lightning_s2s.components.pretrained import load_model, load_pretrained
 
         extractor = load_pretrained("AutoFeatureExtractor", self.model)
         return extractor, load_model("AutoModelForAudioXVector", self.model).eval().to(device_of(self))

@@ -16,7 +16,7 @@ from lightning_s2s.construction.running import Failure
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.writing.prompted import conversation
 from lightning_s2s.construction.writing.prompts import Prompts
-from lightning_s2s.ranges import Count, Natural, Range, Share, checked
+from lightning_s2s.support.ranges import Count, Natural, Range, Share, checked
 
 NUM_PERMUTATIONS = 128
 """Of the MinHash that finds candidates; their similarity is then counted exactly."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lightning_s2s.construction.dialogue import Usage
-from lightning_s2s.journal import Journal
+from lightning_s2s.support.journal import Journal
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.running.base import Failure, Runner, Step
-from lightning_s2s.ranges import Processes, checked
+from lightning_s2s.support.ranges import Processes, checked
 
 AHEAD = 2
 """Batches that are handed over for each worker, so that none waits for its next."""

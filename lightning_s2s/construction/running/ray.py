@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_s2s.construction.running.base import Failure, Runner, Step
 from lightning_s2s.construction.running.local import Local
-from lightning_s2s.ranges import NonNegative, Processes, checked
+from lightning_s2s.support.ranges import NonNegative, Processes, checked
 
 
 @checked

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
-from lightning_s2s.ranges import Positive, checked
+from lightning_s2s.support.ranges import Positive, checked
 
 WORDS_PER_MINUTE = 175
 """eSpeak's own speed."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer
-from lightning_s2s.ranges import Processes, checked
-from lightning_s2s.reading import read_json, reading
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.ranges import Processes, checked
+from lightning_s2s.support.reading import read_json, reading
+from lightning_s2s.support.wording import unknown_name
 
 
 @checked

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer
-from lightning_s2s.extras import MissingPackageError, install_command
-from lightning_s2s.ranges import NonNegative, checked
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.support.extras import MissingPackageError, install_command
+from lightning_s2s.support.ranges import NonNegative, checked
+from lightning_s2s.support.wording import unknown_name
 
 
 @checked

@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_s2s.construction.server import Json, PassingError, Server
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
-from lightning_s2s.ranges import Natural, NonNegative, Positive, Processes, checked
+from lightning_s2s.support.ranges import Natural, NonNegative, Positive, Processes, checked
 
 
 @checked

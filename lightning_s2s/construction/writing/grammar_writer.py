@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS, Candidate, Dialogue, Reading, Script, Turn
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, Reading, Script, Turn
 from lightning_s2s.construction.writing.base import DialogueWriter, Order
-from lightning_s2s.construction.writing.grammar import DialogueGrammar
-from lightning_s2s.ranges import Count, Natural, Share, checked
+from lightning_s2s.data.tasks import EMOTIONS, SPLITS
+from lightning_s2s.evaluation.grammar import DialogueGrammar
+from lightning_s2s.support.ranges import Count, Natural, Share, checked
 
 
 @checked

@@ -8,14 +8,15 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from lightning_s2s.construction.chat import Answer, ChatModel, Choice, Question, Text, put_questions
-from lightning_s2s.construction.dialogue import EMOTIONS, Candidate, Dialogue, Script, Turn, Usage
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, Script, Turn, Usage
 from lightning_s2s.construction.running import Failure, Step, run_step
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.server import metered
 from lightning_s2s.construction.writing.base import DialogueWriter, Order
 from lightning_s2s.construction.writing.prompts import Prompts
 from lightning_s2s.construction.writing.seeds import Seed, Seeds
-from lightning_s2s.ranges import Count, NonNegative, Range, checked
+from lightning_s2s.data.tasks import EMOTIONS
+from lightning_s2s.support.ranges import Count, NonNegative, Range, checked
 
 LONGEST_EXCERPT = 300
 """Characters of a malformed answer that are kept."""

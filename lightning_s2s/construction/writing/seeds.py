@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_s2s.construction.dialogue import EMOTIONS, SPLITS
 from lightning_s2s.construction.writing.base import Order
-from lightning_s2s.ranges import Count, Natural, checked
-from lightning_s2s.reading import parse_json
-from lightning_s2s.registry import unknown_name
+from lightning_s2s.data.tasks import EMOTIONS, SPLITS
+from lightning_s2s.support.ranges import Count, Natural, checked
+from lightning_s2s.support.reading import parse_json
+from lightning_s2s.support.wording import unknown_name
 
 Value = TypeVar("Value")
 

@@ -1,0 +1,213 @@
+"""What a registry holds: a module that remembers how it was built."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_s2s.components.building import bounded_building
+from lightning_s2s.support.extras import MissingPackageError, has_cpp_compiler, how_to_install
+from lightning_s2s.support.ranges import check_arguments
+from lightning_s2s.support.reading import MAX_DEPTH
+
+PlainValues: TypeAlias = dict[str, None | bool | int | float | str | list | dict]
+"""Names and plain values, such as a configuration of transformers. Not `dict[str, Any]`: there, jsonargparse would look
+for classes, import them, and build them."""
+
+
+class Component(nn.Module):
+    """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
+
+    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
+    importing it.
+
+    Attributes:
+        init_args: the arguments the component was built with.
+    """
+
+    paper: ClassVar[str] = ""
+    """Where it is described, such as `arXiv:2507.05177`."""
+    rates: ClassVar[str] = ""
+    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
+    size: ClassVar[str] = ""
+    """Parameters of the usual checkpoint, such as `20M (base)`."""
+    licence: ClassVar[str] = ""
+    """Licence of the published weights that it is made for; empty where it is trained from scratch."""
+    extra: ClassVar[str] = ""
+    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
+    entry_points: ClassVar[tuple[str, ...]] = ()
+    """Methods beside `forward` that compute with the weights: where these are sharded, they are gathered first."""
+    sources: ClassVar[tuple[str, ...]] = ("checkpoint",)
+    """Arguments that name something to load: a file, a hub id, a URL. A model folder may only name files in itself."""
+    trusts: ClassVar[tuple[str, ...]] = ()
+    """Arguments by which a user trusts a source to run code. A model folder can't set them."""
+    init_args: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            setattr(cls, "__init__", _remember_arguments(cls.__init__))  # noqa: B010 (mypy forbids plain assignment)
+
+    def pretrained_args(self, folder: Path) -> dict[str, Any]:
+        """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
+
+        A component that needs files beside its weights (a tokenizer, say) writes them into `folder` here and names
+        them relative to it.
+        """
+        return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Buffers that no checkpoint holds (filters, windows, rotary frequencies) keep their dtype.
+
+        Half as wide they would be others, and others than in the same model once it was stored and loaded.
+        """
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            moved = module.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                module._buffers[name] = buffer.to(moved.device)
+        return self
+
+    @classmethod
+    def check_stored(cls, init_args: dict[str, Any]) -> None:
+        """Refuse arguments that a model folder or a checkpoint may not bring, beside `sources` and `trusts`.
+
+        Raises:
+            ValueError: with them something is fetched, or code is run; the message begins with the argument.
+        """
+
+    def blocks(self) -> list[nn.Module]:
+        """The Transformer layers, each run by its `forward`: they are sharded, recomputed and compiled one by one."""
+        library = sys.modules.get("transformers.modeling_layers")  # a model of transformers can't be without it
+        kinds = [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer]
+        kinds += [library.GradientCheckpointingLayer] if library else []
+        return [module for module in self.modules() if isinstance(module, tuple(kinds))]
+
+
+def check_plain(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
+    """Refuse what isn't a number, a text, true, false or null, or lists and mappings of them.
+
+    Raises:
+        ValueError: it is something else, names a class, or is nested too deeply.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return
+    if depth == 0:
+        raise ValueError(f"{where}: is nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the key {key!r} must be a text")
+            if key == "class_path":
+                raise ValueError(f"{where}: names a class, {item!r}; only a slot's component is built by its name")
+            check_plain(item, f"{where}.{key}", depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_plain(item, where, depth - 1)
+    else:
+        raise ValueError(f"{where}: holds {type(value).__name__}; plain values are allowed")
+
+
+def _remember_arguments(init: Any) -> Any:
+    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
+
+    A package that is missing is then said with the command that installs it.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: Component, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        check_arguments(init, bound.arguments, f"{type(self).__name__}: ")
+        bound.apply_defaults()
+        if "init_args" not in self.__dict__:
+            arguments = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    arguments |= arguments.pop(parameter.name, {})
+            for name, value in arguments.items():
+                if hasattr(value, "items"):  # a mapping, or the namespace that a parser makes of one
+                    check_plain(value, f"{type(self).__name__}: {name}")
+            self.__dict__["init_args"] = arguments
+        try:
+            with bounded_building(_described(self)):
+                init(self, *args, **kwargs)
+        except Exception as error:
+            remedy = how_to_install(error, preferred=type(self).extra)
+            if remedy is None or isinstance(error, MissingPackageError):
+                raise
+            raise MissingPackageError(f"{type(self).__name__}: {remedy}") from error
+
+    return wrapped
+
+
+def _described(component: Component) -> str:
+    """Its name, and the numbers that it is built with, where these are not the usual ones."""
+    usual = inspect.signature(type(component)).parameters
+    given = {name: value for name, value in component.init_args.items() if isinstance(value, int | float)}
+    numbers = [f"{name} {value}" for name, value in given.items() if name not in usual or usual[name].default != value]
+    name = type(component).__name__
+    return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+def checkpoint_activations(component: Component) -> None:
+    """Let every block be computed again in the backward pass, instead of keeping its activations.
+
+    Less memory, more time, the same gradients; also where the component is frozen and gradients only pass through.
+    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
+
+    Raises:
+        ValueError: it has no blocks.
+    """
+    blocks = component.blocks()
+    if not blocks:
+        raise ValueError(f"{type(component).__name__} has no Transformer layers of the kinds that can be recomputed")
+    for block in blocks:
+        block.forward = functools.partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def compile_blocks(component: Component) -> None:
+    """Let every block run through `torch.compile` while training, with sizes that may change.
+
+    Raises:
+        ValueError: the CPU's code can't be compiled here.
+    """
+    if not torch.cuda.is_available() and not has_cpp_compiler():
+        raise ValueError("compile: got true; on a CPU that needs a C++ compiler (g++ or clang++), and there is none")
+    for block in component.blocks():
+        frozen = not any(parameter.requires_grad for parameter in block.parameters())
+        if frozen and isinstance(block, nn.TransformerEncoderLayer):
+            continue  # torch has a kernel of its own for it, which its compiler gets wrong
+        # Not `block.compile()`: hooks and the names of weights stay as they are.
+        block.forward = _compiled_in_training(block.forward)
+
+
+def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers advance by one position over a growing cache: they, and validation, run as they are."""
+    compiled = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
+
+    return run

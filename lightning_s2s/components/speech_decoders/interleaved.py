@@ -1,0 +1,167 @@
+"""`interleaved`: OpenS2S's streaming speech decoder, a small causal LM over units between the LLM's hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_s2s.components.base import PlainValues
+from lightning_s2s.components.contracts import UnitLogits
+from lightning_s2s.components.registry import SPEECH_DECODERS
+from lightning_s2s.components.speech_decoders.base import CausalSpeechDecoder, StreamState
+from lightning_s2s.components.speech_decoders.interleave import Interleave
+from lightning_s2s.generation.kv_cache import Slot
+from lightning_s2s.generation.sampling import CheckedSampler, Generation
+from lightning_s2s.support.checks import check_count
+from lightning_s2s.support.ranges import Count, Natural, Share
+
+
+@dataclass
+class InterleavedStreamState(StreamState):
+    """A spoken turn while it is made, and how many units were drawn."""
+
+    num_units: int = 0
+    finished: bool = False
+    spent: bool = False
+    """Units were due, but `max_units` had been drawn."""
+
+
+@SPEECH_DECODERS.register("interleaved")
+class InterleavedSpeechDecoder(CausalSpeechDecoder):
+    """Causal LM over `[speaker][N conditions][M units]...` (OpenS2S, arXiv:2507.05177, Sec. 2.3).
+
+    By option a gate mixes the hidden states with the embeddings of the tokens that they predict (LLaMA-Omni 2,
+    arXiv:2505.02625); departure: the projection stays the linear one of OpenS2S.
+
+    In the LM's vocabulary unit u has the id `unit_offset` + u. Published decoders keep special tokens in front, which
+    count as negative units; a decoder of this project has its units from 0 and one closing id behind them.
+
+    Args:
+        interleave: 'N:M', N conditions before every M units.
+        config: of the transformers causal LM, with its `model_type`; the vocabulary is at least what the units need.
+        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
+        max_units: a turn ends after so many units even without eos.
+        unit_dropout: while training, the share of input units that are blanked, so that the decoder has to read its
+            conditions rather than continue what it has heard.
+        dropout: on all inputs while training.
+        num_units: how many units there are; None takes the vocoder's number.
+        unit_offset: id of unit 0.
+        eos_ids: ids that close speech, the first of them in training; None makes a new id behind the units.
+        text_conditions: build the embedding of text tokens that stage 2a trains; published decoders have none.
+        eos_ends: what an eos ends that is drawn while text still comes: `turn`, all speech; `group`, as published, its
+            group of M units alone. With `group` every drawn id is given out, specials as negative units, and the reply
+            ends where units are due but `max_units` is spent.
+        generation: how units are drawn, with the keys of transformers' `generation_config.json`; its ends are
+            `eos_ids` and `max_units`. None leaves it to the session.
+        fusion: `none`, conditions are projected hidden states; `gate`, these and the embeddings of the tokens that
+            they predict, mixed by a gate; needs `text_conditions`.
+    """
+
+    paper = "arXiv:2507.05177"
+    rates = "N conditions -> M units, 1 unit a step"
+
+    def __init__(
+        self,
+        interleave: str = "4:8",
+        config: PlainValues | None = None,
+        checkpoint: str | None = None,
+        max_units: Count = 1500,
+        unit_dropout: Share = 0.0,
+        dropout: Share = 0.0,
+        num_units: Count | None = None,
+        unit_offset: Natural = 0,
+        eos_ids: list[Natural] | None = None,
+        text_conditions: bool = True,
+        eos_ends: Literal["turn", "group"] = "turn",
+        generation: PlainValues | None = None,
+        fusion: Literal["none", "gate"] = "none",
+    ):
+        super().__init__(config, checkpoint, dropout, num_units, text_conditions, fusion)
+        if eos_ends not in ("turn", "group"):
+            raise ValueError(f"speech_decoder interleaved: eos_ends must be turn or group; got {eos_ends!r}")
+        check_count("speech_decoder interleaved: unit_offset", unit_offset, 0)
+        check_count("speech_decoder interleaved: max_units", max_units)
+        if eos_ids == []:
+            raise ValueError("speech_decoder interleaved: eos_ids must not be empty; leave it out for an id of its own")
+        self.interleave, self.max_units, self.unit_dropout = Interleave.parse(interleave), max_units, unit_dropout
+        self.unit_offset, self.eos_ids, self.eos_ends = unit_offset, list(eos_ids or []), eos_ends
+        # The published code makes each group of text and of units by a generation of its own.
+        self.restarts_sampling = eos_ends == "group"
+        source = "speech_decoder interleaved: generation"
+        self.generation = None if generation is None else Generation.from_config(generation, source)
+        self.chunk_conditions, self.chunk_units = self.interleave.num_conditions, self.interleave.num_units
+
+    def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
+        num_units = self.num_units or num_units
+        self.eos_ids = self.eos_ids or [self.unit_offset + num_units]
+        self.eos_unit = self.eos_ids[0] - self.unit_offset
+        needed = max(self.unit_offset + num_units, *(token + 1 for token in self.eos_ids))
+        vocab_size: Any = self.config.get("vocab_size") or 0
+        vocabulary = max(needed, vocab_size)
+        self.build(llm_width, text_vocabulary, {**self.config, "vocab_size": vocabulary})
+        self.load_checkpoint()
+
+    def forward(
+        self, conditions: Tensor, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor, speaker: Tensor
+    ) -> UnitLogits:
+        if not len(units):
+            return UnitLogits(conditions.new_zeros(0, self.lm.config.vocab_size), unit_lengths)
+        ids, id_lengths = self.closed_ids(units, unit_lengths)
+        layout = self.interleave.layout(condition_lengths, ids, id_lengths)
+        hidden = self.read(self.interleaved_inputs(conditions, ids, speaker, layout.source), layout.mask)
+        following = layout.labels[:, 1:]
+        labelled = following != -100
+        return UnitLogits(self.lm.get_output_embeddings()(hidden[:, :-1][labelled]), following[labelled])
+
+    def closed_ids(self, units: Tensor, unit_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Units (M, U) and their lengths -> ids of the vocabulary (M, U + 1), each turn closed, and their lengths."""
+        ids = nn.functional.pad(units + self.unit_offset, (0, 1))
+        return ids.scatter(1, unit_lengths.unsqueeze(1), self.eos_ids[0]), unit_lengths + 1
+
+    def interleaved_inputs(self, conditions: Tensor, ids: Tensor, speaker: Tensor, source: Tensor) -> Tensor:
+        """One gather from `[speaker, units, conditions]`, units as ids of the vocabulary -> (M, L, D)."""
+        embedded = self.lm.get_input_embeddings()(ids)
+        if self.training and self.unit_dropout:
+            kept = torch.rand(embedded.shape[:2], device=embedded.device) >= self.unit_dropout
+            embedded = embedded * kept.unsqueeze(-1)
+        return self.arrange(speaker, embedded, conditions, source)
+
+    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> InterleavedStreamState:
+        return InterleavedStreamState(slot, sampler, waiting)
+
+    def is_spent(self, state: InterleavedStreamState) -> bool:
+        return state.spent or state.full
+
+    def _units_due(self, state: InterleavedStreamState, closing: bool) -> int:
+        """How many to draw at most, now that more conditions are there; an eos may end them sooner."""
+        left = self.max_units - state.num_units
+        if self.eos_ends == "turn":
+            due = self.interleave.units_due(state.num_conditions, state.num_units, closing)
+            return left if due is None else min(due, left)
+        if not closing and state.num_conditions % self.chunk_conditions:
+            return 0
+        state.spent = left < 1
+        state.sampler.forget()
+        return left if closing else min(self.chunk_units, left)
+
+    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
+        """The inputs that wait -> for each turn the logits (V,) of what follows."""
+        last = [hidden[:, -1] for hidden in super().read_waiting(states)]
+        return list(self.lm.get_output_embeddings()(last[0] if len(last) == 1 else torch.cat(last)))
+
+    def draw(self, state: InterleavedStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
+        for _ in range(0 if state.finished else self._units_due(state, closing)):
+            token = state.sampler((yield None))
+            eos = token in self.eos_ids
+            if not eos or self.eos_ends == "group":
+                state.num_units += 1
+                state.waiting.append(self.lm.get_input_embeddings()(torch.tensor([[token]], device=self.lm.device)))
+                yield [token - self.unit_offset]
+            if eos:
+                state.finished = self.eos_ends == "turn"
+                break
+        state.finished |= closing

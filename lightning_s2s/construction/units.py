@@ -1,0 +1,307 @@
+"""Speech units for the audio of a manifest, by any vocoder's tokenizer: batched by length, resumable."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
+from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.manifest import Manifest, ManifestError, Row
+from lightning_s2s.data.row_checks import ADDED_KEYS, RowProblem, check_stated_sec
+from lightning_s2s.support.files import replacing
+from lightning_s2s.support.journal import Journal
+
+if TYPE_CHECKING:
+    from lightning_s2s.components.contracts import Vocoder
+    from lightning_s2s.data.dataset import OnError
+
+log = logging.getLogger(__name__)
+
+PATH_KEYS = ("audio", "spk_emb")
+"""Keys of a content item that may hold a path relative to the manifest."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio that needs units: where it stands and how long it is.
+
+    Attributes:
+        line: of the manifest, from 1.
+        message: number in the row.
+        item: number in the message's content.
+        duration_sec: by the manifest or the file's header.
+    """
+
+    line: int
+    message: int
+    item: int
+    duration_sec: float
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Line, message and item."""
+        return self.line, self.message, self.item
+
+
+@dataclass
+class UnitsReport:
+    """What a run did.
+
+    Attributes:
+        num_clips: audio that got units, in this run or an earlier one that was stopped.
+        num_resumed: those of earlier runs.
+        num_kept: audio that had units before.
+        num_rows: rows written.
+        problems: reason -> rows left out.
+    """
+
+    num_clips: int = 0
+    num_resumed: int = 0
+    num_kept: int = 0
+    num_rows: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+
+
+def add_units(
+    vocoder: Vocoder,
+    manifest_in: str | Path,
+    manifest_out: str | Path,
+    settings: dict[str, Any] | None = None,
+    roles: Sequence[str] = ("assistant",),
+    on_error: OnError = "raise",
+    redo: bool = False,
+    batch_duration_sec: float = 120.0,
+    max_batch_size: int = 64,
+    show_progress: bool = False,
+) -> UnitsReport:
+    """Write `manifest_in` with `speech_units` for its audio to `manifest_out`.
+
+    What is done lies in `MANIFEST_OUT.partial` after every batch. A run that was killed goes on from there when it is
+    called again in the same way, and gives the same file; `manifest_out` appears complete, at the end.
+
+    Args:
+        vocoder: its `tokenize` makes the units.
+        manifest_in: JSONL, plain or `.gz`.
+        manifest_out: as well; relative paths are written so that they hold in its folder.
+        settings: how the vocoder was built; a run is only gone on with by the same.
+        roles: whose audio gets units.
+        on_error: "raise" at the first broken row, or "skip": leave it out, warn and count it.
+        redo: make units anew where a row has some.
+        batch_duration_sec: upper bound of (clips in a batch) x (its longest), in seconds.
+        max_batch_size: upper bound of clips in a batch.
+        show_progress: a bar with the time that is left.
+
+    Raises:
+        ValueError: a manifest can't be read or written, was begun in another way, or has a broken row.
+    """
+    if not batch_duration_sec > 0 or max_batch_size < 1:
+        raise ValueError(
+            f"batch_duration_sec and max_batch_size must be positive; got {batch_duration_sec}, {max_batch_size}"
+        )
+    source, target = Path(manifest_in), Path(manifest_out)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+    partial = target.with_name(target.name + ".partial")
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"{target}: exists already; remove it or give another name")
+    if partial.exists() and not partial.is_file():
+        raise ValueError(f"{partial}: is no file, and unfinished work would lie there; remove it or give another name")
+    manifest, report = Manifest(source), UnitsReport()
+    broken: dict[int, ManifestError] = {}
+
+    def fail(error: ManifestError) -> None:
+        if on_error == "raise":
+            raise error
+        if error.line not in broken:
+            broken[error.line] = error
+            log.warning("left out: %s", error)
+
+    clips, report.num_kept = _scan(manifest, roles, redo, fail)
+    with Journal(partial, _fingerprint(manifest, settings, roles, redo, vocoder), "units") as journal:
+        report.num_resumed = len(journal)
+        waiting = [clip for clip in clips if clip.place not in journal]
+        with _progress(clips, waiting, show_progress) as bar:  # closed before an error is written, which begins a line
+            for batch in batches_by_length(waiting, batch_duration_sec, max_batch_size):
+                journal.add((clip.place, units) for clip, units in _tokenize(vocoder, manifest, batch, fail))
+                bar.update(round(sum(clip.duration_sec for clip in batch), 3))
+        report.num_clips = len(journal)
+        report.num_rows = _write(manifest, target, clips, journal, broken)
+        journal.remove()
+    report.problems = Counter(error.reason for error in broken.values())
+    return report
+
+
+def batches_by_length(clips: Sequence[Clip], batch_duration_sec: float, max_batch_size: int) -> Iterator[list[Clip]]:
+    """The clips, longest first, in batches that cost at most `batch_duration_sec`, padding counted; a clip that is
+    longer goes alone."""
+    batch: list[Clip] = []
+    for clip in sorted(clips, key=lambda clip: (-clip.duration_sec, clip.place)):
+        longest = batch[0].duration_sec if batch else clip.duration_sec
+        if batch and (len(batch) == max_batch_size or longest * (len(batch) + 1) > batch_duration_sec):
+            yield batch
+            batch = []
+        batch.append(clip)
+    if batch:
+        yield batch
+
+
+def _scan(
+    manifest: Manifest, roles: Sequence[str], redo: bool, fail: Callable[[ManifestError], None]
+) -> tuple[list[Clip], int]:
+    """The audio that needs units, and how many need none because they have some."""
+
+    def look(row: Row) -> tuple[list[Clip], int]:
+        clips, kept = [], 0
+        for i, message in enumerate(row["messages"]):
+            for j, item in enumerate(content_items(message["content"])):
+                if message["role"] not in roles or not item.get("audio"):
+                    continue
+                if item.get("speech_units") and not redo:
+                    kept += 1
+                    continue
+                try:
+                    parsed = AudioReference.parse(item["audio"], row["folder"])
+                    clips.append(Clip(row["line"], i, j, item.get("audio_sec") or audio_duration_sec(parsed)))
+                except AudioError as error:
+                    raise _broken(row, error.reason, str(error)) from None
+        return clips, kept
+
+    found: list[Clip] = []
+    num_kept = 0
+    for new, kept in manifest.scan(look, fail):
+        found += new
+        num_kept += kept
+    return found, num_kept
+
+
+def _tokenize(
+    vocoder: Vocoder, manifest: Manifest, batch: Sequence[Clip], fail: Callable[[ManifestError], None]
+) -> list[tuple[Clip, list[int]]]:
+    """Units of the clips that can be read and last long enough."""
+    import torch
+
+    def load(clip: Clip) -> tuple[Row, Waveform | AudioError | RowProblem]:
+        row = manifest.row(clip.line)
+        item = content_items(row["messages"][clip.message]["content"])[clip.item]
+        try:
+            audio = decode_audio(AudioReference.parse(item["audio"], row["folder"]))
+            check_stated_sec(item, audio.duration_sec)
+            for remark in audio.remarks:
+                log.warning("%s:%d: audio %r %s", row["manifest"], row["line"], item["audio"], remark.message)
+            return row, audio.resampled(vocoder.tokenizer_sample_rate)
+        except (AudioError, RowProblem) as error:
+            return row, error
+
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(load, batch))
+    waveforms, usable = [], []
+    for clip, (row, audio) in zip(batch, loaded, strict=True):
+        if isinstance(audio, AudioError | RowProblem):
+            fail(_broken(row, audio.reason, str(audio)))
+        else:
+            waveforms.append(torch.from_numpy(audio))
+            usable.append((clip, row))
+    if not usable:
+        return []
+    device = next((tensor.device for tensor in vocoder.parameters()), torch.device("cpu"))
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    units, counts = vocoder.tokenize(padded.to(device), lengths.to(device))
+    found = []
+    for (clip, row), ids, count in zip(usable, units.tolist(), counts.tolist(), strict=True):
+        if count:
+            found.append((clip, ids[:count]))
+        else:
+            fail(_broken(row, "audio shorter than a unit", f"lasts {clip.duration_sec:.3f} s, less than one unit"))
+    return found
+
+
+def _broken(row: Row, reason: str, message: str) -> ManifestError:
+    return ManifestError(row["manifest"], row["line"], reason, message)
+
+
+def _fingerprint(
+    manifest: Manifest, settings: Any, roles: Sequence[str], redo: bool, vocoder: Vocoder
+) -> dict[str, Any]:
+    """What decides the units: a run is gone on with only where all of it is the same."""
+    built = settings if settings is not None else {"class_path": type(vocoder).__name__, "init_args": vocoder.init_args}
+    fields = {"manifest_in": manifest.digest, "vocoder": built, "roles": sorted(roles), "redo": redo}
+    return json.loads(json.dumps(fields, default=str))
+
+
+def _write(
+    manifest: Manifest, target: Path, clips: Sequence[Clip], done: Journal, broken: dict[int, ManifestError]
+) -> int:
+    """Write the rows in their order under a temporary name, and rename; gives their number."""
+    by_line: dict[int, list[Clip]] = {}
+    for clip in clips:
+        by_line.setdefault(clip.line, []).append(clip)
+    num_rows = 0
+    with replacing(target) as temporary, _open_text(temporary, target.suffix == ".gz") as file:
+        for number in manifest.line_numbers:
+            line = int(number)
+            if line in broken:
+                continue
+            row = manifest.row(line)
+            for clip in by_line.get(line, []):
+                spoken: dict[str, Any] = row["messages"][clip.message]["content"][clip.item]
+                spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in done[clip.place])
+            move_paths(row, Path(row["folder"]), target.parent)
+            content = {key: value for key, value in row.items() if key not in ADDED_KEYS}
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            num_rows += 1
+        if not num_rows:
+            raise ValueError(f"{manifest.path}: nothing is left to write of {len(manifest.line_numbers)} rows")
+    return num_rows
+
+
+@contextmanager
+def _open_text(path: Path, compressed: bool) -> Iterator[IO[str]]:
+    """For writing; without a time stamp or name in a compressed file, so that the same rows give the same bytes."""
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("wb"))
+        if compressed:
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8"))
+
+
+def move_paths(row: Row, old: Path, new: Path) -> None:
+    """Rewrite a row's relative paths, which start at `old`, so that they start at `new`; in place."""
+    if old.resolve() == new.resolve():
+        return
+    for message in row["messages"]:
+        for item in message["content"] if isinstance(message["content"], list) else ():  # a string has no paths
+            for key in PATH_KEYS:
+                value = item.get(key)
+                if value and isinstance(value, str) and not os.path.isabs(value):
+                    item[key] = os.path.relpath(old.resolve() / value, new.resolve())
+
+
+@contextmanager
+def _progress(clips: Sequence[Clip], waiting: Sequence[Clip], show: bool) -> Iterator[Any]:
+    """A bar in seconds of audio, which tell the time that is left better than clips of different lengths.
+
+    Warnings are written above it.
+    """
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    total, left = (sum(clip.duration_sec for clip in part) for part in (clips, waiting))
+    form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
+    total_sec, done_sec = round(total, 3), round(total - left, 3)
+    with (
+        logging_redirect_tqdm() if show else nullcontext(),
+        tqdm(total=total_sec, initial=done_sec, desc="units", unit="s", bar_format=form, disable=not show) as bar,
+    ):
+        yield bar

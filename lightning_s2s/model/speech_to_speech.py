@@ -1,0 +1,194 @@
+"""SpeechToSpeechModel: wires encoder, adapter, LLM, speech decoder and vocoder. No losses, no Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_s2s.components.contracts import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, UnitLogits, Vocoder
+from lightning_s2s.model.compatibility import (
+    check_declared,
+    check_parts,
+    check_same_units,
+    check_voice,
+    connecting,
+    type_name,
+)
+from lightning_s2s.model.splice import IGNORE, Spliced, gather_segments, splice_audio
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the losses read. Of the text only the P positions that have a label.
+
+    Attributes:
+        text_states: (P, D) hidden states of the LLM; their logits are `llm.logits(text_states)`.
+        text_labels: (P,) the token that follows each.
+        units: what the speech decoder gives, None without spoken turns.
+        audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
+        audio_lengths: (N,), None without audio.
+    """
+
+    text_states: Tensor
+    text_labels: Tensor
+    units: UnitLogits | None = None
+    audio_embeds: Tensor | None = None
+    audio_lengths: Tensor | None = None
+
+
+class SpeechToSpeechModel(nn.Module):
+    """Raw speech -> encoder -> adapter -> LLM -> speech decoder -> vocoder (OpenS2S, arXiv:2507.05177).
+
+    Args:
+        encoder: speech -> hidden states; without one the model reads text alone.
+        adapter: the encoder's hidden states -> the LLM's embeddings; goes with the encoder.
+        llm: the language model.
+        speech_decoder: hidden states -> units; without one the model answers in text.
+        vocoder: units -> waveform; goes with the speech decoder, which can do without one (giving units alone) when it
+            knows its number of units.
+
+    Raises:
+        ValueError: parts don't fit each other.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        encoder: AudioEncoder | None = None,
+        adapter: Adapter | None = None,
+        speech_decoder: SpeechDecoder | None = None,
+        vocoder: Vocoder | None = None,
+    ):
+        super().__init__()
+        check_parts(llm, encoder, adapter, speech_decoder, vocoder)
+        self.encoder, self.adapter, self.llm = encoder, adapter, llm
+        self.speech_decoder, self.vocoder = speech_decoder, vocoder
+        self.num_units: int | None = None
+        """Units that the model speaks; None when it is mute."""
+        self.attachments: dict[str, bytes] = {}
+        """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
+        if encoder is not None:
+            heard = f"{type_name(encoder)} (width {encoder.width})"
+            with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
+                adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
+            check_declared("adapter", adapter)
+        if speech_decoder is not None:
+            self.num_units = speech_decoder.num_units or vocoder.num_units
+            language_model = f"{type_name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
+            with connecting(speech_decoder, llm=language_model, units=self.num_units):
+                speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
+
+    def attach_vocoder(self, vocoder: Vocoder) -> None:
+        """Give the model a voice, in place of the one that it has.
+
+        Raises:
+            ValueError: the vocoder doesn't know the speech decoder's units, or has another rate than the present one.
+        """
+        decoder = self.speech_decoder
+        if decoder is None:
+            raise ValueError("this model has no speech decoder: a vocoder has nothing to say")
+        check_voice(decoder, vocoder, self.num_units or decoder.num_units)
+        if self.vocoder is not None:
+            check_same_units(self.vocoder, vocoder)
+        self.vocoder = vocoder
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether the model hears: only then can it answer a spoken question."""
+        return self.encoder is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's weights are."""
+        return next(self.llm.parameters()).device
+
+    def encode_audio(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, T) and (N,) samples -> the LLM's input (N, F, D) and (N,) positions."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: it can't hear audio")
+        return self.adapter(*self.encoder(waveform, lengths))
+
+    def hear(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`encode_audio` of a batch's clips, from the encoder's hidden states where the batch brings them along."""
+        if "encoder_states" in batch:
+            return self.adapter(batch["encoder_states"], batch["encoder_lengths"])
+        return self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+
+    def splice(self, batch: dict[str, Any], audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
+        """The LLM's input for a batch of dialogues, see `lightning_s2s.model.splice.splice_audio`."""
+        token_embeds = self.llm.embed(batch["input_ids"].clamp(min=0))
+        if audio_embeds is None:
+            audio_embeds, audio_lengths = token_embeds.new_zeros(0, 0, self.llm.width), batch["input_lengths"][:0]
+        return splice_audio(
+            batch["input_ids"],
+            batch["input_lengths"],
+            batch["labels"],
+            batch["segments"],
+            token_embeds,
+            audio_embeds,
+            audio_lengths,
+        )
+
+    def forward(self, batch: dict[str, Any], speak: bool = True, whole: bool = False) -> ModelOutput:
+        """Run teacher-forced over a batch of `lightning_s2s.data` (its docstring lists the keys).
+
+        Args:
+            batch: the batch.
+            speak: also run the speech decoder over the batch's spoken turns.
+            whole: run every component, whatever the batch lacks, so that processes with different batches gather the
+                same weights and reduce the same gradients, and an optimiser sees the same on one process as on many.
+                What this adds is zero.
+        """
+        audio_embeds = audio_lengths = unheard = None
+        if len(batch["waveform_lengths"]):
+            audio_embeds, audio_lengths = self.hear(batch)
+        elif whole and self.encoder is not None:  # here, since processes must gather in the same order
+            silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
+            unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
+        spliced = self.splice(batch, audio_embeds, audio_lengths)
+        if unheard is not None:
+            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * unheard.sum())
+        hidden = self.llm(spliced.inputs_embeds, spliced.mask)
+        following = spliced.labels[:, 1:]
+        labelled = following != IGNORE
+        units = None
+        num_turns = len(batch["unit_lengths"])
+        if speak and num_turns and self.speech_decoder is not None:
+            conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
+            tokens, _ = self._predicted_tokens(batch)
+            units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
+        elif speak and whole and self.speech_decoder is not None:
+            units = self._speak_nothing(hidden[:1, :1])
+        return ModelOutput(hidden[:, :-1][labelled], following[labelled], units, audio_embeds, audio_lengths)
+
+    def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
+        """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.
+
+        Stage 2b then replaces a token by the state that predicts it.
+        """
+        tokens, lengths = self._predicted_tokens(batch)
+        return self._speak(self.speech_decoder.embed_text(tokens), lengths, batch)
+
+    def _predicted_tokens(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(M, S), for each position of a spoken turn the token after it, which its hidden state predicts, and (M,)."""
+        ids = batch["input_ids"]
+        following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
+        return gather_segments(following, batch["segments"], len(batch["unit_lengths"]))
+
+    def _speak(self, conditions: Tensor, lengths: Tensor, batch: dict[str, Any]) -> UnitLogits:
+        return self.speech_decoder(
+            conditions, lengths, batch["units"], batch["unit_lengths"], batch["speaker_embedding"]
+        )
+
+    def _speak_nothing(self, hidden: Tensor) -> UnitLogits:
+        """Run the speech decoder over one frame of units; no label is left of it."""
+        decoder = self.speech_decoder
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+        frame = tokens.expand(1, decoder.codebooks_per_frame or 1)
+        length = torch.ones(1, dtype=torch.long, device=hidden.device)
+        conditions = decoder.project(hidden, tokens)
+        units = decoder(conditions, length, frame, length * frame.shape[1], conditions.new_zeros(1, 512))
+        return replace(units, **{field.name: getattr(units, field.name)[:0] for field in fields(units)})

@@ -1,0 +1,76 @@
+"""Hidden states of a frozen encoder on disk, so that every clip is encoded once and not once an epoch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_s2s.components.contracts import AudioEncoder
+from lightning_s2s.components.weights import weights_fingerprint, write_tensors
+
+NAME = "hidden_states"
+
+
+class EncoderCache:
+    """What an encoder gives for a clip, kept in a file of its own and read from there the next time.
+
+    A file is named by the clip's samples and lies in a folder that is named by the encoder's class, options, weights
+    and precision: whatever changes the hidden states makes another file. Files appear whole or not at all, so that
+    several processes can share a folder. What is kept are a clip's own frames, as the encoder gave them in the batch in
+    which it was first heard; behind them a batch has zeros.
+
+    Args:
+        folder: where the files are; made if it isn't there.
+        encoder: in evaluation mode whenever the cache is called.
+    """
+
+    def __init__(self, folder: str | Path, encoder: AudioEncoder):
+        self.folder, self.encoder = Path(folder), encoder
+
+    @torch.no_grad()
+    def __call__(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `AudioEncoder.forward`: (B, T) and (B,) samples -> (B, F, D) and (B,) frames.
+
+        Raises:
+            ValueError: a file is broken.
+        """
+        folder = self.folder / self._encoder_name(waveform.device.type)
+        clips = zip(waveform.cpu(), lengths.tolist(), strict=True)
+        names = [hashlib.sha256(clip[:length].numpy().tobytes()).hexdigest()[:40] for clip, length in clips]
+        paths = [folder / name[:2] / f"{name[2:]}.safetensors" for name in names]
+        missing = [number for number, path in enumerate(paths) if not path.is_file()]
+        if missing:
+            unheard = lengths[missing]
+            states, frames = self.encoder(waveform[missing, : int(unheard.max())], unheard)
+            for number, clip, count in zip(missing, states, frames.tolist(), strict=True):
+                write_tensors({NAME: clip[:count]}, paths[number])
+        kept = [_read(path) for path in paths]
+        counts = torch.tensor([len(states) for states in kept], device=waveform.device)
+        return pad_sequence(kept, batch_first=True).to(waveform.device), counts
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return weights_fingerprint(self.encoder)
+
+    def _encoder_name(self, device_type: str) -> str:
+        """A short name of everything but the clip that the hidden states depend on."""
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        options = {key: value for key, value in self.encoder.init_args.items() if key != "checkpoint"}
+        settings = json.dumps([self._fingerprint, options, str(autocast)], sort_keys=True, default=str)
+        return hashlib.sha256(settings.encode()).hexdigest()[:20]
+
+
+def _read(path: Path) -> Tensor:
+    """(F, D), mapped until it is used."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(NAME)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"encoder_cache: {path} can't be read ({error}); delete it, and it is made again") from None

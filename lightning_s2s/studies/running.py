@@ -1,0 +1,150 @@
+"""Runs the commands of a study one after the other, each in a process of its own; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_s2s.studies.study import Command
+from lightning_s2s.support.files import write_text
+from lightning_s2s.support.reading import read_json
+
+COMMAND = "command.json"
+"""In a step's folder: what was run there, and the digests of its YAML files."""
+LOG = "output.log"
+RESULTS = {
+    "fit": ("model/config.json", "pocket/model.safetensors"),  # the latter of VocoderTraining
+    "evaluate": ("figures.json",),
+}
+"""What a command writes when it is over; one of them is enough."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A command that did not end well, or that was left out since it needs one that didn't."""
+
+    command: Command
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.command.label}: {self.reason}"
+
+
+def is_finished(command: Command) -> bool:
+    """Whether the command's result is there, whoever ran it."""
+    return any((command.folder / result).is_file() for result in RESULTS[command.arguments[0]])
+
+
+def check_folders(commands: Sequence[Command]) -> None:
+    """See that what lies in the folders was made by these commands with these YAML files.
+
+    Raises:
+        ValueError: it was not.
+    """
+    for command in commands:
+        path = command.folder / COMMAND
+        if path.is_file() and read_json(path) != _record(command):
+            raise ValueError(
+                f"{command.folder}: was made with other options or YAML files than the study has now, see {COMMAND} "
+                "there; remove the folder, or give the study another output_dir"
+            )
+
+
+def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
+    """Run what is not finished; the output of each goes to `output.log` in its folder.
+
+    A command that fails is left behind, with those that need it, and the others go on. Upon Ctrl-C and SIGTERM the
+    running command saves itself.
+
+    Args:
+        commands: in order.
+        held: the lock on the study's folder, see `lightning_s2s.support.locks`.
+
+    Returns:
+        What failed.
+
+    Raises:
+        KeyboardInterrupt: after such a signal, once the running command is over.
+    """
+    from tqdm import tqdm
+
+    failures: dict[Path, Failure] = {}
+    num_finished = sum(map(is_finished, commands))
+    with tqdm(total=len(commands), initial=num_finished, unit="step") as bar:
+        for command in commands:
+            if is_finished(command):
+                continue
+            bar.set_description(command.label)
+            if missing := [folder for folder in command.needs if folder in failures]:
+                failures[command.folder] = Failure(command, f"left out: it needs {missing[0]}")
+            elif status := run_command(command, held):
+                failures[command.folder] = Failure(command, f"failed with exit status {status}{_log_end(command)}")
+            if command.folder in failures:
+                bar.write(str(failures[command.folder]), file=sys.stderr)
+            bar.update()
+    return list(failures.values())
+
+
+def _log_end(command: Command) -> str:
+    """Where the log is, and its last line where that is the error."""
+    path = command.folder / LOG
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    told = f" ({lines[-1]})" if lines and lines[-1].startswith("error: ") else ""
+    return f"{told}; see {path}"
+
+
+def run_command(command: Command, held: int) -> int:
+    """Run one command in a process of its own -> its exit status, not 0 where it leaves no result."""
+    write_text(command.folder / COMMAND, json.dumps(_record(command), indent=2) + "\n")
+    with open(command.folder / LOG, "a", encoding="utf-8") as log:
+        print(f"$ {command}", file=log, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightning_s2s.cli", *command.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # else the terminal's Ctrl-C would reach it twice, and the second ends it unsaved
+            pass_fds=[held],
+        )
+        with _signals_to(process):
+            status = process.wait()
+    return status or int(not is_finished(command))
+
+
+@contextlib.contextmanager
+def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End the process on SIGINT and SIGTERM; then, when it is over, raise KeyboardInterrupt.
+
+    It is told by SIGTERM, upon which a training saves itself: in the background SIGINT is ignored until a command sets
+    a handler, and one that comes while it starts would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def hand_over(number: int, frame: object) -> None:
+        received.append(number)
+        process.terminate()
+
+    before = {number: signal.signal(number, hand_over) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _record(command: Command) -> dict[str, object]:
+    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in command.configs}
+    return {"arguments": list(command.arguments), "configs": digests}

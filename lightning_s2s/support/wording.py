@@ -1,0 +1,27 @@
+"""The wording of messages about names: what there is, and what may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def near_names(name: str, allowed: Iterable[str]) -> str:
+    """The allowed names that are spelled most like `name`, joined by "or"; empty when none is like it."""
+    likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in allowed}
+    best = max(likeness.values(), default=0.0)
+    near = [other for other, ratio in likeness.items() if ratio >= max(0.6, best - 0.03)]
+    return " or ".join(sorted(near, key=lambda other: (-likeness[other], other))[:3])
+
+
+def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
+    """The one wording for a name that does not exist: what it is, the near names, then all names."""
+    names = sorted(allowed)
+    near = near_names(name, names)
+    hint = f"did you mean {near}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}"
+
+
+def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:
+    """The wording for a file of a kind that can't be written."""
+    return f"{option} {path}: the name must end in {' or '.join(allowed)}"
