@@ -66,10 +66,7 @@ lock: | $(VENV)/bin/python
 RUNS := runs/tiny
 
 demo: setup
-	$(S2S) fit --config experiments/tiny/1_understanding.yaml --resume
-	$(S2S) fit --config experiments/tiny/2_generation.yaml --resume
-	$(S2S) fit --config experiments/tiny/3_tuning.yaml --resume
-	$(S2S) evaluate answers --config experiments/tiny/answers.yaml
+	$(S2S) train experiments/tiny/recipe.yaml
 	@echo "curves, latency and sound in TensorBoard: $(BIN)/tensorboard --logdir $(RUNS)"
 
 # --- checks -------------------------------------------------------------------------------------------------------

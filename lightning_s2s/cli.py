@@ -18,8 +18,12 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 COMMANDS = {
-    "fit": ("train", "train a stage: --config YAML [--config YAML ...] [overrides] [--resume]"),
-    "validate": ("train", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
+    "train": (
+        "train",
+        "a recipe, stage after stage: RECIPE.yaml [overrides] [--output_dir DIR] [--from STEP] [--to STEP]",
+    ),
+    "fit": ("fit", "train a stage: --config YAML [--config YAML ...] [overrides] [--resume]"),
+    "validate": ("fit", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
     "plan": (
         "plan",
         "parameters and memory per GPU before training: --config YAML [--gpus N] [--strategy ddp|fsdp2|one]",

@@ -145,7 +145,8 @@ def test_the_command_line_says_it_through_the_parsers_that_build_components(tmp_
     )
     result = subprocess.run(
         [
-            sys.executable, "-c", BLOCKED, "fit", "--config", "experiments/tiny/1_understanding.yaml",
+            sys.executable, "-c", BLOCKED, "fit",
+            "--config", "experiments/tiny/model.yaml", "--config", "experiments/tiny/1_understanding.yaml",
             "--config", str(tmp_path / "lora.yaml"), "--trainer.default_root_dir", str(tmp_path),
         ],
         capture_output=True, text=True, check=False, cwd=ROOT,

@@ -14,7 +14,7 @@ from lightning_s2s.components.weights import parameters_on_meta
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "opens2s"
-YAMLS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
+YAMLS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("[0-9]*_*.yaml"))
 STAGES = ["1_understanding.yaml", "2_generation.yaml", "2a_speech_decoder.yaml", "3_tuning.yaml"]
 
 QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
@@ -41,7 +41,8 @@ def test_all_stages_of_both_sizes_are_here():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if "1_" in n else [WITH_GLM4_VOICE]) for n in YAMLS])
 def test_yaml_parses(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["fit", "--config", str(FOLDER / name), "--print_config"]) == 0
+    files = ["--config", str((FOLDER / name).with_name("model.yaml")), "--config", str(FOLDER / name)]
+    assert main(["fit", *files, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     written = yaml.safe_load((FOLDER / name).read_text())
     assert printed["trainer"]["gradient_clip_val"] == 1.0
@@ -53,6 +54,13 @@ def test_yaml_parses(name, monkeypatch, capsys):
     trainer, data = written["trainer"], written["data"]
     devices = 1 if "/" in name else 8
     assert data["max_batch_size"] * trainer["accumulate_grad_batches"] * devices == 512
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two files as the parser merges them; what the second leaves empty is left out."""
+    both = {key: merged(base[key], value) if isinstance(base.get(key), dict) else value for key, value in over.items()
+            if value is not None}  # fmt: skip
+    return {key: value for key, value in base.items() if key not in over} | both
 
 
 def without_hub(settings: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
@@ -78,7 +86,8 @@ def test_model_builds_on_meta(name, tokenizer_folder):
     import lightning_s2s.stages  # noqa: F401 (so that the parser knows the stages)
 
     REGISTRY.load()
-    settings = without_hub(yaml.safe_load((FOLDER / name).read_text())["model"], tokenizer_folder)
+    files = (FOLDER / name).with_name("model.yaml"), FOLDER / name
+    settings = without_hub(merged(*(yaml.safe_load(path.read_text())["model"] for path in files)), tokenizer_folder)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "stage", fail_untyped=False)
     config = parser.parse_object({"stage": settings})

@@ -61,7 +61,8 @@ def test_it_is_listed_without_being_imported(python):
 @pytest.mark.slow
 def test_it_is_configured_trained_saved_and_loaded(python, tmp_path):
     fit = [
-        "-m", "lightning_s2s.cli", "fit", "--config", "experiments/tiny/1_understanding.yaml",
+        "-m", "lightning_s2s.cli", "fit", "--config", "experiments/tiny/model.yaml",
+        "--config", "experiments/tiny/1_understanding.yaml",
         "--model.adapter", "average", "--model.adapter.downsampling", "5",
         "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1", "--trainer.accelerator", "cpu",
         "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false", "--data.max_batch_size", "2",

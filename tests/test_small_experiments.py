@@ -16,7 +16,7 @@ from lightning_s2s.evaluation.grammar import DialogueGrammar
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("experiments/small")
 STAGES = ["1_understanding.yaml", "2a_speech_decoder.yaml", "2_generation.yaml", "3_tuning.yaml"]
-OTHERS = ["answers.yaml", "construction.yaml", "grammar.yaml"]
+OTHERS = ["answers.yaml", "construction.yaml", "grammar.yaml", "model.yaml", "recipe.yaml"]
 ONE_STEP = [
     "--trainer.max_steps", "1", "--trainer.val_check_interval", "1",
     "--trainer.precision", "32-true",  # many CPUs have no bfloat16 and emulate it
@@ -37,7 +37,7 @@ def corpus(workplace) -> Path:
 
 def test_all_yamls_are_known():
     there = {path.relative_to(ROOT / FOLDER).as_posix() for path in (ROOT / FOLDER).rglob("*.yaml")}
-    assert there == {*STAGES, *OTHERS, *(f"larger/{name}" for name in [*STAGES, "answers.yaml"])}
+    assert there == {*STAGES, *OTHERS, *(f"larger/{name}" for name in [*STAGES, "answers.yaml", "recipe.yaml"])}
 
 
 @pytest.mark.parametrize("larger", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -47,7 +47,21 @@ def test_the_stages_hand_over_to_each_other_and_the_model_is_asked(larger, corpu
         options = [] if name == "1_understanding.yaml" else [*SHORT_SPEECH]
         options += NO_CALLBACKS if name == "3_tuning.yaml" else []
         options += ["--model.num_generated", "1"] if name in ("1_understanding.yaml", "3_tuning.yaml") else []
-        assert main(["fit", "--config", str(FOLDER / name), *overlay, *ONE_STEP, *options]) == 0, name
+        assert (
+            main(
+                [
+                    "fit",
+                    "--config",
+                    str(FOLDER / "model.yaml"),
+                    "--config",
+                    str(FOLDER / name),
+                    *overlay,
+                    *ONE_STEP,
+                    *options,
+                ]
+            )
+            == 0
+        ), name
     asked = FOLDER / "larger" / "answers.yaml" if larger else FOLDER / "answers.yaml"
     assert main(["evaluate", "answers", "--config", str(asked), "--limit", "1"]) == 0
     out = Path(yaml.safe_load(asked.read_text())["output_dir"])

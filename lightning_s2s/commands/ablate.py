@@ -73,7 +73,7 @@ def check_options(commands: Sequence[Command]) -> None:
         CommandError: one can't; the message begins with variant, seed and step.
     """
     from lightning_s2s.commands.evaluate import run as evaluate
-    from lightning_s2s.commands.train import run as fit
+    from lightning_s2s.commands.fit import run as fit
 
     for command in commands:
         name, *rest = command.arguments

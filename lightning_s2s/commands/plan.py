@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from lightning_s2s.commands.fit import StageCLI, parse_stage
 from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
-from lightning_s2s.commands.train import StageCLI, parse_stage
 from lightning_s2s.components.weights import without_weights
 from lightning_s2s.scale.memory_plan import (
     OVERHEAD_BYTES,

@@ -1,16 +1,18 @@
-"""A study from its YAML; a mistake is one line that names the file and the key."""
+"""Recipes and studies from their YAML; a mistake is one line that names the file and the key."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_s2s.studies.study import (
     COMMANDS,
     SHARED,
     Measure,
+    Recipe,
     Settings,
     Step,
     Study,
@@ -21,6 +23,7 @@ from lightning_s2s.studies.study import (
 from lightning_s2s.support.reading import read_yaml
 from lightning_s2s.support.wording import unknown_name
 
+T = TypeVar("T", Recipe, Study)
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")
 """What the study gives to each step itself."""
 NESTED = re.compile(r"model\.(init_args\.)?(?!init_args\.)\w+\.")
@@ -28,32 +31,79 @@ NESTED = re.compile(r"model\.(init_args\.)?(?!init_args\.)\w+\.")
 UNITS = ("percent", "seconds", "")
 
 
-def read_study(path: str | Path) -> Study:
-    """A study from its YAML; docs/ablations.md lists the keys.
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from its YAML; docs/recipes.md lists the keys.
 
     Raises:
         ValueError: a key is unknown, missing or of the wrong kind, or a file doesn't exist; the message names both.
     """
-    path = Path(path)
+    return _read(Path(path), _recipe)
+
+
+def read_study(path: str | Path) -> Study:
+    """A study from its YAML; docs/ablations.md lists the keys.
+
+    Raises:
+        ValueError: as `read_recipe`.
+    """
+    return _read(Path(path), _study)
+
+
+def _read(path: Path, parse: Callable[[Path, Any], T]) -> T:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     content = read_yaml(path)
     try:
-        return _study(path, content)
+        return parse(path, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _recipe(path: Path, content: Any) -> Recipe:
+    parts = _mapping(content, "the recipe", ("output_dir", "steps"), ("model", "seed"))
+    seed = parts.get("seed")
+    if seed is not None and not (type(seed) is int and seed >= 0):
+        raise ValueError(f"seed: got {seed!r}; allowed: a whole number, 0 or more")
+    model = _files(parts.get("model", []), "model")
+    steps = _steps(parts["steps"])
+    for name, step in steps.items():
+        if step.command == "fit":
+            configs = (*model, *step.settings.configs)
+            settings = replace(step.settings, configs=configs)
+            steps[name] = replace(step, settings=settings, without=_empty_slots(configs))
+    return Recipe(path, Path(_text(parts["output_dir"], "output_dir")), seed, steps)
+
+
+def _empty_slots(configs: Iterable[str]) -> frozenset[str]:
+    """Options of the model that are null in the last of the files that name them."""
+    given: dict[str, Any] = {}
+    for config in configs:
+        content = read_yaml(Path(config))
+        model = content.get("model") if isinstance(content, Mapping) else None
+        options = model.get("init_args", model) if isinstance(model, Mapping) else None
+        given |= options if isinstance(options, Mapping) else {}
+    return frozenset(str(name) for name, value in given.items() if value is None)
+
+
+def _steps(content: Any) -> dict[str, Step]:
+    steps = {name: _step(name, step) for name, step in _named(content, "steps").items()}
+    for number, (name, step) in enumerate(steps.items()):
+        _check_references(f"steps.{name}", step.settings.options, list(steps)[:number], list(steps)[number:])
+    return steps
+
+
 def _study(path: Path, content: Any) -> Study:
-    parts = _mapping(content, "the study", ("steps", "variants", "measures"), ("title", "output_dir", "seeds"))
+    required, optional = ("variants", "measures"), ("recipe", "title", "output_dir", "seeds", "steps")
+    parts = _mapping(content, "the study", required, optional)
     seeds = parts.get("seeds", [1])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ValueError(f"seeds: got {seeds!r}; allowed: a list of whole numbers, 0 or more")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds!r}; allowed: each once")
-    steps = {name: _step(name, step) for name, step in _named(parts["steps"], "steps").items()}
-    for number, (name, step) in enumerate(steps.items()):
-        _check_references(f"steps.{name}", step.settings.options, list(steps)[:number], list(steps)[number:])
+    if "recipe" in parts:
+        steps = _changed_steps(read_recipe(_text(parts["recipe"], "recipe")).steps, parts.get("steps", {}))
+    else:
+        steps = _steps(_mapping(content, "the study", ("steps", *required), optional)["steps"])
     variants = {
         name: _variant(f"variants.{name}", variant, list(steps))
         for name, variant in _named(parts["variants"], "variants").items()
@@ -70,13 +120,28 @@ def _study(path: Path, content: Any) -> Study:
         measures,
     )
     runs = plan(study)
-    for name in steps:
+    for name in () if "recipe" in parts else steps:
         if not any(name in run.commands for run in runs):
             raise ValueError(f"steps.{name}: no measure needs it, by itself or as {{{name}}} in another step's options")
     for run in runs:
         if idle := [step for step in variants[run.variant] if step not in run.commands]:
             raise ValueError(f"variants.{run.variant}.{idle[0]}: this step does not run here, since nothing needs it")
     return study
+
+
+def _changed_steps(steps: Mapping[str, Step], changes: Any) -> dict[str, Step]:
+    """A recipe's steps with what the study changes for all variants; those that no measure needs are left out."""
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"steps: expected steps of the recipe with options; got {type(changes).__name__}")
+    changed = dict(steps)
+    for name, options in changes.items():
+        if name not in steps:
+            raise ValueError(f"steps: {unknown_name('step', str(name), steps)}")
+        settings = _settings(f"steps.{name}", options)
+        number = list(steps).index(name)
+        _check_references(f"steps.{name}", settings.options, list(steps)[:number], list(steps)[number:])
+        changed[name] = replace(steps[name], settings=settings.over(steps[name].settings))
+    return changed
 
 
 def _step(name: str, content: Any) -> Step:
@@ -114,13 +179,7 @@ def _variant(where: str, content: Any, steps: list[str]) -> dict[str, Settings]:
 def _settings(where: str, content: Any) -> Settings:
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{where}: overrides nothing; expected options as on the command line, or config: FILE")
-    configs: Any = content.get("config", [])
-    configs = [configs] if isinstance(configs, str) else configs
-    if not isinstance(configs, list) or not all(isinstance(config, str) for config in configs):
-        raise ValueError(f"{where}.config: got {configs!r}; allowed: a YAML file or a list of them")
-    for config in configs:
-        if not Path(config).is_file():
-            raise ValueError(f"{where}: {config}: no such file")
+    configs = _files(content.get("config", []), f"{where}.config")
     options = {key: value for key, value in content.items() if key != "config"}
     for key in options:
         if not isinstance(key, str):
@@ -129,7 +188,18 @@ def _settings(where: str, content: Any) -> Settings:
             raise ValueError(f"{where}.{key}: the study sets it itself, by output_dir and seeds")
         if options[key] is None and NESTED.match(key):  # on the command line jsonargparse makes the text "None" of it
             raise ValueError(f"{where}.{key}: null of a component's option only works in a YAML file, by config")
-    return Settings(tuple(configs), options)
+    return Settings(configs, options)
+
+
+def _files(value: Any, where: str) -> tuple[str, ...]:
+    """A YAML file or a list of them, all there."""
+    files = [value] if isinstance(value, str) else value
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{where}: got {value!r}; allowed: a YAML file or a list of them")
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"{where.removesuffix('.config')}: {file}: no such file")
+    return tuple(files)
 
 
 def _check_references(where: str, options: Mapping[str, Any], earlier: list[str], later: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Runs the commands of a study one after the other, each in a process of its own; goes on where it was stopped."""
+"""Runs commands one after the other, each in a process of its own; goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_s2s.studies.study import Command
 from lightning_s2s.support.files import write_text
@@ -43,19 +44,56 @@ def is_finished(command: Command) -> bool:
     return any((command.folder / result).is_file() for result in RESULTS[command.arguments[0]])
 
 
-def check_folders(commands: Sequence[Command]) -> None:
+def check_folders(commands: Sequence[Command], by_hand: bool = True) -> None:
     """See that what lies in the folders was made by these commands with these YAML files.
+
+    Args:
+        commands: that are run.
+        by_hand: results of commands that somebody gave alone, which leave no record, are taken, too.
 
     Raises:
         ValueError: it was not.
     """
     for command in commands:
         path = command.folder / COMMAND
-        if path.is_file() and read_json(path) != _record(command):
+        if path.is_file() and (then := read_json(path)) != (now := _record(command)):
             raise ValueError(
-                f"{command.folder}: was made with other options or YAML files than the study has now, see {COMMAND} "
-                "there; remove the folder, or give the study another output_dir"
+                f"{command.folder}: was made with other options or YAML files ({_difference(then, now)}); remove the "
+                "folder, or give another output_dir"
             )
+        if not by_hand and not path.is_file() and is_finished(command):
+            raise ValueError(
+                f"{command.folder}: holds a result that was made in another way (no {COMMAND}); remove the folder, or "
+                "give another output_dir"
+            )
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a command has now, in words, that it didn't have then."""
+    for file, digest in now["configs"].items():
+        if file not in then.get("configs", {}):
+            return f"now with {file}"
+        if then["configs"][file] != digest:
+            return f"{file} has changed"
+    before, after = _options(then.get("arguments", [])), _options(now["arguments"])
+    for option in [*after, *before]:
+        if before.get(option) != after.get(option):
+            return f"{option}: was {before.get(option, 'not given')}, is now {after.get(option, 'not given')}"
+    return f"{COMMAND} names fewer files" if then.get("configs") != now["configs"] else "their order"
+
+
+def _options(arguments: Iterable[str]) -> dict[str, str]:
+    """Option -> its values in their order."""
+    options: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            values = options.setdefault(option, [])
+            values += [value] if equals else []
+        else:
+            values.append(word)
+    return {option: " ".join(values) for option, values in options.items()}
 
 
 def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
@@ -101,16 +139,22 @@ def _log_end(command: Command) -> str:
     return f"{told}; see {path}"
 
 
-def run_command(command: Command, held: int) -> int:
-    """Run one command in a process of its own -> its exit status, not 0 where it leaves no result."""
+def run_command(command: Command, held: int, shown: bool = False) -> int:
+    """Run one command in a process of its own -> its exit status, not 0 where it leaves no result.
+
+    Args:
+        command: to run.
+        held: the lock on the folder of all.
+        shown: what it prints goes where ours goes, not into `output.log`.
+    """
     write_text(command.folder / COMMAND, json.dumps(_record(command), indent=2) + "\n")
-    with open(command.folder / LOG, "a", encoding="utf-8") as log:
+    with open(command.folder / LOG, "a", encoding="utf-8") if not shown else contextlib.nullcontext() as log:
         print(f"$ {command}", file=log, flush=True)
         process = subprocess.Popen(
             [sys.executable, "-m", "lightning_s2s.cli", *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=None if shown else subprocess.STDOUT,
             start_new_session=True,  # else the terminal's Ctrl-C would reach it twice, and the second ends it unsaved
             pass_fds=[held],
         )

@@ -1,10 +1,10 @@
-"""An ablation study, and the commands that it stands for. Nothing is read or run here."""
+"""A recipe, a study of its variants, and the commands that they stand for. Nothing is read or run here."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,11 +39,33 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a run, before a variant changes it."""
+    """One command of a run, before a variant changes it.
+
+    Attributes:
+        without: slots of the model that its YAML files leave empty.
+    """
 
     name: str
     command: str
     settings: Settings
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps that follow each other, as a YAML has them: the stages of a training, and what is asked of its model.
+
+    Attributes:
+        path: of the YAML.
+        output_dir: each step writes into a folder of its name in there.
+        seed: of every training; None leaves it to the stages' YAML.
+        steps: in the order in which they run.
+    """
+
+    path: Path
+    output_dir: Path
+    seed: int | None
+    steps: Mapping[str, Step]
 
 
 @dataclass(frozen=True)
@@ -159,22 +181,74 @@ def _plan_run(study: Study, variant: str, seed: int, known: dict[tuple[str, ...]
         if name in changes or own & set(needed):
             own.add(name)
         folders = {other: str(commands[other].folder) for other in needed}
-        given: list[tuple[str, Any]] = [("config", config) for config in settings[name].configs]
-        given += substitute(settings[name].options, folders).items()
-        given += [("seed_everything", seed)] if step.command == "fit" else []
-        arguments = (*step.command.split(), *(part for key, value in given for part in as_option(key, value)))
+        arguments = _arguments(step.command, settings[name], folders, seed)
         if arguments not in known:
             folder = home / (slug(variant) if name in own else SHARED) / f"seed{seed}" / name
             known[arguments] = Command(
                 name,
                 f"{variant if name in own else SHARED}, seed {seed}: {name}",
-                (*arguments, f"--{COMMANDS[step.command]}", str(folder), *(["--resume"] * (step.command == "fit"))),
+                (*arguments, *_into(step.command, folder)),
                 settings[name].configs,
                 folder,
                 tuple(commands[other].folder for other in needed),
             )
         commands[name] = known[arguments]
     return Run(variant, seed, home / slug(variant) / f"seed{seed}", commands)
+
+
+def plan_recipe(recipe: Recipe, output_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[Command]:
+    """The commands of a recipe, in order.
+
+    Args:
+        recipe: that is run.
+        output_dir: in place of the recipe's.
+        overrides: arguments that every training gets behind its own, but those of slots that it leaves empty.
+    """
+    commands: dict[str, Command] = {}
+    for name, step in recipe.steps.items():
+        needed = [other for other in commands if other in references(step.settings.options)]
+        folders = {other: str(commands[other].folder) for other in needed}
+        arguments = _arguments(step.command, step.settings, folders, recipe.seed)
+        folder = (output_dir or recipe.output_dir) / name
+        commands[name] = Command(
+            name,
+            name,
+            (*arguments, *overrides_of(step, overrides)[0], *_into(step.command, folder)),
+            step.settings.configs,
+            folder,
+            tuple(commands[other].folder for other in needed),
+        )
+    return list(commands.values())
+
+
+def overrides_of(step: Step, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that a step gets, and the options that it has no use for."""
+    taken: list[str] = []
+    left: list[str] = []
+    keeps = step.command == "fit"
+    for word in overrides:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+            slot = option.split(".")[1] if option.startswith("--model.") else ""
+            keeps = step.command == "fit" and slot not in step.without
+            if not keeps:
+                left.append(option)
+        if keeps:
+            taken.append(word)
+    return taken, left
+
+
+def _arguments(command: str, settings: Settings, folders: Mapping[str, str], seed: int | None) -> tuple[str, ...]:
+    """What a command is given, but where to."""
+    given: list[tuple[str, Any]] = [("config", config) for config in settings.configs]
+    given += substitute(settings.options, folders).items()
+    given += [("seed_everything", seed)] if command == "fit" and seed is not None else []
+    return (*command.split(), *(part for key, value in given for part in as_option(key, value)))
+
+
+def _into(command: str, folder: Path) -> tuple[str, ...]:
+    """The arguments that say where to; a training goes on with what is there."""
+    return (f"--{COMMANDS[command]}", str(folder), *(["--resume"] * (command == "fit")))
 
 
 def _needed(settings: Mapping[str, Settings], measured: set[str]) -> set[str]:

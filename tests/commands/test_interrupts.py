@@ -8,7 +8,7 @@ import signal
 import pytest
 from conftest import last_line
 
-from lightning_s2s.commands.train import StageCLI
+from lightning_s2s.commands.fit import StageCLI
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.scale.run_checkpoint import RunCheckpoint
 from lightning_s2s.stages import EmpatheticInstructionTuning

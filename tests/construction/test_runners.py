@@ -107,6 +107,7 @@ def test_other_processes_give_the_same(step, tmp_path, runner):
         run_step(step, [60, -2, 61], runner, tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_what_a_cluster_lacks_is_told(step, tmp_path):
     """Ray would wait for it."""
     pytest.importorskip("ray", reason="the package ray (extra: ray) is not installed")

@@ -21,6 +21,8 @@ from small_parts import SMALL_LM
 
 from lightning_s2s.cli import main
 
+pytestmark = pytest.mark.slow  # the first run alone takes longer than the tests of most other files
+
 SCRIPT = Path(__file__).with_name("signalled_fit.py")
 STRATEGIES = {
     "one": ("--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.accumulate_grad_batches", "2"),
@@ -181,20 +183,17 @@ def kill_and_resume(strategy, asynchronous, kills, start, finish, undisturbed, f
     assert left == ["best.ckpt", "last.ckpt"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_killed_at_a_random_moment(asynchronous, start, finish, undisturbed, tmp_path):
     kill_and_resume("fsdp2", asynchronous, 1, start, finish, undisturbed, tmp_path / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_killed_at_five_random_moments(strategy, asynchronous, start, finish, undisturbed, tmp_path):
     kill_and_resume(strategy, asynchronous, 5, start, finish, undisturbed, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturbed, tmp_path):
     whole, moments = undisturbed("fsdp2")
     status, err = start(tmp_path / "run", *EACH_STEP, at=Signal(moments[0] // 2, signal.SIGTERM))
@@ -205,7 +204,6 @@ def test_told_to_stop_it_saves_itself_and_loses_no_step(start, finish, undisturb
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.slow
 def test_on_one_process_and_on_two_again(start, finish, undisturbed, tmp_path):
     (whole, moments), folder = undisturbed("fsdp2"), tmp_path / "run"
     assert start(folder, *EACH_STEP, at=Signal(moments[0] // 3))[0] == -signal.SIGKILL
@@ -249,7 +247,6 @@ def test_nothing_that_is_pickled_into_an_index_is_run(whole, tmp_path, capsys):
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_a_full_disk_is_told_and_the_good_checkpoint_stays(asynchronous, start, whole, tmp_path):
     folder = tmp_path / "run"

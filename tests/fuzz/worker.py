@@ -34,7 +34,7 @@ IMPORTED = (
     "datasets", "lightning.pytorch", "matplotlib.pyplot", "omegaconf", "peft", "safetensors.torch", "soundfile", "soxr",
     "tensorboard", "torchmetrics", "transformers", "lightning_s2s.cli", "lightning_s2s.stages",
     *(f"lightning_s2s.commands.{name}" for name in (
-        "ablate", "construct", "consolidate", "convert", "emotion_classifier", "evaluate", "manifest", "plan",
+        "ablate", "construct", "consolidate", "convert", "emotion_classifier", "evaluate", "fit", "manifest", "plan",
         "respond", "train", "units",
     )),
     "lightning_s2s.construction.pipeline", "lightning_s2s.evaluation.answers", "construction_parts", "judged_calls",

@@ -248,7 +248,7 @@ def test_a_changed_study_does_not_take_old_results(folder: Path, fake_run, capsy
     running.check_folders([command])
     (folder / "stage.yaml").write_text((folder / "stage.yaml").read_text() + "\n# changed\n")
     assert main(["ablate", "study.yaml"]) == 1
-    expected = "error: study/runs/short/seed1/speak: was made with other options or YAML files than the study has now"
+    expected = "error: study/runs/short/seed1/speak: was made with other options or YAML files (stage.yaml has"
     assert capsys.readouterr().err.startswith(expected)
     assert fake_run[1] == []
 

@@ -26,6 +26,8 @@ ONE_STEP = [
     *SHORT_RUN, "--trainer.limit_val_batches", "8", "--data.max_batch_size", "4",
 ]  # fmt: skip
 ASKED = {"freezing", "interleave", "stage1"}  # in `decoder`, one that was trained for a step would speak for long
+LONG = {"decoder", "freezing", "stage1"}
+"""Studies of several stages, of which every run of the tests checks the options alone."""
 STUDIES = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
 
 STUDY = """
@@ -158,7 +160,7 @@ def test_variants_as_folders():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"sed": [1]}, "the study: unknown key 'sed'; did you mean seeds? known: measures, output_dir, seeds, "),
+        ({"sed": [1]}, "the study: unknown key 'sed'; did you mean seeds? known: measures, output_dir, recipe, "),
         ({"steps": None}, "steps: expected at least one name with its settings"),
         ({"seeds": []}, "seeds: got []; allowed: a list of whole numbers, 0 or more"),
         ({"seeds": [1, 1]}, "seeds: got [1, 1]; allowed: each once"),
@@ -213,7 +215,7 @@ def test_mistakes_name_file_and_key(folder: Path, change: dict, expected: str):
     [
         ("a: [", "study.yaml: line 2: not valid YAML: "),
         ("- 1", "study.yaml: the study: expected keys and values; got list"),
-        ("title: x", "study.yaml: the study: missing: steps, variants, measures"),
+        ("title: x", "study.yaml: the study: missing: variants, measures"),
     ],
 )
 def test_files_that_are_no_study(folder: Path, text: str, expected: str):
@@ -279,8 +281,8 @@ def test_options_have_one_type_in_all_variants(folder: Path):
 # --- the studies of the repository ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variants", ["first", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variants", ["first", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_repositorys_studies_run(path: Path, variants: str, workplace: Path):
     """Cut down to a step: every training, the questions of the first variant, and the measures that they leave."""
     study = read_study(path.relative_to(ROOT))
@@ -288,13 +290,13 @@ def test_the_repositorys_studies_run(path: Path, variants: str, workplace: Path)
     assert {measure.kind for measure in study.measures} >= {"quality"}
     runs = [run for run in plan(study) if run.seed == study.seeds[0]]
     check_options(commands_of(runs))
-    for run in runs[:1] if variants == "first" else runs:
+    for run in runs[: path.stem not in LONG] if variants == "first" else runs:
         for step, command in run.commands.items():
             is_fit = command.arguments[0] == "fit"
             if is_finished(command) or not (is_fit or (step == "answers" and path.stem in ASKED and run is runs[0])):
                 continue
             options = ONE_STEP if is_fit else ["--limit", "1"]
-            if step == "tuning":  # its validation comes to replies late
+            if step == "3_tuning":  # its validation comes to replies late
                 options = [*options, "--data.max_batch_size", "16", "--trainer.limit_val_batches", "12"]
             assert main([*command.arguments, *options]) == 0, command.label
         for measure in study.measures:
@@ -304,13 +306,15 @@ def test_the_repositorys_studies_run(path: Path, variants: str, workplace: Path)
 
 def test_a_wrong_option_is_told_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch):
     study = yaml.safe_load((ROOT / "experiments" / "ablations" / "freezing.yaml").read_text())
-    study["variants"]["nothing"]["tuning"] = {"model.freez": None}
+    study["variants"]["nothing"]["3_tuning"] = {"model.freez": None}
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     monkeypatch.chdir(ROOT)
     commands = [
         c for c in commands_of(plan(read_study(folder / "study.yaml"))) if c.label.startswith("nothing, seed 1")
     ]
-    with pytest.raises(CommandError, match=r"^nothing, seed 1: tuning: model: unknown option of Empathetic.* 'freez'"):
+    with pytest.raises(
+        CommandError, match=r"^nothing, seed 1: 3_tuning: model: unknown option of Empathetic.* 'freez'"
+    ):
         check_options(commands)
 
 
