@@ -44,7 +44,7 @@ class SpeechToSpeech:
         """
         model = open_model(source, trust_sources)
         if vocoder is not None:
-            model.attach_vocoder(vocoder.to(model.device).eval())
+            model.attach_vocoder(vocoder)
         return cls(model)
 
     def stream(self, waveform: Any, sample_rate: int, **options: Any) -> Iterator[Event]:

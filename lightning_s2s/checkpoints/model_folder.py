@@ -12,7 +12,6 @@ import torch
 from lightning_s2s.checkpoints.opens2s import is_opens2s, load_opens2s
 from lightning_s2s.checkpoints.stored import SLOTS, build_parts, describe_parts
 from lightning_s2s.components.building import bounded_building
-from lightning_s2s.components.contracts import Vocoder
 from lightning_s2s.components.weights import (
     WEIGHTS,
     Shards,
@@ -47,24 +46,17 @@ def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
     write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
 
 
-def load_model(folder: str | Path, vocoder: Vocoder | None = None, trust_sources: bool = False) -> SpeechToSpeechModel:
+def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeechModel:
     """Read a folder that `save_model` wrote, or a published OpenS2S folder; the weights keep their dtype.
 
     Args:
         folder: to read.
-        vocoder: attached in place of the model's own; a published folder has none.
         trust_sources: see `lightning_s2s.checkpoints.stored.build_parts`.
 
     Raises:
         ValueError: no such folder, not a model, an unknown component, or weights of another shape.
     """
-    model = _load(Path(folder), trust_sources)
-    if vocoder is not None:
-        model.attach_vocoder(vocoder.to(model.device).eval())
-    return model
-
-
-def _load(folder: Path, trust_sources: bool) -> SpeechToSpeechModel:
+    folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a model folder with config.json and model.safetensors")

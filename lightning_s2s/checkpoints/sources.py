@@ -46,7 +46,7 @@ def open_model(source: str | Path, trust_sources: bool = False) -> SpeechToSpeec
     """
     path = find_model(source)
     if path.suffix != ".ckpt":
-        return load_model(path, trust_sources=trust_sources)
+        return load_model(path, trust_sources)
     return load_checkpoint(path, trust_sources)
 
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
-from lightning_s2s.commands.messages import CommandError, check_configs, check_options, explain, one_line
+from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line, refuse_unknown_options
 from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.data import SpeechDialogueData
@@ -105,7 +105,7 @@ class StageCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        check_options(args, _all_options(parser))
+        refuse_unknown_options(args, _all_options(parser))
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

@@ -47,12 +47,11 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As usual, but an unknown option is told before what is missing, which it may have been meant for."""
         words = sys.argv[1:] if args is None else list(args)
-        check_options(words, self._option_string_actions)
+        refuse_unknown_options(words, self._option_string_actions)
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
-        raise CommandError(explain(message, options))
+        raise CommandError(explain(message, self._option_string_actions))
 
 
 def a_path(text: str) -> Path:
@@ -115,7 +114,7 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
     return where + one_line("; ".join(leaves)) if leaves else one_line(message)
 
 
-def check_options(arguments: Iterable[str], options: Iterable[str]) -> None:
+def refuse_unknown_options(arguments: Iterable[str], options: Iterable[str]) -> None:
     """Refuse an option that a command doesn't have before its parser tells what else is amiss for want of it.
 
     Raises:

@@ -72,7 +72,7 @@ def run(name: str, arguments: list[str]) -> int:
     device = find_device(options.device)
     model = open_model(options.model, options.trust_sources).to(device)
     if options.vocoder is not None and not options.no_audio:
-        model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options).to(model.device).eval())
+        model.attach_vocoder(open_vocoder(options.vocoder, vocoder_options))
     if not model.can_answer:
         raise ValueError(f"{options.model}: this model has no encoder, it can't hear a question")
     vocode = not options.no_audio and model.vocoder is not None

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from lightning_s2s.commands.messages import CommandError, Names, check_configs, check_options, explain
+from lightning_s2s.commands.messages import CommandError, Names, check_configs, explain, refuse_unknown_options
 
 Settings = TypeVar("Settings")
 
@@ -34,14 +34,13 @@ class SettingsParser(ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """As usual, but an unknown option is told first."""
         if self.exit_on_error and args is not None:
-            check_options(args, [option for action in self._actions for option in action.option_strings])
+            refuse_unknown_options(args, self._option_string_actions)
         return super().parse_args(args, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # jsonargparse tries alternatives with parsers of its own
             super().error(message, ex)
-        options = [option for action in self._actions for option in action.option_strings]
-        raise CommandError(explain(message, options, self.names)) from ex
+        raise CommandError(explain(message, self._option_string_actions, self.names)) from ex
 
 
 def parse_settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ def run(name: str, arguments: list[str]) -> int:
     from lightning_s2s.studies.study import overrides_of, plan_recipe
     from lightning_s2s.support.locks import holding
 
+    repeated = shlex.join(["lightning-s2s", name, *arguments])
     recipe = read_recipe(options.recipe)
     output_dir = options.output_dir or recipe.output_dir
     every = plan_recipe(recipe, output_dir, overrides)
@@ -71,8 +73,8 @@ def run(name: str, arguments: list[str]) -> int:
                     f"--from {options.first}: needs {earlier.step}, which is not finished; leave --from out"
                 )
         check_options(waiting)
-        for command in commands:
-            place = f"[{commands.index(command) + 1} of {len(commands)}] {command.step}"
+        for number, command in enumerate(commands, start=1):
+            place = f"[{number} of {len(commands)}] {command.step}"
             if command not in waiting:
                 print(f"{place}: is finished, in {command.folder}", flush=True)
                 continue
@@ -82,19 +84,11 @@ def run(name: str, arguments: list[str]) -> int:
             try:
                 status = run_command(command, held, shown=True)
             except KeyboardInterrupt:
-                print(f"stopped; the same command goes on from there: {_repeat(arguments)}", file=sys.stderr)
+                print(f"stopped; the same command goes on from there: {repeated}", file=sys.stderr)
                 raise
             if status:
-                raise CommandError(
-                    f"{command.step}: failed with exit status {status}; {_repeat(arguments)} goes on", status
-                )
+                raise CommandError(f"{command.step}: failed with exit status {status}; {repeated} goes on", status)
     return 0
-
-
-def _repeat(arguments: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(["lightning-s2s", "train", *arguments])
 
 
 def _chosen(commands: Sequence[Command], first: str | None, last: str | None) -> list[Command]:

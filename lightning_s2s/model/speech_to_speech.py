@@ -82,7 +82,7 @@ class SpeechToSpeechModel(nn.Module):
                 speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
 
     def attach_vocoder(self, vocoder: Vocoder) -> None:
-        """Give the model a voice, in place of the one that it has.
+        """Give the model a voice, in place of the one that it has; it goes where the model is.
 
         Raises:
             ValueError: the vocoder doesn't know the speech decoder's units, or has another rate than the present one.
@@ -93,7 +93,7 @@ class SpeechToSpeechModel(nn.Module):
         check_voice(decoder, vocoder, self.num_units or decoder.num_units)
         if self.vocoder is not None:
             check_same_units(self.vocoder, vocoder)
-        self.vocoder = vocoder
+        self.vocoder = vocoder.to(self.device).eval()
 
     @property
     def can_answer(self) -> bool:
