@@ -8,35 +8,25 @@ import json
 import random
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import environment
+from parts import environment
 
 CACHES = tempfile.TemporaryDirectory(prefix="lightning-s2s-tests-")
 environment.settle(Path(CACHES.name))  # before a library reads it
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import soundfile  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from small_parts import WHOLE_WHISPER  # noqa: E402
+
+from parts.byte_tokenizer import byte_tokenizer  # noqa: E402
+from parts.paths import EXPERIMENTS, OPENS2S_CHECKPOINT  # noqa: E402
+from parts.small_sizes import TINY_LM, WHOLE_WHISPER  # noqa: E402
+from parts.tiny_corpus import TinyCorpus, write_tiny_corpus  # noqa: E402
 
 torch.set_num_threads(1)
-
-SAMPLE_RATE = 16_000
-UNIT_RATE_HZ = 25.0
-NUM_UNITS = 1000
-SPECIAL_TOKENS = [
-    "<|im_start|>", "<|im_end|>", "<|im_audio_start|>", "<|im_audio_end|>", "<|im_tts_start|>", "<|im_tts_end|>",
-]  # fmt: skip
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def pytest_unconfigure(config):
@@ -51,27 +41,6 @@ def known_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-def byte_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS, chat_template: str | None = CHATML):
-    """A transformers tokenizer whose ids are the bytes 0..255, then the special tokens from 256, then `<|pad|>`.
-
-    So "Hi" is [72, 105], `<|im_start|>` 256, `<|im_end|>` 257, `<|im_audio_start|>` 258, `<|im_audio_end|>` 259,
-    `<|im_tts_start|>` 260, `<|im_tts_end|>` 261 and `<|pad|>` 262.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    tokenizer = Tokenizer(models.BPE({characters[byte]: byte for byte in range(256)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in [*special_tokens, "<|pad|>"]])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>")
-    fast.chat_template = chat_template
-    return fast
 
 
 @pytest.fixture
@@ -94,67 +63,6 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "tokenizer"
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-def sweep(duration_sec: float, low_hz: float = 200.0, high_hz: float = 800.0, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """(T,) float32, a sine that glides from `low_hz` to `high_hz` with a peak of 0.5."""
-    time = np.arange(int(duration_sec * rate)) / rate
-    phase = 2 * np.pi * (low_hz * time + (high_hz - low_hz) * time**2 / (2 * duration_sec))
-    return (0.5 * np.sin(phase)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class TinyCorpus:
-    """Paths and figures of a small corpus of dialogues.
-
-    Half the questions are wav files, half lie in `questions.zip`. Rows of one `pair` share their words and differ in
-    `emotion`; replies are spoken, with 25 units a second in 0..999.
-    """
-
-    folder: Path
-    train: str
-    validation: str
-    num_train: int
-    num_validation: int
-    sample_rate: int = SAMPLE_RATE
-    unit_rate_hz: float = UNIT_RATE_HZ
-    num_units: int = NUM_UNITS
-
-
-def write_tiny_corpus(folder: Path, num_train: int = 12, num_validation: int = 4) -> TinyCorpus:
-    """Write sweeps as questions, replies as units, and two manifests."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words, emotions, archive = ("the exam", "my boss", "the trip"), ("happy", "sad"), folder / "questions.zip"
-    rows = []
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for number in range(num_train + num_validation):
-            pair, emotion = number // 2, emotions[number % 2]
-            waveform = sweep(0.6 + 0.1 * (number % 7), 150 + 20 * pair, 900 if emotion == "happy" else 100)
-            wav = folder / f"q{number:02d}.wav"
-            soundfile.write(wav, waveform, SAMPLE_RATE)
-            reference = wav.name
-            if number % 4 >= 2:
-                with file.open(zipfile.ZipInfo(wav.name), "w") as member:
-                    member.write(wav.read_bytes())
-                info = file.getinfo(wav.name)
-                start = info.header_offset + 30 + len(info.filename)
-                reference = f"{archive.name}:{start}:{info.file_size}"
-                wav.unlink()
-            text = f"It is about {words[pair % 3]}."
-            units = "".join(f"<|audio_{(37 * number + 11 * i) % NUM_UNITS}|>" for i in range(10 + number % 5))
-            question = {"text": "", "audio": reference, "transcript": text, "emotion": emotion}
-            reply = {"text": "How nice!" if emotion == "happy" else "I am sorry.", "speech_units": units}
-            messages = [{"role": "user", "content": [question]}, {"role": "assistant", "content": [reply]}]
-            rows.append({
-                "id": f"d{number:02d}", "speaker": f"s{pair % 3}", "pair": f"p{pair}", "ambiguous": True,
-                "messages": messages,
-            })  # fmt: skip
-    manifests = {"train": rows[:num_train], "validation": rows[num_train:]}
-    for name, part in manifests.items():
-        lines = "".join(json.dumps(row) + "\n" for row in part)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    paths = [str(folder / f"{name}.jsonl") for name in manifests]
-    return TinyCorpus(folder, *paths, num_train, num_validation)
 
 
 @pytest.fixture
@@ -184,9 +92,9 @@ def write_manifest(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A copy of the golden OpenS2S checkpoint that may be changed; see `opens2s_folder`."""
+    """A copy of the golden OpenS2S checkpoint that may be changed; see `parts/opens2s_folder.py`."""
     folder = tmp_path / "published"
-    shutil.copytree(Path(__file__).parent / "golden" / "opens2s_end_to_end" / "checkpoint", folder)
+    shutil.copytree(OPENS2S_CHECKPOINT, folder)
     return folder
 
 
@@ -196,12 +104,12 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It lies in a folder of its own, which is the working directory that its YAML files need.
     """
-    source, copy = Path(__file__).parents[1] / "experiments", tmp_path_factory.mktemp("repository") / "experiments"
+    copy = tmp_path_factory.mktemp("repository") / "experiments"
     corpus = copy / "tiny" / "corpus"
     corpus.mkdir(parents=True)
-    for folder in (source, source / "tiny", source / "tiny" / "corpus"):
+    for folder in (EXPERIMENTS, EXPERIMENTS / "tiny", EXPERIMENTS / "tiny" / "corpus"):
         for path in folder.iterdir():
-            target = copy / path.relative_to(source)
+            target = copy / path.relative_to(EXPERIMENTS)
             if path.name.endswith(".jsonl.gz"):
                 with gzip.open(path) as rows, gzip.open(target, "wb") as kept:
                     kept.writelines(itertools.islice(rows, 24))
@@ -224,12 +132,6 @@ def workplace(tmp_path, monkeypatch, experiments) -> Path:
     llm.symlink_to(experiments / "tiny" / "language_model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-TINY_LM = {
-    "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 2048,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -277,8 +179,3 @@ def run(capsys):
         return (code, *capsys.readouterr())
 
     return run
-
-
-def last_line(text: str) -> str:
-    """The last line with something on it."""
-    return text.rstrip().splitlines()[-1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_model import QUESTION, SHORT, assert_same, build
 
 import lightning_s2s
 from lightning_s2s import SpeechToSpeech
 from lightning_s2s.streaming.events import Done
+from parts.small_models import QUESTION, SHORT, assert_same_reply, build
 
 
 def test_loaded_from_a_run_it_answers_in_every_way_and_is_saved(tokenizer_folder, tmp_path):
@@ -17,14 +17,14 @@ def test_loaded_from_a_run_it_answers_in_every_way_and_is_saved(tokenizer_folder
     reply = model.respond(QUESTION, 16_000, **SHORT)
     *_, done = model.stream(QUESTION, 16_000, **SHORT)
     assert isinstance(done, Done)
-    assert_same(done.reply, reply)
+    assert_same_reply(done.reply, reply)
     session = model.session(16_000, **SHORT)
     for piece in (QUESTION[:5000], QUESTION[5000:]):
         session.push(piece)
     *_, done = session.finish()
-    assert_same(done.reply, reply)
+    assert_same_reply(done.reply, reply)
     model.save(tmp_path / "again")
-    assert_same(SpeechToSpeech.load(tmp_path / "again").respond(QUESTION, 16_000, **SHORT), reply)
+    assert_same_reply(SpeechToSpeech.load(tmp_path / "again").respond(QUESTION, 16_000, **SHORT), reply)
 
 
 def test_another_vocoder_goes_where_the_model_is(tokenizer_folder, tmp_path):

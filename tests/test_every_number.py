@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import pytest
 import torch
-from test_layers import FILES
 
 from lightning_s2s.components.base import Component, PlainValues
 from lightning_s2s.components.registry import REGISTRY
@@ -20,6 +19,7 @@ from lightning_s2s.construction.speech.espeak import Espeak
 from lightning_s2s.construction.writing.grammar_writer import GrammarWriter
 from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.support.ranges import HUGE, Range, _hints, check_arguments, check_device
+from parts.package_files import FILES
 
 PLAIN = {
     "extra", "layers", "noise_snr_db", "pooling", "eos_ids", "curves", "timing", "seen", "drawn", "lowest", "highest",

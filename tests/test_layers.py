@@ -1,4 +1,4 @@
-"""Imports run downwards only, heavy and optional libraries stay where they belong, and the package list is complete."""
+"""Imports run downwards only, tests share nothing but `parts`, and the package list is complete."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "lightning_s2s"
+from parts.package_files import FILES, PACKAGE
+from parts.paths import ROOT, TESTS
+
 LONGEST_FILE = 400
 
 FLOORS = {
@@ -58,14 +59,6 @@ class Import:
         return f"{self.importer}, line {self.line}: imports {self.imported}"
 
 
-def source_files() -> Iterator[tuple[str, Path]]:
-    """Module name below the package, and file."""
-    for folder, prefix in ((ROOT / PACKAGE, ""), (ROOT / "callbacks", "callbacks.")):
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield (prefix + ".".join(part for part in parts if part != "__init__")).rstrip("."), path
-
-
 def find_imports(module: str, tree: ast.AST, names: set[str]) -> Iterator[Import]:
     """All imports of a module, wherever they stand; `names` are the package's modules."""
 
@@ -92,7 +85,6 @@ def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-FILES = dict(source_files())
 IMPORTS = [
     found for module, path in FILES.items() for found in find_imports(module, ast.parse(path.read_text()), set(FILES))
 ]
@@ -177,6 +169,46 @@ def test_no_file_is_too_long_and_none_is_called_utils():
     too_long = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
     assert not {module: lines for module, lines in too_long.items() if lines > LONGEST_FILE}
     assert not [path.name for path in FILES.values() if path.stem in ("utils", "helpers", "misc", "common")]
+
+
+def imports_between_tests(tests: Path) -> list[str]:
+    """What files below the folder import from each other, but for `parts`."""
+    files = sorted(tests.rglob("*.py"))
+    parts = tests / "parts"
+    tops = {path.relative_to(tests).parts[0] for path in files}  # folders are importable, too
+    apart = {"tests", *tops, *(path.stem for path in files if parts not in path.parents)} - {"parts"}
+    return [
+        str(found)
+        for path in files
+        for found in find_imports(path.relative_to(tests).as_posix(), ast.parse(path.read_text()), set())
+        if library(found) in apart
+    ]
+
+
+def test_tests_share_parts_and_never_import_each_other():
+    assert imports_between_tests(TESTS) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import test_model",
+        "from test_model import build",
+        "from model.test_model import build",
+        "from model import test_model",
+        "from tests.model.test_model import build",
+        "from conftest import run",
+        "def test():\n    import test_model",
+    ],
+)
+@pytest.mark.parametrize("importer", ["streaming/test_engine.py", "parts/sessions.py"])
+def test_an_import_between_tests_is_found(line, importer, tmp_path):
+    for name in ("conftest.py", "model/test_model.py", importer):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("from parts.small_models import build\n")
+    (tmp_path / importer).write_text(f"from parts.small_models import build\n{line}\n")
+    [found] = imports_between_tests(tmp_path)
+    assert found.startswith(f"{importer}, line ")
 
 
 def test_the_package_list_names_every_folder_with_code():

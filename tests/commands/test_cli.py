@@ -9,13 +9,13 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it finds at import: not one of a test's)
 import pytest
 import yaml
-from conftest import last_line
 
 from lightning_s2s import cli
 from lightning_s2s.cli import main
 from lightning_s2s.commands.messages import CommandError, check_configs, explain
 from lightning_s2s.support import extras
 from lightning_s2s.support.reading import one_line
+from parts.command_line import last_line
 
 HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib", "yaml")
 

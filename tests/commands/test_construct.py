@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it finds at import: not one of a test's)
 import pytest
 
 from lightning_s2s.construction.dialogue import Usage
 from lightning_s2s.construction.speech import Kokoro
-
-ROOT = Path(__file__).parents[2]
+from parts.paths import EXPERIMENTS, ROOT
 
 
 @pytest.mark.parametrize(
@@ -60,8 +57,8 @@ ROOT = Path(__file__).parents[2]
 )
 def test_mistakes_of_construct(run, monkeypatch, tmp_path, arguments, code, expected):
     monkeypatch.chdir(tmp_path)
-    content = (ROOT / "experiments" / "tiny" / "construction.yaml").read_text()
-    content = content.replace("experiments/tiny/pocket", str(ROOT / "experiments" / "tiny" / "pocket"))
+    content = (EXPERIMENTS / "tiny" / "construction.yaml").read_text()
+    content = content.replace("experiments/tiny/pocket", str(EXPERIMENTS / "tiny" / "pocket"))
     (tmp_path / "construction.yaml").write_text(content)
     found, _, err = run("construct", *arguments)
     assert (found, err.count("\n")) == (code, 1)
@@ -77,7 +74,7 @@ def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
     monkeypatch.setattr(
         construct, "make_corpus", lambda config: received.append(config) or pipeline.Outcome([], Usage())
     )
-    config = ROOT / "experiments" / "tiny" / "construction.yaml"
+    config = EXPERIMENTS / "tiny" / "construction.yaml"
     assert run("construct", "--config", config, "--seed", "5", "--tts.folder", "voices")[0] == 0
     assert isinstance(received[0], pipeline.CorpusConfig)
     assert (received[0].seed, received[0].tts) == (5, Kokoro("voices"))

@@ -10,7 +10,8 @@ import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it
 import pytest
 import torch
 import yaml
-from conftest import last_line
+
+from parts.command_line import last_line
 
 
 @pytest.mark.parametrize(

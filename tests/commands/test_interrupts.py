@@ -6,12 +6,12 @@ import os
 import signal
 
 import pytest
-from conftest import last_line
 
 from lightning_s2s.commands.fit import StageCLI
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.scale.run_checkpoint import RunCheckpoint
 from lightning_s2s.stages import EmpatheticInstructionTuning
+from parts.command_line import last_line
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 

@@ -8,11 +8,11 @@ import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it
 import pytest
 import soundfile
 import torch
-from conftest import last_line
 
 from lightning_s2s.checkpoints.sources import find_model, open_model
 from lightning_s2s.commands.model_options import open_vocoder
 from lightning_s2s.generation import kv_cache
+from parts.command_line import last_line
 
 KEYS = {"text", "text_ids", "ended_by", "unit_ids", "events", "marks", "audio_sec", "real_time_factor"}
 

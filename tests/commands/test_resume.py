@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TINY_LM, byte_tokenizer, last_line, write_tiny_corpus
 
 from lightning_s2s.cli import main
 from lightning_s2s.scale.resume import changes, check_resume
 from lightning_s2s.support.locks import holding
+from parts.byte_tokenizer import byte_tokenizer
+from parts.command_line import last_line
+from parts.small_sizes import TINY_LM
+from parts.tiny_corpus import write_tiny_corpus
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 
 import pytest
-from construction_parts import FakeCodec, read_rows
-from servers import LATE, treat_marked_answers_as_late, url_of_nobody
-from test_speech import as_file, tone
 
 from lightning_s2s.commands.construct import make_corpus
 from lightning_s2s.construction.chat import ChatReply, ChatRequest, ChatServer, Choice, Text, put_questions
@@ -21,6 +18,9 @@ from lightning_s2s.construction.server import PassingError, metered
 from lightning_s2s.construction.speech import SpeechServer
 from lightning_s2s.construction.writing import PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
+from parts.construction import FakeCodec, read_rows
+from parts.servers import LATE, treat_marked_answers_as_late, url_of_nobody
+from parts.sounds import as_file, tone
 
 pytest.importorskip("openai", reason="the package openai is not installed")
 pytest.importorskip("json_repair", reason="the package json-repair (extra: construction) is not installed")

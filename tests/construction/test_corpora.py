@@ -283,9 +283,9 @@ def test_a_text_that_breaks_off(broken, whole):
 def llm_folder(tokenizer_folder, tmp_path) -> Path:
     """A tiny random LLM with a tokenizer and a chat template."""
     import torch
-    from test_model import QWEN
 
     from lightning_s2s.components.llms.causal import CausalLanguageModel
+    from parts.small_sizes import QWEN
 
     torch.manual_seed(0)
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import yaml
-from construction_parts import RULES, FakeCodec, Tone, read_rows
 
 from lightning_s2s.commands.construct import make_corpus
 from lightning_s2s.construction import speaking
@@ -26,6 +25,7 @@ from lightning_s2s.construction.writing import GrammarWriter
 from lightning_s2s.data import load_audio, read_manifest
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.evaluation.grammar import DialogueGrammar
+from parts.construction import RULES, FakeCodec, Tone, read_rows
 
 COUNTS = {"train": 4, "validation": 1, "test": 1}
 

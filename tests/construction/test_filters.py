@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from test_prompted import Writer
 
 from lightning_s2s.construction.dialogue import Dialogue, Turn
 from lightning_s2s.construction.filters import (
@@ -32,8 +31,9 @@ from lightning_s2s.construction.filters.text import trigrams
 from lightning_s2s.construction.running import Failure, Local, run_step
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.evaluation.speech import normalise
+from parts.construction import Writer
+from parts.paths import EXPERIMENTS
 
-ROOT = Path(__file__).parents[2]
 RATE = 16_000
 
 
@@ -272,7 +272,7 @@ def test_any_audio_classifier_hears_emotion(tmp_path):
 
 def test_the_prosody_classifier_hears_emotion(tmp_path):
     pytest.importorskip("pyworld", reason="pyworld (extra: construction) can't be imported", exc_type=ImportError)
-    kind = ProsodyAgreement(str(ROOT / "experiments" / "tiny" / "emotion_classifier"), min_probability=0.3)
+    kind = ProsodyAgreement(str(EXPERIMENTS / "tiny" / "emotion_classifier"), min_probability=0.3)
     figures = kind.measure(
         [heard(tmp_path, tone(0.7), tone(0.7), dialogue(emotion=emotion)) for emotion in ("sad", "angry", "happy")]
     )

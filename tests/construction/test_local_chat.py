@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from lightning_s2s.construction.chat import ChatRequest, Choice, LocalChat, Number, Question, Text, put_questions
+from parts.paths import EXPERIMENTS
 
 pytest.importorskip("llguidance", reason="the package llguidance (extra: construction) is not installed")
 pytest.importorskip("json_repair", reason="the package json-repair (extra: construction) is not installed")
 
-ROOT = Path(__file__).parents[2]
 FIELDS = {"score": Number(1, 5), "emotion": Choice(("neutral", "happy", "sad"))}
 
 
 @pytest.fixture(scope="module")
 def chat() -> LocalChat:
-    return LocalChat(str(ROOT / "experiments" / "tiny" / "language_model"), temperature=1.5, top_p=1.0, max_tokens=30)
+    return LocalChat(str(EXPERIMENTS / "tiny" / "language_model"), temperature=1.5, top_p=1.0, max_tokens=30)
 
 
 def requests(seed: int, *prompts: str) -> list[ChatRequest]:
@@ -59,7 +58,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path):
     import shutil
 
     folder = tmp_path / "lm"
-    shutil.copytree(ROOT / "experiments" / "tiny" / "language_model", folder)
+    shutil.copytree(EXPERIMENTS / "tiny" / "language_model", folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)

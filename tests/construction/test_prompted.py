@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from lightning_s2s.construction.chat import ChatModel, ChatReply
 from lightning_s2s.construction.dialogue import Turn
 from lightning_s2s.construction.running import Local
 from lightning_s2s.construction.server import PassingError
 from lightning_s2s.construction.writing import Order, PromptedWriter
 from lightning_s2s.construction.writing.prompts import NAMES, Prompts
 from lightning_s2s.construction.writing.seeds import Seeds
+from parts.construction import Writer
 
 pytest.importorskip("json_repair", reason="the package json-repair (extra: construction) is not installed")
 
 VOICES = {"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]}
-
-
-class Writer(ChatModel):
-    """Says what it was asked; `spoil` names words of prompts that are answered in another way."""
-
-    identity = "writer"
-
-    def __init__(self, batch_size: int = 1, concurrency: int = 1, **spoil: str | Exception):
-        self.batch_size, self.concurrency, self.spoil, self.prompts = batch_size, concurrency, spoil, []
-
-    def ask(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        self.prompts.append(request.prompt)
-        for word, text in self.spoil.items():
-            if word in request.prompt:
-                return text if isinstance(text, PassingError) else ChatReply(text, False, 1, 1)
-        fields = request.schema["properties"]
-        last = [line for line in request.prompt.splitlines() if line.startswith("User (")]
-        answer = {"line": f"Line {len(last)}.", "reply": f"Reply to {last[-1] if last else ''}".replace("User ", "")}
-        answer |= {"emotion": fields["emotion"]["enum"][-1]} if "emotion" in fields else {}
-        return ChatReply(json.dumps({name: answer[name] for name in fields}), False, 10, 2)
 
 
 def write(writer: PromptedWriter, folder: Path):

@@ -22,11 +22,11 @@ from lightning_s2s.construction.prosody_classifier import (
     train_classifier,
 )
 from lightning_s2s.construction.prosody_features import FEATURES, LEVEL, SILENCE_DB, prosody_features
+from parts.paths import EXPERIMENTS, ROOT
 
 pytest.importorskip("pyworld", reason="pyworld (extra: construction) can't be imported", exc_type=ImportError)
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "experiments" / "tiny" / "emotion_classifier"
+SHIPPED = EXPERIMENTS / "tiny" / "emotion_classifier"
 RATE = 16_000
 QUIET = {"max_epochs": 30, "noisy_copies": 0, "batch_size": 4}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from waiting import SAFETY_LIMIT_SEC, wait_for
 
 from lightning_s2s.construction.dialogue import Usage
 from lightning_s2s.construction.running import Failure, Local, Ray, Step, run_step
+from parts.waiting import SAFETY_LIMIT_SEC, wait_for
 
 
 class Square(Step):
@@ -124,23 +127,7 @@ def test_a_process_that_dies_is_told_and_the_rest_kept(step, tmp_path):
 
 def test_workers_end_with_a_killed_parent(tmp_path):
     """SIGKILL leaves the parent no time to stop them."""
-    import signal
-    import subprocess
-    import sys
-
-    program = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from test_runners import Endless\n"
-        "from lightning_s2s.construction.running import Local, run_step\n"
-        "from pathlib import Path\n"
-        "if __name__ == '__main__':\n"
-        "    run_step(Endless(Path(sys.argv[2])), list(range(4)), Local(processes=2), Path(sys.argv[2]))\n"
-    )
-    script = tmp_path / "main.py"
-    script.write_text(program)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    child = subprocess.Popen([sys.executable, script, *paths[:1], str(tmp_path)], env=environment)
+    child = subprocess.Popen([sys.executable, "-m", "parts.endless_step", str(tmp_path)])
     wait_for(lambda: child.poll() is not None or len(list(tmp_path.glob("*.worker"))) == 2, "two workers to begin")
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
@@ -156,25 +143,6 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-class Endless(Step):
-    """Locks a file of its process and never ends."""
-
-    name = "endless"
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def key(self, item):
-        return str(item)
-
-    def run(self, batch):
-        with (self.folder / f"{os.getpid()}.locked").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            Path(file.name).rename(self.folder / f"{os.getpid()}.worker")
-            threading.Event().wait()
-        return [0 for _ in batch]
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,7 @@ from lightning_s2s.construction.renderings import Renderings, trim_silence
 from lightning_s2s.construction.speech import Espeak, Kokoro, Piper, SpeechError
 from lightning_s2s.construction.speech.base import decode
 from lightning_s2s.support.extras import MissingPackageError
-
-
-def tone(seconds: float = 0.5, sample_rate: int = 16_000) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(int(seconds * sample_rate)) * 0.1)).astype(np.float32)
-
-
-def as_file(waveform: np.ndarray, sample_rate: int, **options) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    sf.write(buffer, waveform, sample_rate, **({"format": "WAV"} | options))
-    return buffer.getvalue()
-
+from parts.sounds import as_file, tone
 
 # --- sound files in memory -------------------------------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
 import pytest
-from servers import LATE, treat_marked_answers_as_late, url_of_nobody
-from test_speech import as_file, tone
-from waiting import wait_for
 
 from lightning_s2s.construction.running import Failure, Local, run_step
 from lightning_s2s.construction.speaking import SpeakTexts
 from lightning_s2s.construction.speech import SpeechError, SpeechServer
+from parts.servers import LATE, treat_marked_answers_as_late, url_of_nobody
+from parts.sounds import as_file, tone
+from parts.waiting import wait_for
 
 SOUND = as_file(tone(), 24_000)
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import byte_tokenizer
 
 from lightning_s2s.components.pretrained import load_pretrained
 from lightning_s2s.data.chat import AUDIO_PLACEHOLDER, ChatTokenizer
+from parts.byte_tokenizer import byte_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden_tokenizer"
 SYSTEM = [256, *b"system\nYou are a helpful assistant.", 257, 10]

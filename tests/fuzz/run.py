@@ -6,13 +6,15 @@ Prints what failed, and the table of kinds and outcomes.
 from __future__ import annotations
 
 import argparse
-import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kinds import KINDS, SEED, make
-from oracle import HANDLED, Verdict, Worker, table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parts.fuzzing.kinds import KINDS, SEED, make  # noqa: E402
+from parts.fuzzing.oracle import HANDLED, Worker, report, table  # noqa: E402
 
 
 def numbers(what: list[str]) -> Iterator[tuple[str, int]]:
@@ -23,15 +25,6 @@ def numbers(what: list[str]) -> Iterator[tuple[str, int]]:
         start = int(first or 0)
         end = int(last or first) + 1 if span else KINDS[kind][1]
         yield from ((kind, number) for number in range(start, end))
-
-
-def report(kind: str, number: int, verdict: Verdict) -> str:
-    """A failure with what it takes to try it again."""
-    call = shlex.join(verdict.case.call).encode(errors="backslashreplace").decode()
-    return (
-        f"{verdict.outcome}: {kind}:{number} {verdict.case.what}\n    {verdict.detail[:600]}\n"
-        f"    in {verdict.folder / 'work'}: {call[:400]}"
-    )
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Iterable
 
 import pytest
-from kinds import KINDS, SEED, make, short
-from oracle import HANDLED, Worker, table
-from run import report
-from settings_inputs import good
+
+from parts.fuzzing.kinds import KINDS, SEED, make, short
+from parts.fuzzing.oracle import HANDLED, Worker, report, table
+from parts.fuzzing.settings_inputs import good
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import pytest
 import torch
 from glm4_voice_streaming import stream_difference
-from golden import golden_folder
 from safetensors.torch import load_file
 
 from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.components.vocoders.glm4_voice.config import estimator_heads
+from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("glm4_voice_decoder", "flow.pt", "hift.pt", "golden.safetensors")
 CLOSE = {"rtol": 0.0, "atol": 1e-3}

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from golden import golden_folder
 
 from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.data.audio import load_audio
+from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder(
     "glm4_voice_tokenizer", "tokenizer/config.json", "tokenizer/model.safetensors", "speech.wav", "expected.json"

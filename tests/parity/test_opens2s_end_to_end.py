@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from golden import golden_folder
 from safetensors.torch import load_file
 
 from lightning_s2s.checkpoints.model_folder import load_model
@@ -26,6 +25,7 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
+from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "expected.json", "user.wav")
 CHECKPOINT = FOLDER / "checkpoint"

@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-from golden import golden_folder
 from safetensors.torch import load_file
 
 from lightning_s2s.checkpoints.opens2s import own_name
@@ -26,6 +25,7 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
+from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("opens2s_forward", "golden.safetensors", "model.safetensors", "config.json")
 CLOSE = {"rtol": 0.0, "atol": 1e-4}

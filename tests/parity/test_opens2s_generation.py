@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import golden_folder
 
 from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.session import respond
+from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "user.wav")
 

@@ -7,10 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import sweep
 from safetensors.torch import load_file, save_file
-from small_decoders import DECODERS, Endless, whole_model
-from test_model import build
 
 from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components import pretrained
@@ -20,6 +17,9 @@ from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta
 from lightning_s2s.streaming.session import respond, stream_reply
 from lightning_s2s.support.checks import all_finite
+from parts.small_decoders import DECODERS, Endless, whole_model
+from parts.small_models import build
+from parts.sounds import sweep
 
 QUESTION = sweep(0.6)
 NAMES = {

@@ -7,14 +7,14 @@ import threading
 
 import pytest
 import torch
-from test_engine import LENGTHS, alone, check_same, session
-from test_model import build
 
 from lightning_s2s.generation.kv_cache import Slot, SlotCache
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Done, TextDelta
 from lightning_s2s.streaming.session import StreamingSession, stream_reply
+from parts.sessions import LENGTHS, alone, session
+from parts.small_models import assert_same_reply, build
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_an_answer_that_nobody_reads_is_not_computed(model, monkeypatch):
     session(model, 2, engine).finish()  # nothing refers to its events
     check_idle(engine)
     read = session(model, 1, engine)
-    check_same(list(read.finish())[-1].reply, alone(model, 1))
+    assert_same_reply(list(read.finish())[-1].reply, alone(model, 1))
     assert sizes.count(2) == 0
 
 
@@ -56,7 +56,7 @@ def test_a_forgotten_answer_leaves_at_once(model, num_events):
     assert engine.num_running == 2
     del forgotten
     assert engine.num_running == 1 and len(engine.llm_cache.taken) == 1
-    check_same(list(other)[-1].reply, alone(model, 1))
+    assert_same_reply(list(other)[-1].reply, alone(model, 1))
     check_idle(engine)
     assert all(module.training for module in model.modules())
 
@@ -97,7 +97,7 @@ def test_an_error_of_a_reader_frees_its_slot(model):
 
     with pytest.raises(KeyError):
         read()
-    check_same(list(other)[-1].reply, alone(model, 1))
+    assert_same_reply(list(other)[-1].reply, alone(model, 1))
     check_idle(engine)
 
 
@@ -139,7 +139,7 @@ def test_what_a_sampler_of_the_caller_draws_must_be_an_id(model, of, drawn):
         ValueError, match=f"{'llm' if of[0] == 't' else 'speech_decoder'} .*: its sampler drew .*; allowed"
     ):
         list(session(model, 2, engine, **{of: lambda logits: drawn}).finish())
-    check_same(list(other)[-1].reply, alone(model, 1))
+    assert_same_reply(list(other)[-1].reply, alone(model, 1))
     check_idle(engine)
 
 
@@ -156,7 +156,7 @@ def test_a_start_that_fails_gives_its_slots_back(model, monkeypatch):
         for _ in range(3):
             with pytest.raises(FloatingPointError, match="no state"):
                 list(session(model, 0, engine).finish())
-    check_same(list(session(model, 1, engine).finish())[-1].reply, alone(model, 1))
+    assert_same_reply(list(session(model, 1, engine).finish())[-1].reply, alone(model, 1))
     check_idle(engine)
 
 
@@ -187,7 +187,7 @@ def test_a_shared_forward_that_fails_is_tried_for_each(model, monkeypatch):
     replies = [list(streams[number])[-1].reply for number in (0, 2)]
     monkeypatch.undo()
     for number, reply in zip((0, 2), replies, strict=True):
-        check_same(reply, alone(model, number))
+        assert_same_reply(reply, alone(model, number))
     check_idle(engine)
 
 
@@ -202,7 +202,7 @@ def test_an_interrupt_hurts_the_session_that_was_interrupted_alone(model):
     with pytest.raises(KeyboardInterrupt):
         next(bad)
     for number, stream in enumerate(streams):
-        check_same(list(stream)[-1].reply, alone(model, number))
+        assert_same_reply(list(stream)[-1].reply, alone(model, number))
     check_idle(engine)
 
 
@@ -229,7 +229,7 @@ def test_engines_in_several_threads_share_the_eval_mode(model):
     for thread in threads:
         thread.join()
     for (number, _), reply in replies.items():
-        check_same(reply, expected[number])
+        assert_same_reply(reply, expected[number])
     assert len(replies) == 16
     assert model.llm.training and model.adapter.training and not model.encoder.training
 

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import sweep
-from small_decoders import DECODERS, Endless, whole_model
-from test_engine import alone, check_same, session
-from test_kv_cache import small_lm
-from test_model import build
-from tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 
 from lightning_s2s.generation.kv_cache import UNNAMED_LIMIT, open_cache, own_limit
 from lightning_s2s.generation.sampling import Sampler
@@ -18,6 +12,11 @@ from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Done, TextDelta, Units
 from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
 from lightning_s2s.streaming.speak import speak_text
+from parts.sessions import alone, session
+from parts.small_decoders import DECODERS, Endless, whole_model
+from parts.small_models import assert_same_reply, build, small_lm
+from parts.sounds import sweep
+from parts.tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 
 QUESTION = sweep(0.6)
 
@@ -136,7 +135,7 @@ def test_a_long_instruction_neither_enters_nor_grows_a_cache(model):
     with pytest.raises(ValueError, match="fewer than 512 are allowed"):
         StreamingSession(model, 16_000, instruction="x" * 20_000, engine=engine)
     assert sizes(engine) == before and before[0][2] == 64
-    check_same(list(running)[-1].reply, alone(model, 1))
+    assert_same_reply(list(running)[-1].reply, alone(model, 1))
 
 
 def test_a_long_session_grows_the_caches_for_as_long_as_it_lasts(model):
@@ -160,7 +159,7 @@ def test_a_reply_ends_where_the_llm_is_full(model, room):
     assert done.reply.text == "x" * (room + 1) and done.reply.ended_by == "position_limit"
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == done.reply.text
     assert done.reply.unit_ids and len(done.reply.waveform) == 640 * len(done.reply.unit_ids)
-    check_same(list(beside)[-1].reply, list(session(model, 1, max_text_tokens=room).finish())[-1].reply)
+    assert_same_reply(list(beside)[-1].reply, list(session(model, 1, max_text_tokens=room).finish())[-1].reply)
     with pytest.raises(ValueError, match=f"question's waveform 4; fewer than {limit - room} are allowed"):
         respond(model, QUESTION, 16_000, engine=StreamingEngine(model, position_limit=limit - room))
 
@@ -227,4 +226,4 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(model, monk
     assert (reply.text_ids, reply.unit_ids) == (expected.text_ids, expected.unit_ids)
     sizes = [max(step) for step in shapes]
     assert max(sizes) == 40 and sizes.count(40) >= 2 and any(40 in step and 1 in step for step in shapes)
-    check_same(list(beside)[-1].reply, alone(model, 0))
+    assert_same_reply(list(beside)[-1].reply, alone(model, 0))

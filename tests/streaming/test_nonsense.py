@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_engine import LENGTHS, QUESTIONS, alone, session
-from test_model import build
-from tolerances import assert_same_pocket_sound
 
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, Reply
 from lightning_s2s.streaming.session import StreamingSession
 from lightning_s2s.streaming.turn import Turn
+from parts.sessions import LENGTHS, QUESTIONS, alone, session
+from parts.small_models import build
+from parts.tolerances import assert_same_pocket_sound
 
 NUM_SLOTS, FIRST_POSITIONS = 4, 64
 

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import sweep
-from test_model import assert_same, build
 
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
+from parts.small_models import assert_same_reply, build
+from parts.sounds import sweep
 
 QUESTION = sweep(0.6)
 RATE = 16_000
@@ -93,7 +93,7 @@ def test_options_that_are_refused(model, options, message):
 def test_numbers_of_numpy_are_numbers(model):
     plain = respond(model, QUESTION, RATE, max_text_tokens=5, seed=1)
     options = {"max_text_tokens": np.int64(5), "seed": np.int32(1), "speaker": np.zeros(512)}
-    assert_same(respond(model, QUESTION, np.float32(RATE), **options), plain)
+    assert_same_reply(respond(model, QUESTION, np.float32(RATE), **options), plain)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_buffer_may_be_used_again(model):
     session.push(buffer)
     buffer[:] = 0
     *_, done = session.finish()
-    assert_same(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
+    assert_same_reply(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
 
 
 def test_a_question_that_is_over_is_over(model):
@@ -162,7 +162,7 @@ def test_a_question_that_is_over_is_over(model):
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
     *_, done = events
-    assert_same(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
+    assert_same_reply(done.reply, respond(model, QUESTION, RATE, max_text_tokens=5))
     with pytest.raises(ValueError, match="finish: the question is over already"):
         session.finish()
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
 from lightning_s2s.studies import running
 from lightning_s2s.studies.reading import read_recipe
 from lightning_s2s.studies.study import plan_recipe
+from parts.paths import ROOT
+from parts.small_sizes import SHORT_RUN
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/**/recipe.yaml"))
 RECIPE = """
 output_dir: out

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from waiting import SAFETY_LIMIT_SEC, wait_for
 
 from lightning_s2s.cli import main
 from lightning_s2s.studies import running
 from lightning_s2s.studies.reading import read_study
 from lightning_s2s.studies.study import Command, plan
 from lightning_s2s.support.locks import holding
+from parts.waiting import SAFETY_LIMIT_SEC, wait_for
 
-ROOT = Path(__file__).parents[2]
 TINY_LM = {
     "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 2048,
@@ -82,13 +81,11 @@ def table(page: str) -> list[str]:
 @pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_and_gives_what_its_commands_give(folder: Path, capsys):
     stage = yaml.safe_load((folder / "stage.yaml").read_text())
-    pause = {"class_path": "pausing.PauseOnce", "init_args": {"folder": str(folder), "after_step": STEPS // 2}}
+    pause = {"class_path": "parts.pausing.PauseOnce", "init_args": {"folder": str(folder), "after_step": STEPS // 2}}
     stage["trainer"]["callbacks"] = [pause]
     (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
     ablate = [sys.executable, "-m", "lightning_s2s.cli", "ablate", "study.yaml"]
-    paths = [ROOT, Path(__file__).parent, ROOT / "tests"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    killed = subprocess.Popen(ablate, env=environment, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(ablate, stderr=subprocess.DEVNULL)
 
     def process_that_pauses() -> str:
         assert killed.poll() is None
@@ -100,7 +97,7 @@ def test_a_study_that_was_killed_goes_on_and_gives_what_its_commands_give(folder
     os.kill(child, signal.SIGTERM)
     (folder / "go").touch()
 
-    again = subprocess.run(ablate, env=environment, capture_output=True, text=True, check=False)
+    again = subprocess.run(ablate, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     first = folder / "study" / "runs" / "short" / "seed1" / "speak"
     log = (first / "output.log").read_text()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_parts import SHORT_RUN
 
 from lightning_s2s.cli import main
 from lightning_s2s.commands.ablate import check_options
@@ -18,8 +17,9 @@ from lightning_s2s.studies.reading import NESTED, read_study
 from lightning_s2s.studies.results import Spread, hyperparameters, read_value, spread_of, to_markdown
 from lightning_s2s.studies.running import is_finished
 from lightning_s2s.studies.study import as_option, commands_of, plan, references, slug, substitute
+from parts.paths import EXPERIMENTS, ROOT
+from parts.small_sizes import SHORT_RUN
 
-ROOT = Path(__file__).parents[2]
 ONE_STEP = [
     "--trainer.max_steps", "1", "--trainer.val_check_interval", "1",
     "--trainer.precision", "32-true",  # many CPUs have no bfloat16 and emulate it
@@ -28,7 +28,7 @@ ONE_STEP = [
 ASKED = {"freezing", "interleave", "stage1"}  # in `decoder`, one that was trained for a step would speak for long
 LONG = {"decoder", "freezing", "stage1"}
 """Studies of several stages, of which every run of the tests checks the options alone."""
-STUDIES = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
+STUDIES = sorted((EXPERIMENTS / "ablations").glob("*.yaml"))
 
 STUDY = """
 title: Two rates
@@ -305,7 +305,7 @@ def test_the_repositorys_studies_run(path: Path, variants: str, workplace: Path)
 
 
 def test_a_wrong_option_is_told_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    study = yaml.safe_load((ROOT / "experiments" / "ablations" / "freezing.yaml").read_text())
+    study = yaml.safe_load((EXPERIMENTS / "ablations" / "freezing.yaml").read_text())
     study["variants"]["nothing"]["3_tuning"] = {"model.freez": None}
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     monkeypatch.chdir(ROOT)
@@ -321,7 +321,7 @@ def test_a_wrong_option_is_told_before_anything_runs(folder: Path, monkeypatch: 
 def test_the_study_of_the_documentation(folder: Path, monkeypatch: pytest.MonkeyPatch):
     text = (ROOT / "docs" / "ablations.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     (folder / "small_batches.yaml").write_text("data: {max_batch_size: 4}\n")
-    (folder / "experiments").symlink_to(ROOT / "experiments")
+    (folder / "experiments").symlink_to(EXPERIMENTS)
     (folder / "study.yaml").write_text(text)
     study = read_study("study.yaml")
     assert list(study.variants) == ["low", "high", "high, small batches"]
