@@ -211,6 +211,11 @@ def test_an_import_between_tests_is_found(line, importer, tmp_path):
     assert found.startswith(f"{importer}, line ")
 
 
+def test_no_test_file_is_too_long():
+    long = {path.relative_to(TESTS).as_posix(): len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert not {name: lines for name, lines in long.items() if lines > LONGEST_FILE}
+
+
 def test_the_package_list_names_every_folder_with_code():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {f"{PACKAGE}.{module}".rstrip(".") for module, path in FILES.items() if path.name == "__init__.py"}
