@@ -28,7 +28,8 @@ from lightning_s2s.components.weights import parameters_on_meta
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechGenerationPretraining
 from lightning_s2s.streaming.session import respond
-from parts.opens2s_folder import INDEX, change, change_tensors, divide, without
+from parts.json_files import change
+from parts.opens2s_folder import INDEX, change_tensors, divide, without
 from parts.paths import GOLDEN_OPENS2S, OPENS2S_CHECKPOINT
 from parts.small_sizes import QWEN, WHISPER
 from parts.sounds import sweep

@@ -17,23 +17,18 @@ from lightning_s2s.checkpoints.opens2s import component_args
 from lightning_s2s.cli import main
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from parts.opens2s_folder import INDEX, change, change_tensors, divide, without
-
-
-class Payload:
-    """Would run code when unpickled."""
-
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('code was run')",))
+from parts.json_files import change
+from parts.opens2s_folder import INDEX, change_tensors, divide, without
+from parts.pickled_code import PickledCode
 
 
 def pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save({"llm_model.lm_head.weight": Payload()}, folder / "pytorch_model.bin")
+    torch.save({"llm_model.lm_head.weight": PickledCode(folder.parent / "was_run")}, folder / "pytorch_model.bin")
 
 
 def pickled_as_safetensors(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Payload()))
+    (folder / "model.safetensors").write_bytes(pickle.dumps(PickledCode(folder.parent / "was_run")))
 
 
 def lost_shard(folder: Path) -> None:

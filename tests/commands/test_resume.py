@@ -18,6 +18,7 @@ from lightning_s2s.scale.resume import changes, check_resume
 from lightning_s2s.support.locks import holding
 from parts.byte_tokenizer import byte_tokenizer
 from parts.command_line import last_line
+from parts.pickled_code import PickledCode
 from parts.small_sizes import TINY_LM
 from parts.tiny_corpus import write_tiny_corpus
 
@@ -103,12 +104,7 @@ def test_a_broken_last_ckpt_is_one_line(fit, folder, kind, expected, tmp_path):
         size = last.stat().st_size
         last.write_bytes({"empty": b"", "cut": last.read_bytes()[: size // 2], "random": os.urandom(size)}[kind])
     elif kind == "code":
-
-        class Harm:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "harm"),)
-
-        torch.save({**whole, "note": Harm()}, last)
+        torch.save({**whole, "note": PickledCode(tmp_path / "harm")}, last)
     elif kind == "other keys":
         torch.save({"weights": whole["state_dict"]}, last)
     elif kind == "no place":

@@ -13,6 +13,7 @@ from lightning_s2s.components.log_mel import LogMelSpectrogram
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.generation.sampling import Sampler
 from parts.batches import assert_batched_equals_single, speech
+from parts.small_decoders import Scripted
 from parts.small_sizes import DEEP_QWEN, WHISPER
 from parts.tolerances import assert_equal_but_for_rounding
 
@@ -212,16 +213,6 @@ def test_streamed_inputs_are_those_of_training(decoder):
         decoder(conditions, torch.tensor([5]), torch.tensor([units]), torch.tensor([8]), torch.zeros(1, 512))
     assert seen[0].shape[1] == streamed.shape[1] + 1  # the closing unit is drawn, not fed
     assert_equal_but_for_rounding(streamed, seen[0][:, :-1])
-
-
-class Scripted:
-    """A sampler that gives a list of units."""
-
-    def __init__(self, units: list[int]):
-        self.units = units
-
-    def __call__(self, logits: torch.Tensor) -> int:
-        return self.units.pop(0)
 
 
 def test_units_come_in_groups_as_soon_as_they_are_due(decoder):

@@ -6,6 +6,7 @@ import logging
 import os
 import unicodedata
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,12 +21,10 @@ from lightning_s2s.data.audio import (
     decode_audio,
     load_audio,
 )
+from parts import sounds
 
 RATE = 16_000
-
-
-def tone(hz: float = 440.0, rate: int = RATE, seconds: float = 1.0, peak: float = 0.5) -> np.ndarray:
-    return (peak * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+tone = partial(sounds.tone, seconds=1.0, hz=440.0, level=0.5)
 
 
 def loudest_hz(waveform: np.ndarray, rate: int = RATE) -> float:
@@ -103,8 +102,8 @@ def test_a_part_counts_samples_of_the_file(tmp_path):
 
 
 def test_clipped_audio_is_warned_of_once(tmp_path, caplog):
-    soundfile.write(tmp_path / "a.wav", np.clip(tone(peak=2.0), -1, 1), RATE)
-    soundfile.write(tmp_path / "loud.wav", tone(peak=0.99), RATE)
+    soundfile.write(tmp_path / "a.wav", np.clip(tone(level=2.0), -1, 1), RATE)
+    soundfile.write(tmp_path / "loud.wav", tone(level=0.99), RATE)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert np.abs(load_audio("a.wav", tmp_path, RATE)).max() <= 1.0
@@ -114,7 +113,7 @@ def test_clipped_audio_is_warned_of_once(tmp_path, caplog):
 
 
 def test_floats_beyond_full_scale_are_cut(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(peak=3.0), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "a.wav", tone(level=3.0), RATE, subtype="FLOAT")
     audio = decode_audio(AudioReference.parse("a.wav", tmp_path))
     assert audio.clipped
     assert audio.waveform.max() == 1.0

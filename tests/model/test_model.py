@@ -16,6 +16,7 @@ from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
 from lightning_s2s.streaming.session import StreamingSession, respond, stream_reply
 from lightning_s2s.streaming.speak import speak_text
+from parts.json_files import change
 from parts.small_models import QUESTION, SHORT, assert_same_reply, build
 from parts.sounds import sweep
 from parts.tolerances import assert_same_pocket_sound
@@ -76,39 +77,26 @@ def test_more_embeddings_than_tokens_survive_a_folder(tokenizer_folder, tmp_path
     assert load_model(tmp_path / "model").llm.vocabulary == 300
 
 
-def broken(config: dict, *path: str, value) -> dict:
-    *parents, last = path
-    place = config
-    for key in parents:
-        place = place[key]
-    if value is None:
-        del place[last]
-    else:
-        place[last] = value
-    return config
-
-
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("key", "value", "message"),
     [
-        (("format",), "other", "key 'format' must be 'lightning_s2s'"),
-        (("encoder", "class_path"), "mell", "unknown encoder 'mell'; did you mean mel?"),
-        (("encoder", "class_path"), None, r"config\.json: encoder: must hold class_path"),
-        (("encoder",), "mel", r"config\.json: encoder: must hold class_path"),
-        (("format_version",), 2, r"config\.json: format_version: got 2; this version reads 1"),
-        (("encodr",), {}, r"config\.json: unknown key 'encodr'; did you mean encoder"),
-        (("encoder", "init_args", "widht"), 16, "argument of encoder mel 'widht'; did you mean width"),
-        (("adapter", "init_args", "inner_width"), 9, r"model\.safetensors: adapter\.fc1\.weight has shape \(8, 16\)"),
-        (("adapter", "init_args", "kernel_sizes"), [5], r"model\.safetensors: .*unexpected \['adapter\.convs\.1"),
-        (("adapter",), None, "encoder and adapter go together"),
-        (("llm",), None, "key 'llm' is missing"),
+        ("format", "other", "key 'format' must be 'lightning_s2s'"),
+        ("encoder__class_path", "mell", "unknown encoder 'mell'; did you mean mel?"),
+        ("encoder__class_path", None, r"config\.json: encoder: must hold class_path"),
+        ("encoder", "mel", r"config\.json: encoder: must hold class_path"),
+        ("format_version", 2, r"config\.json: format_version: got 2; this version reads 1"),
+        ("encodr", {}, r"config\.json: unknown key 'encodr'; did you mean encoder"),
+        ("encoder__init_args__widht", 16, "argument of encoder mel 'widht'; did you mean width"),
+        ("adapter__init_args__inner_width", 9, r"model\.safetensors: adapter\.fc1\.weight has shape \(8, 16\)"),
+        ("adapter__init_args__kernel_sizes", [5], r"model\.safetensors: .*unexpected \['adapter\.convs\.1"),
+        ("adapter", None, "encoder and adapter go together"),
+        ("llm", None, "key 'llm' is missing"),
     ],
 )
-def test_a_broken_config(tokenizer_folder, tmp_path, path, value, message):
+def test_a_broken_config(tokenizer_folder, tmp_path, key, value, message):
     folder = tmp_path / "model"
     save_model(build(tokenizer_folder, speaks=False), folder)
-    config = broken(json.loads((folder / "config.json").read_text()), *path, value=value)
-    (folder / "config.json").write_text(json.dumps(config))
+    change(folder / "config.json", **{key: value})
     with pytest.raises(ValueError, match=message) as error:
         load_model(folder)
     assert "\n" not in str(error.value)

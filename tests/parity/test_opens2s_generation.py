@@ -6,9 +6,7 @@ text's end the rest of the units; a reply whose units are used up ends, text inc
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.session import respond
 from parts.golden import golden_folder
+from parts.json_files import change
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "user.wav")
 
@@ -32,16 +31,12 @@ def variant(tmp_path):
         shutil.copytree(FOLDER / "checkpoint", folder)
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        change(folder / "config.json", {"interleave_strategy": interleave})
-        change(folder / "generation_config.json", text)
-        change(folder / "tts" / "generation_config.json", units)
+        change(folder / "config.json", interleave_strategy=interleave)
+        change(folder / "generation_config.json", **text)
+        change(folder / "tts" / "generation_config.json", **units)
         return load_model(folder)
 
     return make
-
-
-def change(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,6 @@ from safetensors.torch import load_file, save_file
 INDEX = "model.safetensors.index.json"
 
 
-def change(path: Path, **values) -> None:
-    """Set keys of a JSON file; `a__b` is b inside a, None removes."""
-    content = json.loads(path.read_text())
-    for key, value in values.items():
-        *parents, last = key.split("__")
-        place = content
-        for parent in parents:
-            place = place[parent]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-    path.write_text(json.dumps(content))
-
-
 def change_tensors(folder: Path, change) -> None:
     """Rewrite model.safetensors with what `change` makes of its tensors."""
     tensors = load_file(folder / "model.safetensors")

@@ -42,8 +42,8 @@ def noise(num_rows: int, num_samples: int, seed: int = 2) -> torch.Tensor:
     return 0.1 * torch.randn(num_rows, num_samples, generator=torch.Generator().manual_seed(seed))
 
 
-def stream(vocoder: Vocoder, units: torch.Tensor, size: int, empty_last: bool = True) -> list[torch.Tensor]:
-    """The chunks of a stream that is given `size` units at a time; it is closed by the last of them, or on its own."""
+def stream(vocoder: Vocoder, units: torch.Tensor, size: int | list[int], empty_last: bool = True) -> list:
+    """The chunks of a stream that is given so many units at a time; it is closed by the last of them, or on its own."""
     state, pieces = vocoder.start_stream(), units.split(size, dim=1)
     chunks = [
         vocoder.stream(piece, state, last=number == len(pieces) - 1 and not empty_last)

@@ -17,8 +17,9 @@ def sweep(duration_sec: float, low_hz: float = 200.0, high_hz: float = 800.0, ra
     return (0.5 * np.sin(phase)).astype(np.float32)
 
 
-def tone(seconds: float = 0.5, sample_rate: int = 16_000) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(int(seconds * sample_rate)) * 0.1)).astype(np.float32)
+def tone(seconds: float = 0.5, hz: float = 200.0, rate: int = SAMPLE_RATE, level: float = 0.3) -> np.ndarray:
+    """(T,) float32, a sine."""
+    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def as_file(waveform: np.ndarray, sample_rate: int, **options) -> bytes:

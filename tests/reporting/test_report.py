@@ -19,12 +19,9 @@ from lightning_s2s.reporting.pictures import MelPainter, audio_uri, to_array
 from lightning_s2s.reporting.tables import format_table, print_table
 from lightning_s2s.streaming.events import Reply
 from parts.html_page import HTMLPage
+from parts.sounds import tone
 
 RATE = 16_000
-
-
-def tone(seconds, hz=300.0, rate=RATE, level=0.3):
-    return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def answer(number, emotion, *, pair="", heard=None, reply_emotion="", spoken=True, **changes):

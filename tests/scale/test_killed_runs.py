@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from lightning_s2s.cli import main
 from parts.byte_tokenizer import byte_tokenizer
+from parts.pickled_code import PickledCode
 from parts.small_sizes import SMALL_LM
 from parts.tiny_corpus import write_tiny_corpus
 
@@ -235,13 +236,9 @@ def test_consolidate_gives_the_model_folder(whole, tmp_path, capsys):
 def test_nothing_that_is_pickled_into_an_index_is_run(whole, tmp_path, capsys):
     import pickle
 
-    class Harm:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "harm"),)
-
     broken = tmp_path / "broken.ckpt"
     shutil.copytree((whole / "checkpoints" / "last.ckpt").resolve(), broken)
-    (broken / ".metadata").write_bytes(pickle.dumps(Harm()))
+    (broken / ".metadata").write_bytes(pickle.dumps(PickledCode(tmp_path / "harm")))
     assert main(["consolidate", str(broken), str(tmp_path / "out")]) == 1
     assert f"{broken}: holds pickled code (posix.mkdir), none of which was run" in capsys.readouterr().err
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()

@@ -18,23 +18,14 @@ from lightning_s2s.scale.plain_pieces import PlainPlanner, PlainReader
 from lightning_s2s.scale.run_checkpoint import WholeFileIO
 from lightning_s2s.scale.sharded_checkpoint import META, check_checkpoint, read_sharded, read_whole_run
 from lightning_s2s.support.plain import load_plain, save_plain
-
-
-class Harm:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, place: Path):
-        self.place = place
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.place),)
+from parts.pickled_code import PickledCode
 
 
 @pytest.fixture
 def harm(tmp_path):
     """Something that must not be run; seen to afterwards."""
     place = tmp_path / "harm"
-    yield Harm(place)
+    yield PickledCode(place)
     assert not place.exists()
 
 

@@ -22,6 +22,7 @@ from lightning_s2s.scale.memory_plan import (
     gathered_bytes,
 )
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from parts.command_line import last_line
 
 QWEN3 = {
     "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -208,7 +209,7 @@ def test_the_command_prints_and_writes_a_plan(run, configuration, tmp_path):
 def test_a_mistake_is_one_line(run, configuration, arguments, named):
     status, _, error = run("plan", "--config", configuration, *arguments)
     assert status in (1, 2)
-    line = error.strip().splitlines()[-1]
+    line = last_line(error)
     assert line.startswith("error: ") and named in line
 
 

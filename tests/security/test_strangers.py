@@ -22,6 +22,7 @@ from lightning_s2s.components.pretrained import build_causal_lm, load_pretrained
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY
 from parts.command_line import last_line
+from parts.json_files import change
 from parts.small_models import build
 
 RUN_BY_IMPORT = "stranger_module"
@@ -55,15 +56,6 @@ def folder(tokenizer_folder, tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def change(folder: Path, *path: str, value) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    place = config
-    for key in path[:-1]:
-        place = place.setdefault(key, {})
-    place[path[-1]] = value
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def refused(folder: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_model(folder)
@@ -76,7 +68,7 @@ def refused(folder: Path, message: str) -> None:
 @pytest.mark.parametrize("number", range(5))
 def test_a_folder_names_registered_components_alone(folder, trap, number):
     payload = payloads(trap)[number]
-    change(folder, "encoder", value=payload)
+    change(folder / "config.json", encoder=payload)
     refused(folder, f"encoder: unknown encoder '{payload['class_path']}'; .*known: .*mel")
     assert not trap.exists()
 
@@ -84,7 +76,7 @@ def test_a_folder_names_registered_components_alone(folder, trap, number):
 @pytest.mark.parametrize("number", range(5))
 def test_a_class_among_values_is_refused(folder, trap, number):
     payload = payloads(trap)[number]
-    change(folder, "llm", "init_args", "config", value={"model_type": "qwen3", "x": {"deep": [payload]}})
+    change(folder / "config.json", llm__init_args__config={"model_type": "qwen3", "x": {"deep": [payload]}})
     refused(folder, r"llm\.init_args\.config\.x\.deep\.class_path: names a class|config\.x\.deep: names a class")
     assert not trap.exists()
 
@@ -110,14 +102,14 @@ def test_a_class_among_values_is_refused(folder, trap, number):
 def test_a_folder_names_nothing_outside_of_itself(folder, slot, argument, value):
     (folder.parent / "elsewhere").mkdir()
     (folder / "link").symlink_to(folder.parent / "elsewhere")
-    change(folder, slot, "init_args", argument, value=value)
+    change(folder / "config.json", **{f"{slot}__init_args__{argument}": value})
     refused(folder, rf"{slot}\.init_args\.{argument}: got .*--trust-sources")
 
 
 def test_a_default_that_would_be_fetched_is_refused_too(folder):
-    change(folder, "encoder", value={"class_path": "whisper", "init_args": {}})
+    change(folder / "config.json", encoder={"class_path": "whisper", "init_args": {}})
     refused(folder, r"encoder\.init_args\.checkpoint: got 'openai/whisper-base', the default; ")
-    change(folder, "encoder", value={"class_path": "ssl", "init_args": {"layers": -1}})
+    change(folder / "config.json", encoder={"class_path": "ssl", "init_args": {"layers": -1}})
     refused(folder, "encoder.init_args.checkpoint: got 'facebook/hubert-large-ll60k', the default; ")
 
 
@@ -128,12 +120,12 @@ def test_what_lies_in_the_folder_is_taken_wherever_one_stands(folder, tmp_path, 
         path.rename(folder / "words" / path.name)
     for path in folder.glob("*.jinja"):
         path.rename(folder / "words" / path.name)
-    change(folder, "llm", "init_args", "tokenizer", value="words")
+    change(folder / "config.json", llm__init_args__tokenizer="words")
     assert load_model("model").llm.vocabulary == 262 + 1
 
 
 def test_trust_comes_from_the_keyboard(folder, tokenizer_folder, run, tmp_path):
-    change(folder, "llm", "init_args", "tokenizer", value=str(tokenizer_folder))
+    change(folder / "config.json", llm__init_args__tokenizer=str(tokenizer_folder))
     refused(folder, "llm.init_args.tokenizer: got ")
     assert load_model(folder, trust_sources=True).llm.vocabulary == 263
     code, _, err = run("consolidate", folder, tmp_path / "out")
@@ -143,7 +135,7 @@ def test_trust_comes_from_the_keyboard(folder, tokenizer_folder, run, tmp_path):
 def test_all_parts_are_checked_before_one_is_built(folder, monkeypatch):
     built = []
     monkeypatch.setattr(stored, "_build", lambda *arguments: built.append(arguments))
-    change(folder, "vocoder", "init_args", "levls", value=[8])
+    change(folder / "config.json", vocoder__init_args__levls=[8])
     refused(folder, "vocoder.init_args: unknown argument of vocoder pocket 'levls'; did you mean levels?")
     assert built == []
 
@@ -164,7 +156,7 @@ def test_all_parts_are_checked_before_one_is_built(folder, monkeypatch):
 )
 def test_configurations_of_transformers_bring_no_code(folder, config, message):
     settings = json.loads((folder / "config.json").read_text())["llm"]["init_args"]["config"]
-    change(folder, "llm", "init_args", "config", value=settings | config)
+    change(folder / "config.json", llm__init_args__config=settings | config)
     refused(folder, message)
     with pytest.raises(ValueError, match=message):
         build_causal_lm(settings | config)
@@ -212,7 +204,7 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(tokenizer_folder, tmp_path
 )
 def test_an_s3prl_upstream_is_not_trusted_by_who_sends_it(folder, init_args, message):
     pytest.importorskip("s3prl")
-    change(folder, "encoder", value={"class_path": "s3prl", "init_args": init_args})
+    change(folder / "config.json", encoder={"class_path": "s3prl", "init_args": init_args})
     refused(folder, message)
 
 

@@ -18,12 +18,9 @@ from lightning_s2s.studies import running
 from lightning_s2s.studies.reading import read_study
 from lightning_s2s.studies.study import Command, plan
 from lightning_s2s.support.locks import holding
+from parts.small_sizes import TINY_LM
 from parts.waiting import SAFETY_LIMIT_SEC, wait_for
 
-TINY_LM = {
-    "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 2048,
-}  # fmt: skip
 STEPS = 24
 
 

@@ -10,6 +10,7 @@ import pytest
 from lightning_s2s.components.contracts import Adapter
 from lightning_s2s.support import extras
 from lightning_s2s.support.extras import MissingPackageError, extra_with, how_to_install, missing_packages
+from parts.command_line import last_line
 from parts.paths import ROOT
 
 REQUIREMENTS = [
@@ -153,5 +154,5 @@ def test_the_command_line_says_it_through_the_parsers_that_build_components(tmp_
     expected = (
         "error: CausalLanguageModel: the package peft is missing; install it with pip install 'lightning-s2s[codecs]'"
     )
-    assert (result.returncode, result.stderr.strip().splitlines()[-1]) == (1, expected)
+    assert (result.returncode, last_line(result.stderr)) == (1, expected)
     assert "Traceback" not in result.stderr

@@ -18,18 +18,17 @@ from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 from parts.small_models import build
-from parts.small_sizes import QWEN
+from parts.small_sizes import DEEP_QWEN, QWEN
 from parts.tolerances import assert_equal_but_for_rounding
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
-TWO_LAYERS = QWEN | {"num_hidden_layers": 2}
 
 
 @pytest.fixture
 def make_llm(tokenizer_folder):
     """Small LLMs with the same weights for the same options."""
 
-    def make(config: dict = TWO_LAYERS, **options) -> CausalLanguageModel:
+    def make(config: dict = DEEP_QWEN, **options) -> CausalLanguageModel:
         torch.manual_seed(0)
         return CausalLanguageModel(config=config, tokenizer=str(tokenizer_folder), **options)
 
@@ -152,7 +151,7 @@ def test_lora_survives_a_folder(make_llm, tmp_path):
         ({"lora": {"rank": 2}}, "llm causal: lora: LoraConfig.*unexpected keyword argument 'rank'"),
         ({"lora": {"target_modules": ["nope"]}}, "llm causal: lora: Target modules .*nope.* not found"),
         ({"dtype": "float"}, "llm causal: dtype: got 'float'; allowed: float32, bfloat16, float16"),
-        ({"config": TWO_LAYERS | {"hidden_size": "wide"}}, "config: no causal LM .*'qwen3' .*expected int, got str"),
+        ({"config": DEEP_QWEN | {"hidden_size": "wide"}}, "config: no causal LM .*'qwen3' .*expected int, got str"),
         ({"config": QWEN | {"hidden_sise": 16}}, "'qwen3' .unknown key 'hidden_sise'; did you mean hidden_size.."),
         ({"config": {"model_type": "rwkv", "num_hidden_layers": 1, "hidden_size": 16}}, "'rwkv' .division by zero."),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,10 +11,12 @@ from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.components.vocoders.glm4_voice.config import estimator_heads
 from lightning_s2s.components.vocoders.glm4_voice.conformer import block_causal_mask, relative_positions
 from lightning_s2s.components.vocoders.glm4_voice.hift import HiftStreamState
+from parts import small_codecs
 from parts.small_glm4_voice import CONFIG, TOKENIZER, assert_same_sound, build_glm4_voice, random_units
 from parts.tolerances import assert_equal_but_for_rounding
 
 NUM_UNITS = 47
+stream = partial(small_codecs.stream, empty_last=False)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +38,6 @@ def tokenizing() -> Glm4VoiceVocoder:
     return vocoder
 
 
-def stream(vocoder: Glm4VoiceVocoder, units: torch.Tensor, sizes: list[int] | int, empty_last: bool = False) -> list:
-    state, chunks, pieces = vocoder.start_stream(), [], units.split(sizes, dim=1)
-    for number, piece in enumerate(pieces):
-        chunks.append(vocoder.stream(piece, state, last=number == len(pieces) - 1 and not empty_last))
-    if empty_last:
-        chunks.append(vocoder.stream(units[:, :0], state, last=True))
-    return chunks
-
-
 # --- streaming ----------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +47,7 @@ def stream(vocoder: Glm4VoiceVocoder, units: torch.Tensor, sizes: list[int] | in
 )
 def test_how_units_are_cut_into_calls_does_not_matter(vocoder, units, sizes, empty_last):
     expected = torch.cat(stream(vocoder, units, [9, 9, 9, 9, 9, 2]), dim=1)
-    assert_same_sound(torch.cat(stream(vocoder, units, sizes, empty_last), dim=1), expected)
+    assert_same_sound(torch.cat(stream(vocoder, units, sizes, empty_last=empty_last), dim=1), expected)
 
 
 @pytest.mark.parametrize(("num_units", "num_frames"), [(1, 6), (9, 62), (10, 68), (13, 89), (34, 234), (47, 323)])

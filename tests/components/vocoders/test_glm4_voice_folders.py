@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.components.weights import load_weights, save_weights
 from lightning_s2s.streaming.session import respond
+from parts.pickled_code import PickledCode
 from parts.small_glm4_voice import (
     CONFIG,
     FLOW,
@@ -25,6 +25,7 @@ from parts.small_glm4_voice import (
     write_decoder,
     write_tokenizer,
 )
+from parts.small_sizes import QWEN
 
 NUM_UNITS = 12
 
@@ -159,24 +160,14 @@ def test_options_that_cannot_be(options, expected):
         Glm4VoiceVocoder(**{"config": CONFIG} | options)
 
 
-class Payload:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
 @pytest.mark.parametrize("name", ["flow.pt", "hift.pt"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickled_code_is_refused_and_not_run(vocoder, tmp_path, name):
     folder, marker = write_decoder(tmp_path / "decoder", vocoder), tmp_path / "was_run"
-    torch.save({"weight": torch.zeros(2), "code": Payload(marker)}, folder / name)
-    with pytest.raises(ValueError, match=rf"{name}: holds pickled code \(posix.system\); .*no code was run"):
+    torch.save({"weight": torch.zeros(2), "code": PickledCode(marker)}, folder / name)
+    with pytest.raises(ValueError, match=rf"{name}: holds pickled code \(posix\.mkdir\); .*no code was run"):
         Glm4VoiceVocoder(str(folder))
-    (folder / name).write_bytes(pickle.dumps(Payload(marker)))
+    (folder / name).write_bytes(pickle.dumps(PickledCode(marker)))
     with pytest.raises(ValueError, match=f"{name}: holds something else than tensors"):
         Glm4VoiceVocoder(str(folder))
     assert not marker.exists()
@@ -315,16 +306,12 @@ def test_a_whole_model_answers_through_it_and_comes_back_from_its_folder(tokeniz
     from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
     from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
-    qwen = {
-        "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.3,
-    }  # fmt: skip
     torch.manual_seed(0)
     model = SpeechToSpeechModel(
-        CausalLanguageModel(config=qwen, tokenizer=str(tokenizer_folder)),
+        CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder)),
         encoder=MelEncoder(width=16, num_layers=1, num_heads=2),
         adapter=ConvAdapter(inner_width=8),
-        speech_decoder=InterleavedSpeechDecoder("2:3", qwen, max_units=23),
+        speech_decoder=InterleavedSpeechDecoder("2:3", QWEN, max_units=23),
         vocoder=build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER}),
     ).eval()
     question = 0.1 * torch.randn(9600, generator=torch.Generator().manual_seed(1))

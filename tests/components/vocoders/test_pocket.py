@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from lightning_s2s.components.vocoders.pocket import FiniteScalarQuantizer, PocketVocoder
 from lightning_s2s.components.weights import save_weights
+from parts import small_codecs
 from parts.tolerances import assert_equal_but_for_rounding, assert_same_pocket_sound
 
 NUM_UNITS = 9
+stream = partial(small_codecs.stream, empty_last=False)
 
 
 @pytest.fixture
@@ -23,15 +27,6 @@ def units() -> torch.Tensor:
     return torch.randint(0, 36, (2, NUM_UNITS), generator=torch.Generator().manual_seed(1))
 
 
-def stream(vocoder: PocketVocoder, units: torch.Tensor, sizes: list[int], empty_last: bool = False) -> list:
-    state, chunks, pieces = vocoder.start_stream(), [], units.split(sizes, dim=1)
-    for number, piece in enumerate(pieces):
-        chunks.append(vocoder.stream(piece, state, last=number == len(pieces) - 1 and not empty_last))
-    if empty_last:
-        chunks.append(vocoder.stream(units[:, :0], state, last=True))
-    return chunks
-
-
 @pytest.mark.parametrize("empty_last", [False, True])
 @pytest.mark.parametrize(
     "sizes",
@@ -39,7 +34,7 @@ def stream(vocoder: PocketVocoder, units: torch.Tensor, sizes: list[int], empty_
     ids=lambda sizes: "-".join(map(str, sizes)),
 )
 def test_chunks_joined_equal_one_shot(vocoder, units, sizes, empty_last):
-    chunks = stream(vocoder, units, sizes, empty_last)
+    chunks = stream(vocoder, units, sizes, empty_last=empty_last)
     expected = vocoder.synthesize(units)
     assert expected.shape == (2, NUM_UNITS * 640)
     assert_same_pocket_sound(torch.cat(chunks, dim=1), expected)

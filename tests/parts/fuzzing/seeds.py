@@ -14,13 +14,10 @@ from parts import environment
 from parts.byte_tokenizer import byte_tokenizer
 from parts.construction import RULES
 from parts.paths import OPENS2S_CHECKPOINT
+from parts.small_sizes import TINY_LM
 from parts.sounds import SAMPLE_RATE, sweep
 from parts.tiny_corpus import write_tiny_corpus
 
-LM = {
-    "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 2048,
-}  # fmt: skip
 SOUND_SEC = 1.0
 SUFFIXES = ("wav", "flac", "ogg", "opus", "mp3")
 SPLITS = ("train", "validation", "test")
@@ -41,11 +38,11 @@ def stage(folder: Path) -> dict[str, Any]:
                 "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
                 "llm": {
                     "class_path": "causal",
-                    "init_args": {"config": dict(LM), "tokenizer": str(folder / "tokenizer")},
+                    "init_args": {"config": dict(TINY_LM), "tokenizer": str(folder / "tokenizer")},
                 },
                 "speech_decoder": {
                     "class_path": "interleaved",
-                    "init_args": {"interleave": "1:2", "config": dict(LM), "max_units": 8},
+                    "init_args": {"interleave": "1:2", "config": dict(TINY_LM), "max_units": 8},
                 },
                 "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
                 "num_generated": 0,
