@@ -62,7 +62,7 @@ def loading_speed(requirements: DataRequirements, workers: int, num_batches: int
     module.prepare_split("train", requirements)
     start, seconds = time.perf_counter(), 0.0
     for batch in itertools.islice(module.loader("train", shuffle=True), num_batches):
-        seconds += float(batch["waveform_lengths"].sum()) / requirements.sample_rate
+        seconds += float(batch.waveform_lengths.sum()) / requirements.sample_rate
     return seconds / (time.perf_counter() - start)
 
 

@@ -32,6 +32,7 @@ from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.scale.memory_plan import batch_bytes, describe, estimate
 from lightning_s2s.scale.strategies import built_for
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.stages.optim import OptimizerOptions
 
 TINY = Path(__file__).parents[1] / "experiments" / "tiny"
 LLM = {
@@ -48,7 +49,11 @@ def build(kind: str, small: bool) -> SpeechUnderstandingPretraining:
     torch.manual_seed(0)
     llm = CausalLanguageModel(config=LLM | (SMALL if small else {}), tokenizer=str(TINY / "language_model"))
     return SpeechUnderstandingPretraining(
-        llm=llm, encoder=MelEncoder(), adapter=ConvAdapter(), freeze=FROZEN[kind], warmup_steps=1
+        llm=llm,
+        encoder=MelEncoder(),
+        adapter=ConvAdapter(),
+        freeze=FROZEN[kind],
+        optimizer=OptimizerOptions(warmup_steps=1),
     )
 
 

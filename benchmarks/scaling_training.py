@@ -6,12 +6,13 @@ import ctypes
 import gc
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from train_step import build_model, make_batch, our_loss
 
+from lightning_s2s.data.batch import DialogueBatch, EncodedAudio
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 START = {"rows": 4, "text_tokens": 64, "vocabulary": 8_000}
@@ -23,23 +24,23 @@ TABLES: dict[str, list[int]] = {
 UNITS_PER_TOKEN = 3
 
 
-def prepare(rows: int, text_tokens: int, vocabulary: int) -> tuple[SpeechToSpeechModel, dict[str, Any]]:
+def prepare(rows: int, text_tokens: int, vocabulary: int) -> tuple[SpeechToSpeechModel, DialogueBatch]:
     """A small model, and a batch that brings its encoder's states along."""
     model = build_model(vocabulary, width=128, num_layers=4)
     batch = make_batch(rows, 4.0, text_tokens, UNITS_PER_TOKEN * text_tokens, vocabulary)
-    lengths = batch["waveform_lengths"] // 640
+    lengths = batch.waveform_lengths // 640
     states = torch.randn(rows, int(lengths.max()), model.encoder.width)
-    return model, batch | {"encoder_states": states, "encoder_lengths": lengths}
+    return model, replace(batch, encoded=EncodedAudio(states, lengths))
 
 
-def step_sec(model: SpeechToSpeechModel, batch: dict[str, Any]) -> float:
+def step_sec(model: SpeechToSpeechModel, batch: DialogueBatch) -> float:
     """Seconds of one step."""
     start = time.perf_counter()
     our_loss(model, batch).backward()
     return time.perf_counter() - start
 
 
-def peak_mib(model: SpeechToSpeechModel, batch: dict[str, Any]) -> float:
+def peak_mib(model: SpeechToSpeechModel, batch: DialogueBatch) -> float:
     """Memory that a step takes beside model and batch, gradients included; by Linux's own account of the peak."""
     model.zero_grad()
     gc.collect()

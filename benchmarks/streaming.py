@@ -25,9 +25,9 @@ import torch
 from models import SAMPLE_RATE, SIZES, answer, build_model, make_question, text_ends
 from torch import Tensor
 
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.engine import StreamingEngine
 
 

@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from lightning_s2s.components.adapters.conv import ConvAdapter
 from lightning_s2s.components.encoders.whisper import WhisperEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER, IGNORE_INDEX, SPEAKER_WIDTH, DialogueBatch
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.model.splice import AUDIO_PLACEHOLDER, IGNORE
 from lightning_s2s.scale.encoder_cache import EncoderCache
-from lightning_s2s.stages.base import cross_entropy_and_hits
+from lightning_s2s.stages.losses import cross_entropy_and_hits
 
 TOKENIZER = str(Path(__file__).parents[1] / "experiments/tiny/language_model")
 ENCODER = {
@@ -74,7 +75,7 @@ def build_model(vocabulary: int, width: int = 320, num_layers: int = 6) -> Speec
     return model
 
 
-def make_batch(rows: int, question_sec: float, text_tokens: int, units: int, vocabulary: int) -> dict[str, Any]:
+def make_batch(rows: int, question_sec: float, text_tokens: int, units: int, vocabulary: int) -> DialogueBatch:
     """Questions, replies and units of slightly different lengths, as `lightning_s2s.data.collate` gives them."""
     draw = torch.Generator().manual_seed(1)
     shares = torch.linspace(0.8, 1.0, rows)
@@ -86,29 +87,29 @@ def make_batch(rows: int, question_sec: float, text_tokens: int, units: int, voc
         tokens = torch.randint(0, min(vocabulary, 500), (prompt + count,), generator=draw)
         tokens[prompt // 2] = AUDIO_PLACEHOLDER
         ids.append(tokens)
-        labels.append(torch.cat([torch.full((prompt,), IGNORE), tokens[prompt:]]))
+        labels.append(torch.cat([torch.full((prompt,), IGNORE_INDEX), tokens[prompt:]]))
         segments.append(torch.cat([torch.full((prompt - 1,), -1), torch.full((count + 1,), row)]))
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "input_lengths": torch.tensor([len(row) for row in ids]),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-        "segments": pad_sequence(segments, batch_first=True, padding_value=-1),
-        "waveform": 0.1 * torch.randn(rows, int(waveform_lengths.max()), generator=draw),
-        "waveform_lengths": waveform_lengths,
-        "units": torch.randint(0, NUM_UNITS, (rows, int(unit_lengths.max())), generator=draw),
-        "unit_lengths": unit_lengths,
-        "speaker_embedding": torch.zeros(rows, 512),
-        "rows": [{}] * rows,
-    }
+    return DialogueBatch(
+        input_ids=pad_sequence(ids, batch_first=True),
+        input_lengths=torch.tensor([len(row) for row in ids]),
+        labels=pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        segments=pad_sequence(segments, batch_first=True, padding_value=-1),
+        waveform=0.1 * torch.randn(rows, int(waveform_lengths.max()), generator=draw),
+        waveform_lengths=waveform_lengths,
+        units=torch.randint(0, NUM_UNITS, (rows, int(unit_lengths.max())), generator=draw),
+        unit_lengths=unit_lengths,
+        speaker_embedding=torch.zeros(rows, SPEAKER_WIDTH),
+        rows=[{}] * rows,
+    )
 
 
 # --- the published manner ---------------------------------------------------------------------------------------------
 
 
-def reference_loss(model: SpeechToSpeechModel, batch: dict[str, Any]) -> Tensor:
+def reference_loss(model: SpeechToSpeechModel, batch: DialogueBatch) -> Tensor:
     """Text loss plus unit loss, with loops over rows and logits everywhere."""
-    encoder, lengths = model.encoder, batch["waveform_lengths"]
-    hidden = encoder.encoder(encoder.log_mel(batch["waveform"], lengths)).last_hidden_state
+    encoder, lengths = model.encoder, batch.waveform_lengths
+    hidden = encoder.encoder(encoder.log_mel(batch.waveform, lengths)).last_hidden_state
     hidden = hidden.unflatten(1, (-1, 2)).mean(2)
     frames = encoder.count_frames((-(-lengths // 160) + 1) // 2)
     audio, audio_lengths = model.adapter(hidden[:, : int(frames.max())], frames)
@@ -123,49 +124,52 @@ def reference_loss(model: SpeechToSpeechModel, batch: dict[str, Any]) -> Tensor:
 
 def shifted_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy over all positions, those without a label ignored."""
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
 
 def splice_in_a_loop(
-    model: SpeechToSpeechModel, batch: dict[str, Any], audio: Tensor, audio_lengths: Tensor
+    model: SpeechToSpeechModel, batch: DialogueBatch, audio: Tensor, audio_lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Inputs (B, L, D), mask, labels and segments (B, L), row by row."""
     rows = []
-    for row, length in enumerate(batch["input_lengths"].tolist()):
-        ids = batch["input_ids"][row, :length]
+    for row, length in enumerate(batch.input_lengths.tolist()):
+        ids = batch.input_ids[row, :length]
         place = int((ids == AUDIO_PLACEHOLDER).nonzero())
         heard = audio[row, : int(audio_lengths[row])]
         before, after = model.llm.embed(ids[:place]), model.llm.embed(ids[place + 1 :])
         spread = [
-            torch.cat([values[row, :place], torch.full((len(heard),), -1 if name == "segments" else IGNORE),
+            torch.cat([values[row, :place], torch.full((len(heard),), -1 if name == "segments" else IGNORE_INDEX),
                        values[row, place + 1 : length]])
-            for name, values in (("labels", batch["labels"]), ("segments", batch["segments"]))
+            for name, values in (("labels", batch.labels), ("segments", batch.segments))
         ]  # fmt: skip
         rows.append((torch.cat([before, heard, after]), torch.ones(length - 1 + len(heard), dtype=torch.bool), *spread))
     inputs, masks, labels, segments = zip(*rows, strict=True)
     return (
         pad_sequence(inputs, batch_first=True),
         pad_sequence(masks, batch_first=True),
-        pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         pad_sequence(segments, batch_first=True, padding_value=-1),
     )
 
 
 def interleave_in_a_loop(
-    model: SpeechToSpeechModel, batch: dict[str, Any], states: Tensor, segments: Tensor
+    model: SpeechToSpeechModel, batch: DialogueBatch, states: Tensor, segments: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The speech decoder's inputs (M, L, D), mask and labels (M, L), turn by turn and group by group."""
     decoder, rows = model.speech_decoder, []
     num_conditions, num_units = decoder.chunk_conditions, decoder.chunk_units
-    for row in range(len(batch["units"])):
+    for row in range(len(batch.units)):
         conditions = decoder.project(states[row][segments[row] == row], torch.zeros(0, dtype=torch.long))
-        units = torch.cat([batch["units"][row, : int(batch["unit_lengths"][row])], torch.tensor([decoder.eos_unit])])
+        units = torch.cat([batch.units[row, : int(batch.unit_lengths[row])], torch.tensor([decoder.eos_unit])])
         embedded = decoder.lm.get_input_embeddings()(units)
-        inputs, labels = [decoder.embed_speaker(batch["speaker_embedding"][row : row + 1])[0]], [torch.tensor([IGNORE])]
+        inputs, labels = (
+            [decoder.embed_speaker(batch.speaker_embedding[row : row + 1])[0]],
+            [torch.tensor([IGNORE_INDEX])],
+        )
         text = spoken = 0
         while text < len(conditions) or spoken < len(units):
             inputs.append(conditions[text : text + num_conditions])
-            labels.append(torch.full((len(inputs[-1]),), IGNORE))
+            labels.append(torch.full((len(inputs[-1]),), IGNORE_INDEX))
             inputs.append(embedded[spoken : spoken + num_units])
             labels.append(units[spoken : spoken + num_units])
             text, spoken = text + num_conditions, spoken + num_units
@@ -175,14 +179,14 @@ def interleave_in_a_loop(
     return (
         pad_sequence(inputs, batch_first=True),
         pad_sequence(masks, batch_first=True),
-        pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
     )
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def our_loss(model: SpeechToSpeechModel, batch: dict[str, Any]) -> Tensor:
+def our_loss(model: SpeechToSpeechModel, batch: DialogueBatch) -> Tensor:
     """Text loss plus unit loss, as stage 3 computes them."""
     output = model(batch)
     text = model.llm.sum_over_logits(cross_entropy_and_hits, output.text_states, output.text_labels)
@@ -216,8 +220,7 @@ def main() -> None:
             return our_loss(model, batch)
 
         def cached() -> Tensor:
-            states, lengths = cache(batch["waveform"], batch["waveform_lengths"])
-            return our_loss(model, batch | {"encoder_states": states, "encoder_lengths": lengths})
+            return our_loss(model, replace(batch, encoded=cache(batch.waveform, batch.waveform_lengths)))
 
         steps: dict[str, Callable[[], Tensor]] = {
             "reference": lambda: reference_loss(model, batch),

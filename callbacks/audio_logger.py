@@ -95,8 +95,7 @@ def reference_sound(question: SpokenQuestion, model: SpeechToSpeechModel) -> Sou
         audio = decode_audio(AudioReference.parse(recordings[0], question.folder))
         return audio.waveform, audio.sample_rate
     vocoder = model.vocoder
-    units = [] if vocoder is None else message_units(question.answer, vocoder.num_units)
-    if not units:
+    if vocoder is None or not (units := message_units(question.answer, vocoder.num_units)):
         return None
     device = next((parameter.device for parameter in vocoder.parameters()), None)
     was_training = vocoder.training

@@ -143,8 +143,8 @@ class Throughput(L.Callback):
             self._counts["decoder_positions"] += condition_lengths.sum() + unit_lengths.sum()
 
     def _count_audio(self, model: Any, batch: Any) -> None:
-        clips, units = batch["waveform_lengths"], batch["unit_lengths"]
-        self._counts["text_tokens"] += batch["input_lengths"].sum() - len(clips)
+        clips, units = batch.waveform_lengths, batch.unit_lengths
+        self._counts["text_tokens"] += batch.input_lengths.sum() - len(clips)
         if model.encoder is not None:
             self._counts["audio_sec"] += clips.sum() / model.encoder.sample_rate
         if model.vocoder is not None and model.speech_decoder is not None:

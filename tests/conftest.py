@@ -155,7 +155,7 @@ def configuration(tmp_path, tiny_corpus, tokenizer_folder) -> Path:
                 },
                 "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
                 "num_generated": 0,
-                "warmup_steps": 1,
+                "optimizer": {"warmup_steps": 1},
             },
         },
         "data": {

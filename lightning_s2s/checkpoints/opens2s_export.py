@@ -78,13 +78,15 @@ def _check_parts(model: SpeechToSpeechModel) -> None:
         name = None if part is None else registry.name_of(type(part))
         if name not in names:
             raise ValueError(f"opens2s: {slot} is {name or 'missing'}; the published layout holds {' or '.join(names)}")
-    if getattr(model.encoder, "pooling", 1) != 1:
-        raise ValueError(f"opens2s: encoder whisper has pooling {model.encoder.pooling}; the published layout holds 1")
-    if not model.encoder.last_layer_alone:
-        layers = model.encoder.init_args["layers"]
+    encoder: Any = model.encoder
+    decoder: Any = model.speech_decoder
+    if getattr(encoder, "pooling", 1) != 1:
+        raise ValueError(f"opens2s: encoder whisper has pooling {encoder.pooling}; the published layout holds 1")
+    if not encoder.last_layer_alone:
+        layers = encoder.init_args["layers"]
         raise ValueError(f"opens2s: encoder hears layers {layers}; the published layout holds the last one alone")
-    if model.speech_decoder.fusion != "none":
-        raise ValueError(f"opens2s: speech_decoder has fusion {model.speech_decoder.fusion}; the layout holds none")
+    if decoder.fusion != "none":
+        raise ValueError(f"opens2s: speech_decoder has fusion {decoder.fusion}; the layout holds none")
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -155,11 +157,13 @@ def _write_config(model: SpeechToSpeechModel, folder: Path, original: bytes | No
             return  # the very bytes that came with the model are there
         config = before | changed
     else:
-        encoder_type = {"qwen2_audio": "qwen2_audio_encoder"}.get(ENCODERS.name_of(type(model.encoder)), "whisper")
+        encoder: Any = model.encoder
+        transformer: Any = model.llm.model
+        encoder_type = {"qwen2_audio": "qwen2_audio_encoder"}.get(ENCODERS.name_of(type(encoder)), "whisper")
         config = {
             "architectures": ["OmniSpeechModel"],
-            "audio_encoder_config": plain_config(model.encoder.encoder.config, encoder_type),
-            "llm_config": plain_config(model.llm.model.config),
+            "audio_encoder_config": plain_config(encoder.encoder.config, encoder_type),
+            "llm_config": plain_config(transformer.config),
             "tts_lm_config": plain_config(decoder.lm.config),
             "torch_dtype": str(next(model.llm.parameters()).dtype).removeprefix("torch."),
             **changing,
@@ -187,7 +191,8 @@ def _write_missing_files(model: SpeechToSpeechModel, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     if not (folder / "audio" / "preprocessor_config.json").is_file():
         (folder / "audio").mkdir(exist_ok=True)
-        model.encoder.features.save_pretrained(folder / "audio")
+        encoder: Any = model.encoder
+        encoder.features.save_pretrained(folder / "audio")
     if not (folder / "generation_config.json").is_file():
         drawn = model.llm.init_args.get("generation") or {"do_sample": True, "temperature": 0.8, "top_p": 0.9}
         ends = [token for token in (tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id) if token is not None]

@@ -31,7 +31,7 @@ class PlanCLI(StageCLI):
     def instantiate_classes(self) -> None:
         arguments = self.config["fit"]["model"]["init_args"]
         arguments["init_from"] = None  # it changes no shape, and need not exist yet
-        self.recomputed = arguments.get("activation_checkpointing") or []
+        self.recomputed = (arguments.get("scaling") or {}).get("activation_checkpointing") or []
         trainer = self.config["fit"]["trainer"]
         self.trainer_config = trainer.clone()
         # Loggers, callbacks and strategies may ask for hardware that this machine lacks.

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.components.building import bounded_building
-from lightning_s2s.support.extras import MissingPackageError, has_cpp_compiler, how_to_install
+from lightning_s2s.support.extras import MissingPackageError, how_to_install
 from lightning_s2s.support.ranges import check_arguments
 from lightning_s2s.support.reading import MAX_DEPTH
 
@@ -162,52 +160,3 @@ def _described(component: Component) -> str:
     numbers = [f"{name} {value}" for name, value in given.items() if name not in usual or usual[name].default != value]
     name = type(component).__name__
     return f"{name} ({', '.join(numbers)})" if numbers else name
-
-
-def checkpoint_activations(component: Component) -> None:
-    """Let every block be computed again in the backward pass, instead of keeping its activations.
-
-    Less memory, more time, the same gradients; also where the component is frozen and gradients only pass through.
-    transformers' own switch does nothing in eval mode, in which stages 1 and 2 run a frozen LLM.
-
-    Raises:
-        ValueError: it has no blocks.
-    """
-    blocks = component.blocks()
-    if not blocks:
-        raise ValueError(f"{type(component).__name__} has no Transformer layers of the kinds that can be recomputed")
-    for block in blocks:
-        block.forward = functools.partial(_checkpointed, block.forward)
-
-
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`forward`, its activations forgotten where gradients flow; a cache can't be filled twice and stays out of it."""
-    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-
-def compile_blocks(component: Component) -> None:
-    """Let every block run through `torch.compile` while training, with sizes that may change.
-
-    Raises:
-        ValueError: the CPU's code can't be compiled here.
-    """
-    if not torch.cuda.is_available() and not has_cpp_compiler():
-        raise ValueError("compile: got true; on a CPU that needs a C++ compiler (g++ or clang++), and there is none")
-    for block in component.blocks():
-        frozen = not any(parameter.requires_grad for parameter in block.parameters())
-        if frozen and isinstance(block, nn.TransformerEncoderLayer):
-            continue  # torch has a kernel of its own for it, which its compiler gets wrong
-        # Not `block.compile()`: hooks and the names of weights stay as they are.
-        block.forward = _compiled_in_training(block.forward)
-
-
-def _compiled_in_training(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Answers advance by one position over a growing cache: they, and validation, run as they are."""
-    compiled = torch.compile(forward, dynamic=True)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else forward)(*args, **kwargs)
-
-    return run

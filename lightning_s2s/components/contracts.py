@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_s2s.components.base import Component
+from lightning_s2s.components.unit_logits import UnitLogits
 from lightning_s2s.generation.sampling import Generation
 
-SPEAKER_WIDTH = 512
-"""Numbers of a speaker embedding."""
+StateT = TypeVar("StateT")
+"""State of one stream, apart from the weights: one model runs many streams."""
 
 
 class AudioEncoder(Component, ABC):
@@ -68,7 +68,7 @@ class Adapter(Component, ABC):
         """(B, F, D) and (B,) -> (B, S, D_llm) and (B,) positions."""
 
 
-class Vocoder(Component, ABC):
+class Vocoder(Component, ABC, Generic[StateT]):
     """Discrete units <-> waveform.
 
     Attributes:
@@ -121,11 +121,11 @@ class Vocoder(Component, ABC):
         """
 
     @abstractmethod
-    def start_stream(self) -> Any:
-        """The state of a new stream, apart from the weights."""
+    def start_stream(self) -> StateT:
+        """The state of a new stream."""
 
     @abstractmethod
-    def stream(self, units: Tensor, state: Any, last: bool) -> Tensor:
+    def stream(self, units: Tensor, state: StateT, last: bool) -> Tensor:
         """The next units (B, U) -> the samples that are final now (B, T).
 
         All chunks joined equal `synthesize`. A vocoder whose one-shot synthesis looks at the whole reply can't do that
@@ -148,34 +148,47 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
-class Streamed(Component):
-    """What runs in streams that can share a cache and advance together: the LLM and the speech decoder."""
+class StreamCache(Protocol):
+    """Memory that several streams of a component share, as `lightning_s2s.generation.kv_cache` has it."""
 
-    def open_cache(self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None) -> Any:
+    def warm_up(self, width: int) -> None:
+        """Allocate and compile for inputs of this width, before the first stream starts."""
+
+    def shrink(self) -> None:
+        """Release memory that no stream needs any more."""
+
+
+class StreamedComponent(Component, Generic[StateT]):
+    """A component whose streams can share a cache and advance together: the LLM and the speech decoder."""
+
+    def open_cache(
+        self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None
+    ) -> StreamCache | None:
         """Memory for several streams; None where every stream has its own.
 
         Args:
-            num_slots: streams that may run at the same time.
-            max_positions: of each, at first.
-            compile: let the forward of a single step be compiled.
-            position_limit: most positions of a stream; None, or more than that, is what the component is made for.
+            num_slots: Number of streams that may run at the same time.
+            max_positions: Positions of each stream that are allocated at first.
+            compile: Compile the forward of a single step.
+            position_limit: Most positions of a stream; None, or more than the component is made for, means what it is
+                made for.
 
         Raises:
-            ValueError: the component can't do as asked.
+            ValueError: The component can't do what was asked.
         """
         if compile:
             raise ValueError(f"{type(self).__name__} can't be compiled; set compile to false")
         return None
 
-    def end_stream(self, state: Any) -> None:
-        """Give the slot of a stream back; its state must not be used again."""
+    def end_stream(self, state: StateT) -> None:
+        """Release the slot of a stream; its state must not be used again."""
 
 
 LOGITS_AT_ONCE = 2**26
 """Logits that `LanguageModel.sum_over_logits` holds at a time: 256 MiB in float32, 441 positions of 152k tokens."""
 
 
-class LanguageModel(Streamed, ABC):
+class LanguageModel(StreamedComponent[StateT], ABC):
     """The instruction-following LLM: tokens and audio positions in, hidden states and text out.
 
     Attributes:
@@ -228,47 +241,23 @@ class LanguageModel(Streamed, ABC):
         return torch.stack([checkpoint(apply, *chunk, use_reentrant=False) for chunk in chunks]).sum(0)
 
     @abstractmethod
-    def start_stream(self, cache: Any = None) -> Any:
-        """The state of a new stream, in memory of its own or in a slot of `open_cache`'s."""
+    def start_stream(self, cache: Any = None) -> StateT:
+        """The state of a new stream, in memory of its own or in a slot of a cache of `open_cache`."""
 
     @abstractmethod
-    def stream(self, inputs_embeds: Tensor, state: Any) -> Tensor:
+    def stream(self, inputs_embeds: Tensor, state: StateT) -> Tensor:
         """The next positions (1, S, D) -> their hidden states (1, S, D); the stream grows by S."""
 
-    def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[Any]) -> list[Tensor]:
+    def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[StateT]) -> list[Tensor]:
         """`stream` of several streams that share a cache, in as few forwards as the LLM can."""
         return [self.stream(inputs, state) for inputs, state in zip(inputs_embeds, states, strict=True)]
 
 
-@dataclass(frozen=True)
-class UnitLogits:
-    """What a speech decoder gives to the stage that trains it; the loss is the stage's: here, cross-entropy.
-
-    Attributes:
-        logits: (P, V) at the P places that a unit follows.
-        labels: (P,) what follows there.
-    """
-
-    logits: Tensor
-    labels: Tensor
+UnitSteps: TypeAlias = Generator[list[int] | None, Any, None]
+"""Yields units as they are drawn, or None, and is then sent a tensor of `SpeechDecoder.forward_pending`."""
 
 
-@dataclass(frozen=True)
-class CtcLogits(UnitLogits):
-    """Logits of frames that may be aligned with the units in any way: the loss is CTC. The last id is the blank.
-
-    Attributes:
-        logits: (M, F, V), right-padded.
-        labels: (M, U), right-padded.
-        logit_lengths: (M,) frames.
-        label_lengths: (M,) units.
-    """
-
-    logit_lengths: Tensor
-    label_lengths: Tensor
-
-
-class SpeechDecoder(Streamed, ABC):
+class SpeechDecoder(StreamedComponent[StateT], ABC):
     """Hidden states of the LLM -> units, step by step, so that speech begins before the text is complete.
 
     A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
@@ -286,7 +275,7 @@ class SpeechDecoder(Streamed, ABC):
         restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
     """
 
-    entry_points = ("project", "embed_text", "start_stream", "read_waiting")
+    entry_points = ("project", "embed_text", "start_stream", "forward_pending")
     width: int
     eos_unit: int | None
     chunk_conditions: int
@@ -344,37 +333,42 @@ class SpeechDecoder(Streamed, ABC):
         """
 
     @abstractmethod
-    def start_stream(self, speaker: Tensor, sampler: Any, cache: Any = None) -> Any:
+    def start_stream(self, speaker: Tensor, sampler: Callable[[Tensor], int], cache: Any = None) -> StateT:
         """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
 
     @abstractmethod
-    def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
+    def stream(self, conditions: Tensor, state: StateT, last: bool) -> Iterator[list[int]]:
         """Feed conditions (1, S, D); yield the units that are due, at most `chunk_units` at a time, without eos.
 
-        Once `last` was given, all the remaining units follow. However the conditions are cut into calls, the units are
-        the same.
+        With `last`, all the remaining units follow. The units don't depend on how the conditions are split into calls.
         """
 
-    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
-        """`stream` in steps that turns can share: where it yields None it has to be sent its own of `read_waiting`.
+    def steps(self, conditions: Tensor, state: StateT, last: bool) -> UnitSteps:
+        """`stream` as a coroutine, so that several turns can share a forward.
 
-        The conditions don't cross a multiple of `chunk_conditions`; units come out as they are drawn, in smaller groups
-        than from `stream`. A decoder that knows no such steps speaks turn by turn.
+        Where it yields None it must be sent this turn's item of `forward_pending`. The conditions don't cross a
+        multiple of `chunk_conditions`; units come out as they are drawn, in smaller groups than from `stream`. A
+        decoder without such steps speaks turn by turn.
         """
         yield from self.stream(conditions, state, last)
 
-    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
-        """What the turns that have yielded None wait for, in one forward where the decoder can."""
+    def forward_pending(self, states: Sequence[StateT]) -> list[Tensor]:
+        """What the turns whose `steps` yielded None are to be sent, in one forward where the decoder can."""
         raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
 
     def idle_parts(self, condition: str) -> list[nn.Module]:
-        """What has no part in training with conditions made by `project` ("hidden_states") or `embed_text` ("text")."""
+        """Modules that training never runs on conditions of `project` ("hidden_states") or of `embed_text` ("text")."""
         return []
 
-    def is_spent(self, state: Any) -> bool:
-        """Whether the reply is to end here, text included, since no more units may be drawn."""
+    def freeze_idle(self, condition: str) -> None:
+        """Freeze the idle parts: DDP waits for the gradients of everything else."""
+        for part in self.idle_parts(condition):
+            part.requires_grad_(False)
+
+    def is_spent(self, state: StateT) -> bool:
+        """True once no more units may be drawn: the reply ends here, text included."""
         return False
 
-    def is_full(self, state: Any) -> bool:
-        """Whether that is so because the turn fills its slot of the cache; such a decoder is spent."""
+    def is_full(self, state: StateT) -> bool:
+        """True if the decoder is spent because the turn fills its slot of the cache."""
         return False

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_s2s.data.audio import load_audio
+    from lightning_s2s.data.batch import AUDIO_PLACEHOLDER
     from lightning_s2s.data.batching import DurationBatchSampler
-    from lightning_s2s.data.chat import AUDIO_PLACEHOLDER, ChatTokenizer, EncodedDialogue
+    from lightning_s2s.data.chat import ChatTokenizer, EncodedDialogue
     from lightning_s2s.data.collate import collate_dialogues, collate_vocoder
     from lightning_s2s.data.datamodule import SpeechDialogueData
     from lightning_s2s.data.dataset import Example, SpeechDialogueDataset
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_s2s.data.requirements import DataRequirements
 
 _HOMES = {
-    "AUDIO_PLACEHOLDER": "chat",
+    "AUDIO_PLACEHOLDER": "batch",
     "ChatTokenizer": "chat",
     "DataRequirements": "requirements",
     "DurationBatchSampler": "batching",

@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER, IGNORE_INDEX, NO_SEGMENT
 from lightning_s2s.data.chat_template import IM_END, IM_START, MARK, ChatTemplate
-
-AUDIO_PLACEHOLDER = -200
-"""The token id that stands for one audio of the user."""
-IGNORE_INDEX = -100
-"""The label of a position that no loss reads."""
-NO_SEGMENT = -1
-"""The segment of a position that no speech decoder reads."""
 
 AUDIO_START, AUDIO_END = "<|im_audio_start|>", "<|im_audio_end|>"
 TTS_START, TTS_END = "<|im_tts_start|>", "<|im_tts_end|>"

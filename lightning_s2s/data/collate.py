@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_s2s.data.batch import (
+    IGNORE_INDEX,
+    NO_SEGMENT,
+    SPEAKER_WIDTH,
+    Batch,
+    DialogueBatch,
+    TranscribedBatch,
+)
 from lightning_s2s.data.batching import Note
-from lightning_s2s.data.chat import IGNORE_INDEX, NO_SEGMENT
 from lightning_s2s.data.dataset import Example, SpeechDialogueDataset
-from lightning_s2s.data.manifest import SPEAKER_EMBEDDING_SIZE, ManifestError
-
-Batch = dict[str, Any]
+from lightning_s2s.data.manifest import ManifestError
 
 
 def pad_sequences(sequences: Sequence[Any], padding: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -26,65 +31,44 @@ def pad_sequences(sequences: Sequence[Any], padding: float, dtype: torch.dtype) 
     return padded, lengths
 
 
-def collate_dialogues(examples: Sequence[Example], pad_id: int) -> Batch:
-    """A batch of dialogues: B rows, N audios of users, M assistant turns with units.
+def collate_dialogues(examples: Sequence[Example], pad_id: int) -> DialogueBatch:
+    """A batch of dialogues.
 
     Args:
-        examples: at least one.
-        pad_id: fills up `input_ids`.
-    Returns:
-        input_ids: (B, S) int64, `AUDIO_PLACEHOLDER` for each audio.
-        input_lengths: (B,) int64.
-        labels: (B, S) int64, `IGNORE_INDEX` outside what the assistant says.
-        segments: (B, S) int64, over each spoken turn with units its index 0..M-1 in the batch, `NO_SEGMENT` outside.
-        waveform: (N, T) float32, in order of appearance; `waveform_lengths`: (N,) int64 samples.
-        units: (M, U) int64, padded with 0; `unit_lengths`: (M,) int64.
-        speaker_embedding: (M, 512) float32, zeros when unknown.
-        rows: the B manifest rows.
-        N and M may be 0.
+        examples: At least one.
+        pad_id: Token id that fills up `input_ids`.
     """
     input_ids, input_lengths = pad_sequences([e.input_ids for e in examples], pad_id, torch.int64)
     labels, _ = pad_sequences([e.labels for e in examples], IGNORE_INDEX, torch.int64)
     segments, _ = pad_sequences([e.segments for e in examples], NO_SEGMENT, torch.int64)
-    # Segments count from 0 in each row; in the batch they go on where the row before ended.
+    # Segments count from 0 in each row; in the batch they continue where the row before ended.
     offsets = torch.tensor([0, *np.cumsum([len(e.units) for e in examples])[:-1]], dtype=torch.int64)
     segments = torch.where(segments >= 0, segments + offsets[:, None], segments)
     waveform, waveform_lengths = pad_sequences([w for e in examples for w in e.waveforms], 0.0, torch.float32)
     units, unit_lengths = pad_sequences([u for e in examples for u in e.units], 0, torch.int64)
     speakers = [speaker for e in examples for speaker in e.speaker_embeddings]
-    speaker_embedding = torch.zeros(len(speakers), SPEAKER_EMBEDDING_SIZE)
+    speaker_embedding = torch.zeros(len(speakers), SPEAKER_WIDTH)
     for i, speaker in enumerate(speakers):
         if speaker is not None:
             speaker_embedding[i] = torch.from_numpy(speaker)
-    return {
-        "input_ids": input_ids,
-        "input_lengths": input_lengths,
-        "labels": labels,
-        "segments": segments,
-        "waveform": waveform,
-        "waveform_lengths": waveform_lengths,
-        "units": units,
-        "unit_lengths": unit_lengths,
-        "speaker_embedding": speaker_embedding,
-        "rows": [e.row for e in examples],
-    }
+    return DialogueBatch(
+        rows=[e.row for e in examples],
+        waveform=waveform,
+        waveform_lengths=waveform_lengths,
+        input_ids=input_ids,
+        input_lengths=input_lengths,
+        labels=labels,
+        segments=segments,
+        units=units,
+        unit_lengths=unit_lengths,
+        speaker_embedding=speaker_embedding,
+    )
 
 
-def collate_vocoder(examples: Sequence[Example]) -> Batch:
-    """A batch of speech with its text, one item each.
-
-    Returns:
-        waveform: (B, T) float32; `waveform_lengths`: (B,) int64 samples.
-        texts: B strings.
-        rows: the B manifest rows.
-    """
+def collate_vocoder(examples: Sequence[Example]) -> TranscribedBatch:
+    """A batch of speech with its text, one audio a row."""
     waveform, lengths = pad_sequences([e.waveforms[0] for e in examples], 0.0, torch.float32)
-    return {
-        "waveform": waveform,
-        "waveform_lengths": lengths,
-        "texts": [e.text for e in examples],
-        "rows": [e.row for e in examples],
-    }
+    return TranscribedBatch([e.row for e in examples], waveform, lengths, [e.text for e in examples])
 
 
 class SkippingCollate:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lightning_s2s.data.batch import SPEAKER_WIDTH
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.lines import LineError, LineFile
 from lightning_s2s.data.paths import regular_file
@@ -31,7 +32,6 @@ T = TypeVar("T")
 Row = dict[str, Any]
 """A line of a manifest, with `id` (made of file and line if absent), `manifest`, `line` (from 1) and `folder` added."""
 
-SPEAKER_EMBEDDING_SIZE = 512
 LARGEST_SPEAKER_FILE = 2**20
 """Bytes; 512 numbers take 4 KiB."""
 LARGEST_UNIT = 2**31 - 1
@@ -224,8 +224,8 @@ def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np
             embedding = np.asarray(numbers, dtype=np.float32).reshape(-1)
     except (TypeError, ValueError, OverflowError):
         embedding = np.empty(0, dtype=np.float32)
-    if len(embedding) != SPEAKER_EMBEDDING_SIZE or not np.isfinite(embedding).all():
-        raise ValueError(f"spk_emb: got {short(value)}; {SPEAKER_EMBEDDING_SIZE} finite numbers are needed")
+    if len(embedding) != SPEAKER_WIDTH or not np.isfinite(embedding).all():
+        raise ValueError(f"spk_emb: got {short(value)}; {SPEAKER_WIDTH} finite numbers are needed")
     return embedding
 
 

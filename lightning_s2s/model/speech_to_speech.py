@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_s2s.components.contracts import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, UnitLogits, Vocoder
+from lightning_s2s.components.contracts import Adapter, AudioEncoder, LanguageModel, SpeechDecoder, Vocoder
+from lightning_s2s.components.unit_logits import UnitLogits
+from lightning_s2s.data.batch import IGNORE_INDEX, SPEAKER_WIDTH, DialogueBatch
 from lightning_s2s.model.compatibility import (
     check_declared,
     check_parts,
@@ -17,7 +18,7 @@ from lightning_s2s.model.compatibility import (
     connecting,
     type_name,
 )
-from lightning_s2s.model.splice import IGNORE, Spliced, gather_segments, splice_audio
+from lightning_s2s.model.splice import Spliced, gather_segments, splice_audio
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class SpeechToSpeechModel(nn.Module):
         """Units that the model speaks; None when it is mute."""
         self.attachments: dict[str, bytes] = {}
         """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
-        if encoder is not None:
+        if encoder is not None and adapter is not None:
             heard = f"{type_name(encoder)} (width {encoder.width})"
             with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
                 adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
             check_declared("adapter", adapter)
         if speech_decoder is not None:
-            self.num_units = speech_decoder.num_units or vocoder.num_units
+            self.num_units = speech_decoder.num_units or (vocoder.num_units if vocoder else 0)
             language_model = f"{type_name(llm)} (width {llm.width}, {llm.vocabulary} tokens)"
             with connecting(speech_decoder, llm=language_model, units=self.num_units):
                 speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
@@ -105,47 +106,77 @@ class SpeechToSpeechModel(nn.Module):
         """Where the LLM's weights are."""
         return next(self.llm.parameters()).device
 
+    def require_encoder(self) -> tuple[AudioEncoder, Adapter]:
+        """Encoder and adapter of a model that hears.
+
+        Raises:
+            ValueError: It doesn't.
+        """
+        if self.encoder is None or self.adapter is None:
+            raise ValueError("this model has no encoder: it can't hear audio")
+        return self.encoder, self.adapter
+
+    def require_speech_decoder(self) -> SpeechDecoder:
+        """The speech decoder of a model that speaks.
+
+        Raises:
+            ValueError: It doesn't.
+        """
+        if self.speech_decoder is None:
+            raise ValueError("this model has no speech decoder: it can't speak")
+        return self.speech_decoder
+
+    def require_vocoder(self) -> Vocoder:
+        """The vocoder of a model whose units can be heard.
+
+        Raises:
+            ValueError: They can't.
+        """
+        if self.vocoder is None:
+            raise ValueError("this model has no vocoder: its units can't be heard")
+        return self.vocoder
+
     def encode_audio(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(N, T) and (N,) samples -> the LLM's input (N, F, D) and (N,) positions."""
-        if self.encoder is None:
-            raise ValueError("this model has no encoder: it can't hear audio")
-        return self.adapter(*self.encoder(waveform, lengths))
+        encoder, adapter = self.require_encoder()
+        return adapter(*encoder(waveform, lengths))
 
-    def hear(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """`encode_audio` of a batch's clips, from the encoder's hidden states where the batch brings them along."""
-        if "encoder_states" in batch:
-            return self.adapter(batch["encoder_states"], batch["encoder_lengths"])
-        return self.encode_audio(batch["waveform"], batch["waveform_lengths"])
+    def hear(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
+        """`encode_audio` of a batch's audios; the encoder is skipped where the batch brings its hidden states."""
+        if batch.encoded is not None:
+            _, adapter = self.require_encoder()
+            return adapter(*batch.encoded)
+        return self.encode_audio(batch.waveform, batch.waveform_lengths)
 
-    def splice(self, batch: dict[str, Any], audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
+    def splice(self, batch: DialogueBatch, audio_embeds: Tensor | None, audio_lengths: Tensor | None) -> Spliced:
         """The LLM's input for a batch of dialogues, see `lightning_s2s.model.splice.splice_audio`."""
-        token_embeds = self.llm.embed(batch["input_ids"].clamp(min=0))
-        if audio_embeds is None:
-            audio_embeds, audio_lengths = token_embeds.new_zeros(0, 0, self.llm.width), batch["input_lengths"][:0]
+        token_embeds = self.llm.embed(batch.input_ids.clamp(min=0))
+        if audio_embeds is None or audio_lengths is None:
+            audio_embeds, audio_lengths = token_embeds.new_zeros(0, 0, self.llm.width), batch.input_lengths[:0]
         return splice_audio(
-            batch["input_ids"],
-            batch["input_lengths"],
-            batch["labels"],
-            batch["segments"],
+            batch.input_ids,
+            batch.input_lengths,
+            batch.labels,
+            batch.segments,
             token_embeds,
             audio_embeds,
             audio_lengths,
         )
 
-    def forward(self, batch: dict[str, Any], speak: bool = True, whole: bool = False) -> ModelOutput:
-        """Run teacher-forced over a batch of `lightning_s2s.data` (its docstring lists the keys).
+    def forward(self, batch: DialogueBatch, speak: bool = True, every_part: bool = False) -> ModelOutput:
+        """Run teacher-forced over a batch of dialogues.
 
         Args:
-            batch: the batch.
-            speak: also run the speech decoder over the batch's spoken turns.
-            whole: run every component, whatever the batch lacks, so that processes with different batches gather the
-                same weights and reduce the same gradients, and an optimiser sees the same on one process as on many.
+            batch: See `lightning_s2s.data.batch.DialogueBatch`.
+            speak: Also run the speech decoder over the batch's spoken turns.
+            every_part: Run every component, whatever the batch lacks, so that ranks with different batches gather the
+                same weights and reduce the same gradients, and an optimiser sees the same on one rank as on many.
                 What this adds is zero.
         """
         audio_embeds = audio_lengths = unheard = None
-        if len(batch["waveform_lengths"]):
+        if batch.num_audios:
             audio_embeds, audio_lengths = self.hear(batch)
-        elif whole and self.encoder is not None:  # here, since processes must gather in the same order
+        elif every_part and self.encoder is not None:  # here, since all ranks must gather in the same order
             silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
             unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
         spliced = self.splice(batch, audio_embeds, audio_lengths)
@@ -153,42 +184,41 @@ class SpeechToSpeechModel(nn.Module):
             spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * unheard.sum())
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]
-        labelled = following != IGNORE
+        labelled = following != IGNORE_INDEX
         units = None
-        num_turns = len(batch["unit_lengths"])
+        num_turns = batch.num_spoken
         if speak and num_turns and self.speech_decoder is not None:
             conditions, lengths = gather_segments(hidden, spliced.segments, num_turns)
             tokens, _ = self._predicted_tokens(batch)
             units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
-        elif speak and whole and self.speech_decoder is not None:
+        elif speak and every_part and self.speech_decoder is not None:
             units = self._speak_nothing(hidden[:1, :1])
         return ModelOutput(hidden[:, :-1][labelled], following[labelled], units, audio_embeds, audio_lengths)
 
-    def forward_text_to_units(self, batch: dict[str, Any]) -> UnitLogits:
+    def forward_text_to_units(self, batch: DialogueBatch) -> UnitLogits:
         """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.
 
         Stage 2b then replaces a token by the state that predicts it.
         """
         tokens, lengths = self._predicted_tokens(batch)
-        return self._speak(self.speech_decoder.embed_text(tokens), lengths, batch)
+        return self._speak(self.require_speech_decoder().embed_text(tokens), lengths, batch)
 
-    def _predicted_tokens(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _predicted_tokens(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
         """(M, S), for each position of a spoken turn the token after it, which its hidden state predicts, and (M,)."""
-        ids = batch["input_ids"]
+        ids = batch.input_ids
         following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
-        return gather_segments(following, batch["segments"], len(batch["unit_lengths"]))
+        return gather_segments(following, batch.segments, batch.num_spoken)
 
-    def _speak(self, conditions: Tensor, lengths: Tensor, batch: dict[str, Any]) -> UnitLogits:
-        return self.speech_decoder(
-            conditions, lengths, batch["units"], batch["unit_lengths"], batch["speaker_embedding"]
-        )
+    def _speak(self, conditions: Tensor, lengths: Tensor, batch: DialogueBatch) -> UnitLogits:
+        decoder = self.require_speech_decoder()
+        return decoder(conditions, lengths, batch.units, batch.unit_lengths, batch.speaker_embedding)
 
     def _speak_nothing(self, hidden: Tensor) -> UnitLogits:
         """Run the speech decoder over one frame of units; no label is left of it."""
-        decoder = self.speech_decoder
+        decoder = self.require_speech_decoder()
         tokens = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
         frame = tokens.expand(1, decoder.codebooks_per_frame or 1)
         length = torch.ones(1, dtype=torch.long, device=hidden.device)
         conditions = decoder.project(hidden, tokens)
-        units = decoder(conditions, length, frame, length * frame.shape[1], conditions.new_zeros(1, 512))
+        units = decoder(conditions, length, frame, length * frame.shape[1], conditions.new_zeros(1, SPEAKER_WIDTH))
         return replace(units, **{field.name: getattr(units, field.name)[:0] for field in fields(units)})

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AUDIO_PLACEHOLDER = -200
-IGNORE = -100
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER, IGNORE_INDEX, NO_SEGMENT
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ def splice_audio(
     targets = starts[rows, columns]
     inputs = token_embeds.new_zeros(batch, length, token_embeds.shape[-1])
     inputs[rows, targets] = token_embeds[rows, columns]
-    new_labels = labels.new_full((batch, length), IGNORE)
+    new_labels = labels.new_full((batch, length), IGNORE_INDEX)
     new_labels[rows, targets] = labels[rows, columns]
-    new_segments = segments.new_full((batch, length), -1)
+    new_segments = segments.new_full((batch, length), NO_SEGMENT)
     new_segments[rows, targets] = segments[rows, columns]
 
     if len(audio_lengths):

@@ -12,34 +12,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_s2s.components.contracts import AudioEncoder
+from lightning_s2s.components.contracts import Adapter, AudioEncoder
 from lightning_s2s.components.weights import weights_fingerprint, write_tensors
+from lightning_s2s.data.batch import EncodedAudio
 
 NAME = "hidden_states"
 
 
 class EncoderCache:
-    """What an encoder gives for a clip, kept in a file of its own and read from there the next time.
+    """The output of an encoder for each clip, kept in a file of its own and read from there the next time.
 
-    A file is named by the clip's samples and lies in a folder that is named by the encoder's class, options, weights
-    and precision: whatever changes the hidden states makes another file. Files appear whole or not at all, so that
-    several processes can share a folder. What is kept are a clip's own frames, as the encoder gave them in the batch in
-    which it was first heard; behind them a batch has zeros.
+    A file is named after the clip's samples and lies in a folder that is named after the encoder's class, options,
+    weights and precision: whatever changes the hidden states makes another file. Files are written atomically, so that
+    several processes can share a folder. Only a clip's own frames are kept, as the encoder computed them in the batch
+    in which the clip came first; the padding of a batch is zeros.
 
     Args:
-        folder: where the files are; made if it isn't there.
-        encoder: in evaluation mode whenever the cache is called.
+        folder: Folder of the files; it is made when it is missing.
+        encoder: The encoder; it must be in eval mode whenever the cache is called.
     """
 
     def __init__(self, folder: str | Path, encoder: AudioEncoder):
         self.folder, self.encoder = Path(folder), encoder
 
     @torch.no_grad()
-    def __call__(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, waveform: Tensor, lengths: Tensor) -> EncodedAudio:
         """As `AudioEncoder.forward`: (B, T) and (B,) samples -> (B, F, D) and (B,) frames.
 
         Raises:
-            ValueError: a file is broken.
+            ValueError: A file is broken.
         """
         folder = self.folder / self._encoder_name(waveform.device.type)
         clips = zip(waveform.cpu(), lengths.tolist(), strict=True)
@@ -53,22 +54,48 @@ class EncoderCache:
                 write_tensors({NAME: clip[:count]}, paths[number])
         kept = [_read(path) for path in paths]
         counts = torch.tensor([len(states) for states in kept], device=waveform.device)
-        return pad_sequence(kept, batch_first=True).to(waveform.device), counts
+        return EncodedAudio(pad_sequence(kept, batch_first=True).to(waveform.device), counts)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         return weights_fingerprint(self.encoder)
 
     def _encoder_name(self, device_type: str) -> str:
-        """A short name of everything but the clip that the hidden states depend on."""
+        """Fingerprint of everything but the clip that the hidden states depend on."""
         autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         options = {key: value for key, value in self.encoder.init_args.items() if key != "checkpoint"}
         settings = json.dumps([self._fingerprint, options, str(autocast)], sort_keys=True, default=str)
         return hashlib.sha256(settings.encode()).hexdigest()[:20]
 
 
+def cache_frozen_encoder(encoder: AudioEncoder | None, adapter: Adapter | None, folder: str) -> EncoderCache:
+    """A cache for an encoder whose hidden states of a clip never change.
+
+    Raises:
+        ValueError: There is no encoder, it is trained, or its output depends on what else is in the batch.
+    """
+    refused = f"scaling.encoder_cache: got {folder!r}; "
+    if encoder is None or adapter is None:
+        raise ValueError(f"{refused}without an encoder there is nothing to keep")
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise ValueError(
+            f"{refused}only the outputs of a frozen encoder stay the same: freeze encoder.*, or leave it out"
+        )
+    if adapter.reads_padding:
+        raise ValueError(
+            f"{refused}with the adapter's silence_padding false, a clip's last positions depend on the encoder's "
+            "padding, which isn't kept"
+        )
+    if encoder.depends_on_batch:
+        raise ValueError(
+            f"{refused}with the encoder's pad_batches, its output for a clip depends on the batch: set pad_batches to "
+            "false, or leave encoder_cache out"
+        )
+    return EncoderCache(folder, encoder)
+
+
 def _read(path: Path) -> Tensor:
-    """(F, D), mapped until it is used."""
+    """(F, D), memory-mapped."""
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor(NAME)

@@ -102,8 +102,26 @@ def _from_first(data: Tensor) -> Tensor:
     return data
 
 
-def whole_norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of gradients that lie in pieces on the processes of one mesh, on each of them."""
+def clip_by_norm(optimizer: torch.optim.Optimizer, max_norm: float | None) -> bool:
+    """Scale gradients that lie on several meshes, as those of a tensor-parallel LLM do, to at most `max_norm`.
+
+    Returns:
+        Whether this was needed: torch's own function clips gradients of a single mesh.
+    """
+    gradients: list[Any] = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # In the order of the parameters, which is the same on all ranks.
+    meshes = list(dict.fromkeys(getattr(gradient, "device_mesh", None) for gradient in gradients))
+    if len(meshes) < 2 or not max_norm:
+        return False
+    norms = [_full_norm([g for g in gradients if getattr(g, "device_mesh", None) == mesh]) for mesh in meshes]
+    scale = (max_norm / (torch.stack(norms).norm() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return True
+
+
+def _full_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of gradients that are sharded over one mesh, on each of its ranks."""
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -124,8 +142,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
     """
     from torch.distributed.fsdp import FSDPModule
 
-    sharded = [(unit, reshards) for part in model.children() for unit, reshards in units(part)]
-    sharded = [(unit, reshards) for unit, reshards in sharded if isinstance(unit, FSDPModule)]
+    everything = [item for part in model.children() for item in units(part)]
+    sharded = [(unit, reshards) for unit, reshards in everything if isinstance(unit, FSDPModule)]
     with torch.inference_mode(False), torch.no_grad():  # what is gathered serves the training, too
         for unit, _ in sharded:
             unit.unshard()

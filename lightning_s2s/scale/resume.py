@@ -22,7 +22,7 @@ TRAINER = (
 )  # fmt: skip
 """Options of the trainer that a training depends on; `accumulate_grad_batches` goes with the number of processes."""
 FREE = (
-    "model.compile", "model.activation_checkpointing", "model.encoder_cache", "model.num_generated",
+    "model.scaling.*", "model.num_generated",
     "model.*.attn_implementation", "data.num_workers", "data.cache_audio", "data.on_error",
 )  # fmt: skip
 """Patterns of what may change without a word: it changes speed, memory or what is shown."""

@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -199,16 +198,6 @@ def built_for(strategy: Any) -> AbstractContextManager[None]:
     """
     sent = getattr(rank_zero_only, "rank", 0) != 0 and is_fsdp2(strategy)
     return without_weights() if sent else nullcontext()
-
-
-def mixed_precision(precision: str) -> Any:
-    """What FSDP2 gathers and reduces in, for a trainer's `precision`; None where it is the weights' own."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    if precision in dtypes:
-        return MixedPrecisionPolicy(dtypes[precision], torch.float32, cast_forward_inputs=False)
-    return MixedPrecisionPolicy(reduce_dtype=torch.float32) if precision in ("bf16-true", "16-true") else None
 
 
 def wrap_blocks(strategy: FSDPStrategy, model: nn.Module) -> None:

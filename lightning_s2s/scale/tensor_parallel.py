@@ -38,10 +38,11 @@ def parallelize_layer(llm: LanguageModel, layer: nn.Module, mesh: DeviceMesh) ->
     Raises:
         ValueError: the model has no plan, its plan has a kind that is not known here, or heads or widths don't divide.
     """
-    name = next(name for name, module in llm.model.base_model.named_modules() if module is layer)
+    transformer: Any = llm.model  # of transformers, as all LLMs with such a plan
+    name = next(name for name, module in transformer.base_model.named_modules() if module is layer)
     plan = {place: style for place, style in styles(llm, mesh.size()).items() if fnmatch.fnmatch(name, place[0])}
     if not plan:
-        raise ValueError(f"tensor_parallel_size: {type(llm.model).__name__} has no plan for {name}")
+        raise ValueError(f"tensor_parallel_size: {type(transformer).__name__} has no plan for {name}")
     parallelize_module(layer, mesh, {inner: style for (_, inner), style in plan.items()})
 
 
@@ -51,7 +52,8 @@ def styles(llm: LanguageModel, size: int) -> dict[tuple[str, str], ParallelStyle
     Raises:
         ValueError: see `parallelize_layer`.
     """
-    config = llm.model.config
+    transformer: Any = llm.model
+    config = transformer.config
     plan: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
     if not plan:
         raise ValueError(f"tensor_parallel_size: {type(llm.model).__name__} has no tensor-parallel plan")

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.text import WordErrorRate
 
 from lightning_s2s.components.weights import is_sharded
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.session import respond
@@ -58,22 +59,22 @@ class FreeAnswerMetrics(nn.Module):
         self.emotion, self.word_errors = MeanMetric(), WordErrorRate()
         self.seen: Counter[str] = Counter()
 
-    def update(self, model: SpeechToSpeechModel, batch: dict[str, Any]) -> None:
+    def update(self, model: SpeechToSpeechModel, batch: DialogueBatch) -> None:
         """Answer the batch's rows that still count."""
         if is_sharded(model):
             rank_zero_warn("weights lie in pieces on several processes: emotion and word accuracy are not measured")
             return
         clip = 0
-        for row in batch["rows"]:
+        for row in batch.rows:
             items = audio_items(row)
             task = row.get("task")
             if len(items) == 1 and task in ("emotion", "transcribe") and self.seen[task] < self.num_rows:
                 self.seen[task] += 1
-                waveform = batch["waveform"][clip, : int(batch["waveform_lengths"][clip])].float().cpu()
+                waveform = batch.waveform[clip, : int(batch.waveform_lengths[clip])].float().cpu()
                 reply = respond(
                     model,
                     waveform,
-                    model.encoder.sample_rate,
+                    model.require_encoder()[0].sample_rate,
                     instruction=items[0].get("text") or "",
                     speak=False,
                     max_text_tokens=48,

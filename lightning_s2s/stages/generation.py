@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_s2s.components.weights import save_weights
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.losses import unit_loss
 
 
 class SpeechGenerationPretraining(Stage):
@@ -29,33 +31,37 @@ class SpeechGenerationPretraining(Stage):
 
     def __init__(self, *args: Any, condition: Literal["text", "hidden_states"] = "hidden_states", **stage_options: Any):
         super().__init__(*args, **stage_options)
-        if self.model.speech_decoder is None:
+        decoder = self.model.speech_decoder
+        if decoder is None:
             raise ValueError("SpeechGenerationPretraining needs speech_decoder and vocoder")
-        if condition == "text" and not self.model.speech_decoder.text_conditions:
+        if condition == "text" and not decoder.text_conditions:
             raise ValueError(
                 "condition: text (stage 2a) needs a speech_decoder with text_conditions, which a published one lacks: "
                 "set text_conditions to true and train from the start, or train on with condition: hidden_states"
             )
         self.condition = condition
-        self._leave_idle(condition)
+        decoder.freeze_idle(condition)
 
     def data_requirements(self) -> DataRequirements:
         """What batches must fit; a row without units has nothing to speak."""
         return replace(super().data_requirements(), needs_units=True)
 
-    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        if not len(batch["unit_lengths"]):
+    def _step(self, split: str, batch: DialogueBatch) -> Tensor:
+        if not batch.num_spoken:
             raise ValueError("stage 2 needs rows with speech_units in the assistant's turns; this batch has none")
-        units = self.model.forward_text_to_units(batch) if self.condition == "text" else self.model(batch).units
-        return self.log_unit_loss(split, units)
+        if self.condition == "text":
+            units = self.model.forward_text_to_units(batch)
+        else:
+            units = self.model(self.with_cached_audio(batch)).units
+        return self.log_loss(split, "unit", unit_loss(units))
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+    def training_step(self, batch: DialogueBatch, batch_index: int) -> Tensor:
         return self._step("train", batch)
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+    def validation_step(self, batch: DialogueBatch, batch_index: int) -> None:
         self._step("val", batch)
 
     def export(self, folder: Path) -> None:
         """After stage 2a, the decoder's weights alone, `speech_decoder`, in float16."""
         if self.condition == "text":
-            save_weights(self.model.speech_decoder, folder / "speech_decoder", torch.float16)
+            save_weights(self.model.require_speech_decoder(), folder / "speech_decoder", torch.float16)

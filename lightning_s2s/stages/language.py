@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.losses import text_loss
 
 
 class LanguageModelPretraining(Stage):
@@ -20,19 +22,20 @@ class LanguageModelPretraining(Stage):
     Its arguments are those of `Stage`; only `llm` is used.
     """
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        output = self.model(batch, speak=False)
-        return self.log_text_loss("train", output)
+    def training_step(self, batch: DialogueBatch, batch_index: int) -> Tensor:
+        output = self.model(self.with_cached_audio(batch), speak=False)
+        return self.log_loss("train", "text", text_loss(self.model.llm, output))
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        output = self.model(batch, speak=False)
-        self.log_text_loss("val", output)
+    def validation_step(self, batch: DialogueBatch, batch_index: int) -> None:
+        output = self.model(self.with_cached_audio(batch), speak=False)
+        self.log_loss("val", "text", text_loss(self.model.llm, output))
 
     def export(self, folder: Path) -> None:
         """The LLM as an ordinary transformers folder, `language_model`, in float16."""
         target, temporary = folder / "language_model", folder / ".language_model"
         shutil.rmtree(temporary, ignore_errors=True)
-        copy.deepcopy(self.model.llm.model).half().save_pretrained(temporary)
+        transformer: Any = copy.deepcopy(self.model.llm.model)
+        transformer.half().save_pretrained(temporary)
         self.model.llm.tokenizer.save_pretrained(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)

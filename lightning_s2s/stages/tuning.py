@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics
+from lightning_s2s.stages.losses import text_loss, unit_loss
 from lightning_s2s.support.ranges import Natural, NonNegative, checked
 
 
@@ -32,26 +34,26 @@ class EmpatheticInstructionTuning(Stage):
         if self.model.encoder is None or self.model.speech_decoder is None:
             raise ValueError("EmpatheticInstructionTuning needs encoder, adapter, speech_decoder and vocoder")
         self.unit_weight = unit_weight
-        self._leave_idle("hidden_states")
+        self.model.speech_decoder.freeze_idle("hidden_states")
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def data_requirements(self) -> DataRequirements:
         """What batches must fit; with a speech decoder to train, some of the rows must be spoken."""
-        trained = any(parameter.requires_grad for parameter in self.model.speech_decoder.parameters())
+        trained = any(parameter.requires_grad for parameter in self.model.require_speech_decoder().parameters())
         return replace(super().data_requirements(), trains_speech=trained and self.unit_weight != 0)
 
-    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        output = self.model(batch, whole=split == "train")
-        loss = self.log_text_loss(split, output)
+    def _step(self, split: str, batch: DialogueBatch) -> Tensor:
+        output = self.model(self.with_cached_audio(batch), every_part=split == "train")
+        loss = self.log_loss(split, "text", text_loss(self.model.llm, output))
         if output.units is not None:
-            loss = loss + self.unit_weight * self.log_unit_loss(split, output.units)
-        self.log_mean(split, "loss", loss, len(batch["rows"]))
+            loss = loss + self.unit_weight * self.log_loss(split, "unit", unit_loss(output.units))
+        self.log_mean(split, "loss", loss, len(batch.rows))
         return loss
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+    def training_step(self, batch: DialogueBatch, batch_index: int) -> Tensor:
         return self._step("train", batch)
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+    def validation_step(self, batch: DialogueBatch, batch_index: int) -> None:
         self._step("val", batch)
         self.free_answers.update(self.model, batch)
 

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from lightning_s2s.components.ctc import similarity_ctc_loss
 from lightning_s2s.components.weights import save_weights
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.base import Stage
 from lightning_s2s.stages.free_answers import FreeAnswerMetrics, heard_text
+from lightning_s2s.stages.losses import text_loss
 from lightning_s2s.support.ranges import Natural, NonNegative, checked
 
 
@@ -33,6 +35,8 @@ class SpeechUnderstandingPretraining(Stage):
         num_generated: validation rows of each task that are answered freely, for emotion and word accuracy.
         stage_options: see `Stage`.
     """
+
+    ctc_blank: Tensor
 
     def __init__(
         self,
@@ -58,24 +62,25 @@ class SpeechUnderstandingPretraining(Stage):
         """What batches must fit; the CTC loss reads transcripts."""
         return replace(super().data_requirements(), needs_transcripts=self.ctc_weight != 0)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+    def training_step(self, batch: DialogueBatch, batch_index: int) -> Tensor:
         weights = {"text": self.text_weight, "ctc": self.ctc_weight}
         return torch.stack([weights[name] * loss for name, loss in self._losses("train", batch).items()]).sum()
 
-    def _losses(self, split: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _losses(self, split: str, batch: DialogueBatch) -> dict[str, Tensor]:
         """The losses with a weight, logged."""
-        losses = {}
+        losses: dict[str, Tensor] = {}
+        batch = self.with_cached_audio(batch)
         if self.text_weight:
-            output = self.model(batch, speak=False, whole=split == "train")
-            losses["text"] = self.log_text_loss(split, output)
+            output = self.model(batch, speak=False, every_part=split == "train")
+            losses["text"] = self.log_loss(split, "text", text_loss(self.model.llm, output))
             audio_embeds, audio_lengths = output.audio_embeds, output.audio_lengths
         else:
             audio_embeds, audio_lengths = self.model.hear(batch)
-        if self.ctc_weight and (audio_embeds is not None or self.is_distributed):
+        if self.ctc_weight and (audio_embeds is not None or self.trainer.world_size > 1):
             losses["ctc"] = self.ctc_blank[0] * 0
-            if audio_embeds is not None:
-                losses["ctc"] = self._ctc_loss(batch["rows"], audio_embeds, audio_lengths)
-            self.log_mean(split, "ctc_loss", losses["ctc"], len(batch["rows"]), prog_bar=True)
+            if audio_embeds is not None and audio_lengths is not None:
+                losses["ctc"] = self._ctc_loss(batch.rows, audio_embeds, audio_lengths)
+            self.log_mean(split, "ctc_loss", losses["ctc"], len(batch.rows), prog_bar=True)
         return losses
 
     def _ctc_loss(self, rows: list[dict[str, Any]], audio_embeds: Tensor, audio_lengths: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ class SpeechUnderstandingPretraining(Stage):
             self._kept_classes = classes
         return classes
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+    def validation_step(self, batch: DialogueBatch, batch_index: int) -> None:
         self._losses("val", batch)
         if self.text_weight:
             self.free_answers.update(self.model, batch)
@@ -111,4 +116,4 @@ class SpeechUnderstandingPretraining(Stage):
     def export(self, folder: Path) -> None:
         """An encoder that was trained without the LLM, `encoder`, in float16."""
         if not self.text_weight:
-            save_weights(self.model.encoder, folder / "encoder", torch.float16)
+            save_weights(self.model.require_encoder()[0], folder / "encoder", torch.float16)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_s2s.components.contracts import lengths_to_mask
 from lightning_s2s.components.vocoders.pocket import ConvNeXtBlock, PocketStreamState, PocketVocoder
 from lightning_s2s.components.vocoders.source_filter import SpeechParameters
 from lightning_s2s.components.weights import save_weights
+from lightning_s2s.data.batch import TranscribedBatch
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.stages.discriminator import EnvelopeDiscriminator
 from lightning_s2s.support.ranges import Natural, NonNegative, Range, checked
@@ -86,10 +88,15 @@ class VocoderTraining(L.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters(ignore=["vocoder"])
         self.vocoder = vocoder
-        sizes = len(vocoder.quantizer.levels), vocoder.frames_per_unit
-        self.transcriber = UnitTranscriber(*sizes) if train_tokenizer else None
+        self.lr, self.warmup_steps, self.settle_steps = lr, warmup_steps, settle_steps
+        self.weights = {
+            "envelope_loss": 1.0, "pitch_loss": pitch_weight, "aperiodicity_loss": aperiodicity_weight,
+            "ctc_loss": ctc_weight,
+        }  # fmt: skip
+        self.adversarial_weight = adversarial_weight
+        num_dims = len(vocoder.quantizer.levels)
+        self.transcriber = UnitTranscriber(num_dims, vocoder.frames_per_unit) if train_tokenizer else None
         self.vocoder.encoder.requires_grad_(train_tokenizer)
         self.discriminator = EnvelopeDiscriminator() if adversarial_weight else None
         self._analysed: dict[bytes, tuple[SpeechParameters, Tensor]] = {}
@@ -99,87 +106,85 @@ class VocoderTraining(L.LightningModule):
 
         def factor(step: int) -> float:
             cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-            return min((step + 1) / self.hparams.warmup_steps, 0.05 + 0.95 * cosine)
+            return min((step + 1) / self.warmup_steps, 0.05 + 0.95 * cosine)
 
         judge = list(self.discriminator.parameters()) if self.discriminator else []
         judged = {id(parameter) for parameter in judge}
         trained = [p for p in self.parameters() if p.requires_grad and id(p) not in judged]
-        optimizers = [torch.optim.AdamW(trained, self.hparams.lr, betas=(0.8, 0.95), weight_decay=0.01)]
+        optimizers = [torch.optim.AdamW(trained, self.lr, betas=(0.8, 0.95), weight_decay=0.01)]
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizers[0], factor)]
         if judge:
             optimizers.append(torch.optim.AdamW(judge, DISCRIMINATOR_LR, betas=(0.5, 0.9), weight_decay=0.01))
         return optimizers, schedules
 
-    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
-        if self.transcriber is None or self.global_step >= self.hparams.settle_steps:
+    def on_train_batch_start(self, batch: TranscribedBatch, batch_index: int) -> None:
+        if self.transcriber is None or self.global_step >= self.settle_steps:
             self.vocoder.encoder.spread.eval()
 
-    def training_step(self, batch: dict, batch_index: int) -> None:
+    def training_step(self, batch: TranscribedBatch, batch_index: int) -> None:
         losses, spoken, target, _ = self._losses(batch)
-        loss = (
-            losses["envelope_loss"]
-            + self.hparams.pitch_weight * losses["pitch_loss"]
-            + self.hparams.aperiodicity_weight * losses["aperiodicity_loss"]
-            + self.hparams.ctc_weight * losses.get("ctc_loss", 0.0)
-        )
-        optimizers = self.optimizers()
+        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        optimizers: Any = self.optimizers()
+        optimizer = optimizers
         if self.discriminator:
+            optimizer = optimizers[0]
             # Up to the shortest clip's end: padding would tell the two apart.
-            shortest = int(batch["waveform_lengths"].min()) // self.vocoder.synthesizer.hop_length
+            shortest = int(batch.waveform_lengths.min()) // self.vocoder.synthesizer.hop_length
             pair = spoken.log_envelope[:, :shortest], target.log_envelope[:, :shortest]
-            losses["discriminator_loss"] = self._train_discriminator(*pair, optimizers[1])
-            adversarial, matching = self._judge(*pair)
+            losses["discriminator_loss"] = self._train_discriminator(self.discriminator, *pair, optimizers[1])
+            adversarial, matching = self._judge(self.discriminator, *pair)
             loss = loss + self._balance(losses["envelope_loss"], adversarial, spoken.log_envelope) * adversarial
             loss = loss + MATCHING_WEIGHT * matching
             losses["matching_loss"] = matching
-            optimizers = optimizers[0]
-        optimizers.zero_grad()
+        optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizers, 1.0, "norm")
-        optimizers.step()
-        self.lr_schedulers().step()
+        self.clip_gradients(optimizer, 1.0, "norm")
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
         logged = {f"train/{name}": value for name, value in losses.items()} | {"train/loss": loss}
-        self.log_dict(logged, prog_bar=True, batch_size=len(batch["texts"]))
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch.texts))
 
-    def _train_discriminator(self, spoken: Tensor, real: Tensor, optimizer) -> Tensor:
+    def _train_discriminator(
+        self, discriminator: EnvelopeDiscriminator, spoken: Tensor, real: Tensor, optimizer: Any
+    ) -> Tensor:
         """One step of the hinge loss."""
-        loss = (
-            F.relu(1 - self.discriminator(real)[0]).mean() + F.relu(1 + self.discriminator(spoken.detach())[0]).mean()
-        )
+        loss = F.relu(1 - discriminator(real)[0]).mean() + F.relu(1 + discriminator(spoken.detach())[0]).mean()
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
         return loss
 
-    def _judge(self, spoken: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _judge(discriminator: EnvelopeDiscriminator, spoken: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's adversarial and feature-matching losses."""
-        self.discriminator.requires_grad_(False)
-        scores, features = self.discriminator(spoken)
+        discriminator.requires_grad_(False)
+        scores, features = discriminator(spoken)
         with torch.no_grad():
-            _, wanted = self.discriminator(real)
-        self.discriminator.requires_grad_(True)
+            _, wanted = discriminator(real)
+        discriminator.requires_grad_(True)
         matching = [(f - w).abs().mean() / w.abs().mean() for f, w in zip(features, wanted, strict=True)]
         return -scores.mean(), torch.stack(matching).mean()
 
     def _balance(self, regression: Tensor, adversarial: Tensor, envelope: Tensor) -> Tensor:
         """The factor that gives the adversarial gradient its share (as in VQGAN, Esser et al., arXiv:2012.09841)."""
         norms = [torch.autograd.grad(loss, envelope, retain_graph=True)[0].norm() for loss in (regression, adversarial)]
-        return (self.hparams.adversarial_weight * norms[0] / (norms[1] + 1e-8)).clamp(max=1e3).detach()
+        return (self.adversarial_weight * norms[0] / (norms[1] + 1e-8)).clamp(max=1e3).detach()
 
-    def validation_step(self, batch: dict, batch_index: int) -> None:
+    def validation_step(self, batch: TranscribedBatch, batch_index: int) -> None:
         losses, _, _, units = self._losses(batch)
         used = torch.bincount(units, minlength=self.vocoder.num_units).float()
         share = used / used.sum()
         losses["unit_perplexity"] = (-(share * share.clamp(min=1e-9).log()).sum()).exp()
         logged = {f"val/{name}": value for name, value in losses.items()}
-        self.log_dict(logged, prog_bar=True, batch_size=len(batch["texts"]))
+        self.log_dict(logged, prog_bar=True, batch_size=len(batch.texts))
 
-    def _losses(self, batch: dict) -> tuple[dict[str, Tensor], SpeechParameters, SpeechParameters, Tensor]:
+    def _losses(self, batch: TranscribedBatch) -> tuple[dict[str, Tensor], SpeechParameters, SpeechParameters, Tensor]:
         """Each loss by name, what was spoken, what should have been, and the batch's units (P,)."""
-        unit_lengths = batch["waveform_lengths"] // self.vocoder.samples_per_unit
-        values, units = self.vocoder.quantize(batch["waveform"])
+        unit_lengths = batch.waveform_lengths // self.vocoder.samples_per_unit
+        values, units = self.vocoder.quantize(batch.waveform)
         spoken = self.vocoder.decoder(values, PocketStreamState(), last=True)
-        target, voiced = self._targets(batch["waveform"], batch["waveform_lengths"], spoken.log_pitch.shape[1])
+        target, voiced = self._targets(batch.waveform, batch.waveform_lengths, spoken.log_pitch.shape[1])
         frames = spoken.log_pitch.shape[1] // max(1, units.shape[1])
         mask = lengths_to_mask(unit_lengths * frames, spoken.log_pitch.shape[1])
         voiced = voiced & mask
@@ -189,7 +194,7 @@ class VocoderTraining(L.LightningModule):
             "aperiodicity_loss": (spoken.aperiodicity - target.aperiodicity).abs()[mask].mean(),
         }
         if self.transcriber:
-            losses["ctc_loss"] = self._ctc_loss(values, unit_lengths, batch["texts"])
+            losses["ctc_loss"] = self._ctc_loss(self.transcriber, values, unit_lengths, batch.texts)
         return losses, spoken, target, units[lengths_to_mask(unit_lengths, units.shape[1])]
 
     def _targets(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> tuple[SpeechParameters, Tensor]:
@@ -202,21 +207,22 @@ class VocoderTraining(L.LightningModule):
                 self._analysed[key] = self.vocoder.synthesizer.analyse(clip)
             found.append(self._analysed[key])
 
-        def padded(parts: list[Tensor]) -> Tensor:
+        def padded(parts: Sequence[Tensor]) -> Tensor:
             rows = [F.pad(part[0], (0, 0) * (part.dim() - 2) + (0, num_frames - part.shape[1])) for part in parts]
             return torch.stack(rows).to(waveform.device)
 
         columns = zip(*(parameters for parameters, _ in found), strict=True)
         return SpeechParameters(*map(padded, columns)), padded([voiced for _, voiced in found])
 
-    def _ctc_loss(self, values: Tensor, unit_lengths: Tensor, texts: list[str]) -> Tensor:
+    @staticmethod
+    def _ctc_loss(transcriber: UnitTranscriber, values: Tensor, unit_lengths: Tensor, texts: list[str]) -> Tensor:
         targets = [
             torch.tensor([CTC_CHARACTERS.index(c) + 1 for c in text.lower() if c in CTC_CHARACTERS]) for text in texts
         ]
         return F.ctc_loss(
-            self.transcriber(values).transpose(0, 1),
+            transcriber(values).transpose(0, 1),
             torch.cat(targets).to(values.device),
-            self.transcriber.num_frames * unit_lengths,
+            transcriber.num_frames * unit_lengths,
             torch.tensor([len(target) for target in targets]),
             zero_infinity=True,
         )
@@ -227,5 +233,5 @@ class VocoderTraining(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """The codec's weights in half precision, `pocket`."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             save_weights(self.vocoder, Path(self.trainer.default_root_dir) / "pocket", torch.float16)

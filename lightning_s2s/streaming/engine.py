@@ -97,7 +97,7 @@ class StreamingEngine:
 
     def _warm_up_caches(self) -> None:
         for part, cache in ((self.model.llm, self.llm_cache), (self.model.speech_decoder, self.speech_cache)):
-            if cache is not None:
+            if part is not None and cache is not None:
                 cache.warm_up(part.width)
 
     def submit(self, turn: Turn) -> EventStream:
@@ -221,7 +221,7 @@ class StreamingEngine:
         return list(zip(last, logits, strict=True))
 
     def _speech_step(self, turns: list[Turn]) -> list:
-        return self.model.speech_decoder.read_waiting([turn.speech for turn in turns])
+        return self.model.require_speech_decoder().forward_pending([turn.speech for turn in turns])
 
     def _advance(self, turns: list[Turn], answers: list) -> None:
         """Hand the answers over, to all before any goes on: an interrupted step must not be taken twice."""
@@ -262,7 +262,7 @@ class StreamingEngine:
                     if turn.options.speak:
                         speaker = turn.options.speaker.to(model.device).unsqueeze(0)
                         sampler = turn.options.unit_sampler
-                        turn.speech = model.speech_decoder.start_stream(speaker, sampler, self.speech_cache)
+                        turn.speech = model.require_speech_decoder().start_stream(speaker, sampler, self.speech_cache)
             except Exception as error:
                 self._fail(turn, error)
 
@@ -274,7 +274,7 @@ class StreamingEngine:
             for turn in [turn for turn in turns if turn.leaving]:
                 turns.remove(turn)
                 for part, state in ((model.llm, turn.language), (model.speech_decoder, turn.speech)):
-                    if state is None:
+                    if part is None or state is None:
                         continue
                     try:
                         part.end_stream(state)

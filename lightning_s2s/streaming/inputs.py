@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.components.contracts import SPEAKER_WIDTH
+from lightning_s2s.data.batch import SPEAKER_WIDTH
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.row_checks import RowProblem, check_row, short, unknown_keys
 

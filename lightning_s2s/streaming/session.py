@@ -90,7 +90,8 @@ class StreamingSession:
         self.model = model
         self.engine = StreamingEngine(model) if engine is None else engine
         speak = model.speech_decoder is not None if speak is None else speak
-        text, units = model.llm.generation, model.speech_decoder.generation if speak else None
+        decoder = model.require_speech_decoder() if speak else None
+        text, units = model.llm.generation, decoder.generation if decoder else None
         text_sampler = _sampler(text, None if greedy else text_sampler, greedy, Sampler(0.8, top_p=0.9))
         unit_sampler = _sampler(units, unit_sampler, greedy, Sampler(0.8, top_k=20))
         for offset, sampler in enumerate((text_sampler, unit_sampler)):
@@ -98,7 +99,7 @@ class StreamingSession:
                 sampler.seed = seed + offset
         tokenizer = model.llm.tokenizer
         by_tokenizer = {tokenizer.turn_end_id, tokenizer.tokenizer.eos_token_id}
-        chunk_units = model.speech_decoder.chunk_units if speak else 1
+        chunk_units = decoder.chunk_units if decoder else 1
         if opening_units is not None and not 1 <= check_count("opening_units", opening_units) <= chunk_units:
             raise ValueError(f"opening_units must be between 1 and M, here {chunk_units}; got {opening_units}")
         question = {"role": "user", "content": [{"text": check_text("instruction", instruction), "audio": "pushed"}]}
@@ -135,10 +136,9 @@ class StreamingSession:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
         piece = torch.from_numpy(as_waveform(waveform))
         duration_sec = (self._num_samples + len(piece)) / self.options.sample_rate
-        rate_hz = self.model.encoder.frame_rate_hz / self.model.adapter.downsampling
-        self.options.check_room(
-            max(1, int(duration_sec * rate_hz) - 2)
-        )  # at the least; it is counted when it has been heard
+        encoder, adapter = self.model.require_encoder()
+        num_heard = int(duration_sec * encoder.frame_rate_hz / adapter.downsampling)
+        self.options.check_room(max(1, num_heard - 2))  # a lower bound; positions are counted when it is encoded
         self._pieces.append(piece)
         self._num_samples += len(piece)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lightning_s2s.data.batch import SPEAKER_WIDTH
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
@@ -23,12 +24,10 @@ def speak_text(
     Raises:
         ValueError: the model has no speech decoder, or the text is too long for it.
     """
-    if model.speech_decoder is None:
-        raise ValueError("this model has no speech decoder: it can't speak")
-    tokenizer, decoder = model.llm.tokenizer, model.speech_decoder
+    tokenizer, decoder = model.llm.tokenizer, model.require_speech_decoder()
     # The tokens that the hidden states of `<|im_tts_start|>`, the text and `<|im_tts_end|>` predict.
     ids = [*tokenizer.encode_text(text), tokenizer.tts_end_id, tokenizer.turn_end_id]
-    speaker = torch.zeros(512) if speaker is None else speaker
+    speaker = torch.zeros(SPEAKER_WIDTH) if speaker is None else speaker
     state = decoder.start_stream(speaker.unsqueeze(0).to(model.device), sampler)
     conditions = decoder.embed_text(torch.tensor([ids], device=model.device))
     units = [unit for units in decoder.stream(conditions, state, last=True) for unit in units]

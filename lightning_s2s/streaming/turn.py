@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_s2s.generation.sampling import CheckedSampler, Sampler, check_finite
+from lightning_s2s.components.contracts import Vocoder
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER
+from lightning_s2s.generation.sampling import CheckedSampler, check_finite
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.detokenizer import Detokenizer
 from lightning_s2s.streaming.events import AudioChunk, Done, Ending, Event, Reply, TextDelta, Units
 
@@ -36,7 +37,7 @@ class LanguageStep:
 
 @dataclass(frozen=True)
 class SpeechStep:
-    """A forward of the speech decoder; answered by the turn's own of `read_waiting`."""
+    """A forward of the speech decoder; answered by the turn's item of `forward_pending`."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class TurnOptions:
     stop_ids: set[int]
     max_text_tokens: int
     position_limit: int | None
-    text_sampler: Sampler | Callable[[Tensor], int]
-    unit_sampler: Sampler | Callable[[Tensor], int]
+    text_sampler: Callable[[Tensor], int]
+    unit_sampler: Callable[[Tensor], int]
     speak: bool
     vocode: bool
     opening_units: int
@@ -162,6 +163,7 @@ class Turn:
     reply: Reply = field(default_factory=Reply)
 
     def __post_init__(self) -> None:
+        self.draw = CheckedSampler(self.options.text_sampler, f"llm {type(self.model.llm).__name__}")
         self._steps = self._run()
 
     @property
@@ -200,7 +202,6 @@ class Turn:
         model, options, reply = self.model, self.options, self.reply
         speech = _Speech(self) if options.speak else None
         detokenize = Detokenizer(model.llm.tokenizer.decode)
-        draw = CheckedSampler(options.text_sampler, f"llm {type(model.llm).__name__}")
         prompt = self._prompt()
         num_positions = prompt.shape[1]
         *opening, last = prompt.split(PROMPT_POSITIONS, dim=1)
@@ -208,7 +209,7 @@ class Turn:
             yield LanguageStep(piece)
         hidden, logits = yield LanguageStep(last)
         while True:
-            token = draw(logits)
+            token = self.draw(logits)
             now = self.mark("first_text_token")
             reply.text_ids.append(token)
             ending = self._ending(token, num_positions)
@@ -244,16 +245,17 @@ class Turn:
             ValueError: it leaves no room for a reply, or encoder or adapter give NaN.
         """
         model, options, waveform = self.model, self.options, self.waveform
-        wanted = model.encoder.sample_rate
+        encoder, adapter = model.require_encoder()
+        wanted = encoder.sample_rate
         if wanted != options.sample_rate:
             import soxr
 
             waveform = torch.from_numpy(soxr.resample(waveform.numpy(), options.sample_rate, wanted))
         lengths = torch.tensor([len(waveform)], device=model.device)
-        hidden_states, lengths = model.encoder(waveform.unsqueeze(0).to(model.device), lengths)
-        check_finite(hidden_states, f"encoder {type(model.encoder).__name__}", "hidden states")
-        audio, audio_lengths = model.adapter(hidden_states, lengths)
-        check_finite(audio, f"adapter {type(model.adapter).__name__}", "its outputs")
+        hidden_states, lengths = encoder(waveform.unsqueeze(0).to(model.device), lengths)
+        check_finite(hidden_states, f"encoder {type(encoder).__name__}", "hidden states")
+        audio, audio_lengths = adapter(hidden_states, lengths)
+        check_finite(audio, f"adapter {type(adapter).__name__}", "its outputs")
         self.mark("encoder_done")
         ids = torch.tensor(options.prompt_ids)
         place, num_heard = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1]), int(audio_lengths[0])
@@ -268,9 +270,9 @@ class _Speech:
 
     def __init__(self, turn: Turn):
         model = turn.model
-        self.turn, self.decoder, self.vocoder = turn, model.speech_decoder, model.vocoder
-        self.vocode, self.device = turn.options.vocode, model.device
-        self.vocoder_state = self.vocoder.start_stream() if self.vocode else None
+        self.turn, self.decoder, self.device = turn, model.require_speech_decoder(), model.device
+        self.vocoder = model.require_vocoder() if turn.options.vocode else None
+        self.vocoder_state = self.vocoder.start_stream() if self.vocoder else None
         self.worded = False
         """Whether there is anything to say: a reply without a word makes no sound."""
         self.hidden: list[Tensor] = []
@@ -301,7 +303,7 @@ class _Speech:
         if not last and len(self.tokens) % size:
             return
         if self.decoder.restarts_sampling and not last:
-            self.turn.options.text_sampler.forget()
+            self.turn.draw.forget()
         while self.worded and self.tokens and not self.spent:
             chunk = torch.cat(self.hidden[:size], dim=1), self.tokens[:size]
             self.hidden, self.tokens = self.hidden[size:], self.tokens[size:]
@@ -338,27 +340,28 @@ class _Speech:
         yield from self._sound(units, last=False)
 
     def _sound(self, units: list[int], last: bool) -> Steps:
-        if not self.vocode:
+        if self.vocoder is None:
             return
         if self.turn.worker is None:
-            if (event := self._make_sound(units, last)) is not None:
+            if (event := self._make_sound(self.vocoder, units, last)) is not None:
                 yield event
             return
         while self.pending and self.pending[0].done():
             self.pending.popleft().result()  # raises what went wrong
-        self.pending.append(self.turn.worker.submit(self.turn, functools.partial(self._make_sound, units, last)))
+        make_sound = functools.partial(self._make_sound, self.vocoder, units, last)
+        self.pending.append(self.turn.worker.submit(self.turn, make_sound))
 
     @torch.inference_mode()
-    def _make_sound(self, units: list[int], last: bool) -> AudioChunk | None:
-        known = [unit for unit in units if 0 <= unit < self.vocoder.num_units]  # specials make no sound
+    def _make_sound(self, vocoder: Vocoder, units: list[int], last: bool) -> AudioChunk | None:
+        known = [unit for unit in units if 0 <= unit < vocoder.num_units]  # specials make no sound
         ids = torch.tensor([known], dtype=torch.long, device=self.device)
-        chunk = self.vocoder.stream(ids, self.vocoder_state, last)[0].float().cpu()
+        chunk = vocoder.stream(ids, self.vocoder_state, last)[0].float().cpu()
         if not len(chunk):
             return None
-        check_finite(chunk, f"vocoder {type(self.vocoder).__name__}", "samples")
+        check_finite(chunk, f"vocoder {type(vocoder).__name__}", "samples")
         self.times.append(self.turn.mark("first_audio"))
         self.chunks.append(chunk)
-        return AudioChunk(self.times[-1], chunk, self.vocoder.sample_rate)
+        return AudioChunk(self.times[-1], chunk, vocoder.sample_rate)
 
     def close(self) -> Steps:
         """Wait for the sound, and fill it and its timing into the reply."""
@@ -366,7 +369,7 @@ class _Speech:
             yield Sound(self.pending[-1])
         for future in self.pending:
             future.result()
-        if not self.chunks:
+        if self.vocoder is None or not self.chunks:
             return
         reply = self.turn.reply
         reply.waveform, reply.sample_rate = torch.cat(self.chunks), self.vocoder.sample_rate

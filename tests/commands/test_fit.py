@@ -23,7 +23,10 @@ from parts.command_line import last_line
             "model.encoder: unknown option of whisper 'chekpoint'; did you mean checkpoint? known: checkpoint,",
         ),
         (["--model.vocoder", "nothing"], "model.vocoder: unknown vocoder 'nothing'; known: "),
-        (["--model.lrr", "1"], "model: unknown option of EmpatheticInstructionTuning 'lrr'; did you mean lr? known: "),
+        (
+            ["--model.freezee", "1"],
+            "model: unknown option of EmpatheticInstructionTuning 'freezee'; did you mean freeze? known: ",
+        ),
         (
             ["--model", "EmpathicTuning"],
             "model: unknown stage 'EmpathicTuning'; did you mean EmpatheticInstructionTuning? known: ",
@@ -84,7 +87,7 @@ def test_mistakes_that_a_run_finds_are_one_line_with_status_1(run, configuration
 
 def test_configs_overrides_and_interpolation_give_one_configuration(run, configuration, tmp_path):
     second = tmp_path / "second.yaml"
-    second.write_text("model: {init_args: {warmup_steps: '${trainer.max_steps}'}}\n")
+    second.write_text("model: {init_args: {optimizer: {warmup_steps: '${trainer.max_steps}'}}}\n")
     code, out, err = run(
         "fit", "--config", configuration, "--config", second, "--trainer.max_steps", "7",
         "--model.encoder", "whisper", "--model.encoder.checkpoint", "some/folder", "--print_config",
@@ -96,7 +99,7 @@ def test_configs_overrides_and_interpolation_give_one_configuration(run, configu
     assert model["encoder"]["class_path"] == "lightning_s2s.components.encoders.whisper.whisper"
     assert model["encoder"]["init_args"]["checkpoint"] == "some/folder"
     assert "width" not in model["encoder"]["init_args"]
-    assert model["warmup_steps"] == 7
+    assert model["optimizer"]["warmup_steps"] == 7
     assert settings["seed_everything"] == 1
 
 

@@ -43,7 +43,8 @@ def finished(tmp_path_factory) -> Path:
                 "llm": {
                     "class_path": "causal", "init_args": {"config": TINY_LM, "tokenizer": str(folder / "tokenizer")},
                 },
-                "freeze": ["llm.*"], "num_generated": 0, "warmup_steps": 1, "lr_scale": {"encoder.*": 0.5},
+                "freeze": ["llm.*"], "num_generated": 0,
+                "optimizer": {"warmup_steps": 1, "lr_scale": {"encoder.*": 0.5}},
             },
         },
         "data": {"train": corpus.train, "validation": corpus.validation, "max_batch_size": 3},
@@ -173,7 +174,7 @@ def test_checkpoints_are_never_unpickled_whatever_is_asked_for(fit):
         (["--data.max_batch_size", "2"], "data.max_batch_size: was 3, is now 2;"),
         (["--model.freeze", "[encoder.*]"], "model.freeze: was [llm.*], is now [encoder.*];"),
         (["--model.llm.lora", "{r: 4}"], "model.llm.lora: was null, is now {r: 4"),
-        (["--model.lr_scale", "{encoder.*: 2}"], "model.lr_scale.encoder.*: was 0.5, is now 2.0;"),
+        (["--model.optimizer.lr_scale", "{encoder.*: 2}"], "model.optimizer.lr_scale.encoder.*: was 0.5, is now 2.0;"),
         (["--model.adapter", "linear"], "model.adapter: was conv, is now linear;"),
         (["--trainer.max_steps", "1"], "trainer.max_steps: 1 lies below step 2, which the run has reached; was 2;"),
     ],
@@ -193,19 +194,21 @@ def test_a_run_that_goes_on_keeps_what_it_was_told(fit, folder, options, expecte
         ("data", "min_audio_sec", 0.1, "data.min_audio_sec: was 0.5, is now 0.1;"),
         ("data", "train", [], "data.train: was "),
         ("model", "freeze", None, "model.freeze: was [llm.*], is now null;"),
-        ("model", "lr", 0.5, "model.lr: was 0.0001, is now 0.5;"),
-        ("model", "warmup_steps", 7, "model.warmup_steps: was 1, is now 7;"),
+        ("model", "optimizer", {"lr": 0.5}, "model.optimizer.lr: was 0.0001, is now 0.5;"),
+        ("model", "optimizer", {"warmup_steps": 7}, "model.optimizer.warmup_steps: was 1, is now 7;"),
         ("model", "speech_decoder", {"class_path": "x.ctc"}, "model.speech_decoder: was null, is now ctc;"),
         ("trainer", "overfit_batches", 1, "trainer.overfit_batches: was 0.0, is now 1;"),
         ("data", "num_workers", 4, None), ("data", "cache_audio", True, None), ("data", "on_error", "skip", None),
-        ("model", "compile", True, None), ("model", "encoder_cache", "x", None), ("model", "num_generated", 9, None),
+        ("model", "scaling", {"compile": True, "encoder_cache": "x"}, None), ("model", "num_generated", 9, None),
         ("model", "unknown_to_the_version_that_wrote_it", 3, None),
     ],
 )  # fmt: skip
 def test_each_option_is_kept_or_free(finished, section, name, value, expected):
     last = finished / "run" / "checkpoints" / "last.ckpt"
     now = torch.load(last, weights_only=True)["callbacks"]["RunCheckpoint"]["options"]
-    (now[section]["init_args"] if section == "model" else now[section])[name] = value
+    options = now[section]["init_args"] if section == "model" else now[section]
+    grouped = name in ("optimizer", "scaling")
+    options[name] = options[name] | value if grouped else value
     if expected is None:
         (line,) = check_resume(last, now).lines
         assert line == "trainer.max_steps: step 2 of 2 is reached: nothing is left to train"
@@ -248,7 +251,7 @@ def test_what_may_change_goes_on_and_is_told(fit, folder, finished, told):
     options = [
         "--trainer.max_steps", "4", "--trainer.gradient_clip_val", "1.0", "--trainer.accumulate_grad_batches", "2",
         "--data.num_workers", "1", "--data.validation", other, "--checkpoint.every_sec", "5",
-        "--model.activation_checkpointing", "[llm]", "--seed_everything", "7",
+        "--model.scaling.activation_checkpointing", "[llm]", "--seed_everything", "7",
     ]  # fmt: skip
     assert fit("--resume", *options)[0] == 0
     lines = told()

@@ -21,6 +21,7 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
+from lightning_s2s.stages.optim import OptimizerOptions
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta, Units
 from lightning_s2s.streaming.session import stream_reply
 from parts.every_component import DEFAULTS, SMALL, WITHOUT_WEIGHTS, build_component
@@ -63,7 +64,7 @@ def test_it_is_built_trained_stored_and_answers(stage, component, tokenizer_fold
     names = DEFAULTS | {component[0]: component}
     parts = {slot: build_component(*name, tokenizer_folder) for slot, name in names.items()}
     rows_for(tiny_corpus, parts["vocoder"])
-    module = cls(**parts, **options, lr=1e-2, warmup_steps=1)
+    module = cls(**parts, **options, optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1))
     before = fit(module, tiny_corpus, tmp_path, steps=1)
     assert changed_parts(module, before) == reached - {
         slot for slot, name in WITHOUT_WEIGHTS if names[slot] == (slot, name)
@@ -95,7 +96,9 @@ def test_it_can_be_frozen(component, tokenizer_folder, tiny_corpus, tmp_path):
     slot = component[0]
     torch.manual_seed(0)
     parts = {name[0]: build_component(*name, tokenizer_folder) for name in (DEFAULTS | {slot: component}).values()}
-    module = EmpatheticInstructionTuning(**parts, lr=1e-2, warmup_steps=1, freeze=[f"{slot}.*"])
+    module = EmpatheticInstructionTuning(
+        **parts, optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), freeze=[f"{slot}.*"]
+    )
     before = fit(module, tiny_corpus, tmp_path, steps=1)
     assert changed_parts(module, before) == {"encoder", "adapter", "llm", "speech_decoder"} - {slot}
     assert all(parameter.grad is None for parameter in getattr(module.model, slot).parameters())

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lightning_s2s.components.pretrained import load_pretrained
-from lightning_s2s.data.chat import AUDIO_PLACEHOLDER, ChatTokenizer
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER
+from lightning_s2s.data.chat import ChatTokenizer
 from parts.byte_tokenizer import byte_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden_tokenizer"

@@ -31,11 +31,11 @@ class Recorder(L.LightningModule):
         return self.requirements
 
     def training_step(self, batch, batch_index):
-        self.seen.append((self.current_epoch, [row["id"] for row in batch["rows"]]))
-        return self.weight * batch["waveform"].abs().mean()
+        self.seen.append((self.current_epoch, [row["id"] for row in batch.rows]))
+        return self.weight * batch.waveform.abs().mean()
 
     def validation_step(self, batch, batch_index):
-        self.validated.append([row["id"] for row in batch["rows"]])
+        self.validated.append([row["id"] for row in batch.rows])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.01)

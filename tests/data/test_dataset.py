@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from lightning_s2s.data import DataRequirements, SpeechDialogueDataset, collate_dialogues, collate_vocoder
+from lightning_s2s.data.batch import TranscribedBatch
 
 RATE = 16_000
 SYSTEM = [256, *b"system\nYou are a helpful assistant.", 257, 10]
@@ -63,29 +64,29 @@ def test_a_batch_by_hand(three_rows, requirements):
         [*SYSTEM, 256, *b"user\n", *heard, *opens, 260, 67, 261, *closes],
     ]  # fmt: skip
     longest = len(rows[0])
-    assert batch["input_ids"].tolist() == [row + [262] * (longest - len(row)) for row in rows]
-    assert batch["input_lengths"].tolist() == [len(row) for row in rows]
-    spoken = [[i for i in range(longest) if batch["segments"][b, i] == m] for b, m in ((0, 0), (0, 1), (2, 2))]
-    assert [batch["input_ids"][b, at].tolist() for b, at in zip((0, 0, 2), spoken, strict=True)] == [
+    assert batch.input_ids.tolist() == [row + [262] * (longest - len(row)) for row in rows]
+    assert batch.input_lengths.tolist() == [len(row) for row in rows]
+    spoken = [[i for i in range(longest) if batch.segments[b, i] == m] for b, m in ((0, 0), (0, 1), (2, 2))]
+    assert [batch.input_ids[b, at].tolist() for b, at in zip((0, 0, 2), spoken, strict=True)] == [
         [260, 65, 261], [260, 66, 261], [260, 67, 261]
     ]  # fmt: skip
-    assert int((batch["segments"] >= 0).sum()) == 9
-    assert batch["segments"][1].unique().tolist() == [-1]
-    learnt = [[i for i in row.tolist() if i != -100] for row in batch["labels"]]
+    assert int((batch.segments >= 0).sum()) == 9
+    assert batch.segments[1].unique().tolist() == [-1]
+    learnt = [[i for i in row.tolist() if i != -100] for row in batch.labels]
     assert learnt == [[65, 261, 257, 66, 261, 257], [*b"yes", 257], [67, 261, 257]]
-    assert torch.equal(batch["labels"][batch["labels"] != -100], batch["input_ids"][batch["labels"] != -100])
-    assert batch["waveform"].shape == (3, 12000)
-    assert batch["waveform"].dtype == torch.float32
-    assert batch["waveform_lengths"].tolist() == [8000, 12000, 8000]
-    np.testing.assert_allclose(batch["waveform"][:2, 7999], [0.1, 0.2], atol=1e-6)
-    assert batch["waveform"][0, 8000:].abs().max() == 0
-    np.testing.assert_allclose(batch["waveform"][2, 1000:7000], 0.3, atol=1e-3)
-    assert batch["units"].tolist() == [[7, 8, 9], [1, 0, 0], [5, 6, 0]]
-    assert batch["unit_lengths"].tolist() == [3, 1, 2]
-    assert batch["speaker_embedding"].shape == (3, 512)
-    assert batch["speaker_embedding"].mean(dim=1).tolist() == [0.5, 0.0, 0.0]
-    assert [row["id"] for row in batch["rows"]] == ["0", "1", "2"]
-    assert {key: value.dtype for key, value in batch.items() if torch.is_tensor(value)} == {
+    assert torch.equal(batch.labels[batch.labels != -100], batch.input_ids[batch.labels != -100])
+    assert batch.waveform.shape == (3, 12000)
+    assert batch.waveform.dtype == torch.float32
+    assert batch.waveform_lengths.tolist() == [8000, 12000, 8000]
+    np.testing.assert_allclose(batch.waveform[:2, 7999], [0.1, 0.2], atol=1e-6)
+    assert batch.waveform[0, 8000:].abs().max() == 0
+    np.testing.assert_allclose(batch.waveform[2, 1000:7000], 0.3, atol=1e-3)
+    assert batch.units.tolist() == [[7, 8, 9], [1, 0, 0], [5, 6, 0]]
+    assert batch.unit_lengths.tolist() == [3, 1, 2]
+    assert batch.speaker_embedding.shape == (3, 512)
+    assert batch.speaker_embedding.mean(dim=1).tolist() == [0.5, 0.0, 0.0]
+    assert [row["id"] for row in batch.rows] == ["0", "1", "2"]
+    assert {key: value.dtype for key, value in vars(batch).items() if torch.is_tensor(value)} == {
         "input_ids": torch.int64, "input_lengths": torch.int64, "labels": torch.int64, "segments": torch.int64,
         "waveform": torch.float32, "waveform_lengths": torch.int64, "units": torch.int64, "unit_lengths": torch.int64,
         "speaker_embedding": torch.float32,
@@ -94,7 +95,7 @@ def test_a_batch_by_hand(three_rows, requirements):
 
 def test_a_batch_without_audio_and_units(three_rows, requirements):
     batch = collate_dialogues([SpeechDialogueDataset([three_rows], requirements)[1]], pad_id=262)
-    shapes = {key: tuple(value.shape) for key, value in batch.items() if torch.is_tensor(value)}
+    shapes = {key: tuple(value.shape) for key, value in vars(batch).items() if torch.is_tensor(value)}
     assert shapes["waveform"] == shapes["units"] == (0, 0)
     assert shapes["waveform_lengths"] == shapes["unit_lengths"] == (0,)
     assert shapes["speaker_embedding"] == (0, 512)
@@ -137,12 +138,12 @@ def test_vocoder_items(write_manifest, wav):
     dataset = SpeechDialogueDataset([write_manifest(rows)], DataRequirements(sample_rate=RATE, task="vocoder"))
     assert dataset.durations == [0.5, 1.0, 0.5]
     batch = collate_vocoder([dataset[i] for i in range(3)])
-    assert set(batch) == {"waveform", "waveform_lengths", "texts", "rows"}
-    assert batch["texts"] == ["heard", "Said.", "D"]
-    assert batch["waveform"].shape == (3, 16000)
-    assert batch["waveform_lengths"].tolist() == [8000, 16000, 8000]
-    np.testing.assert_allclose(batch["waveform"][:, 100], [0.1, 0.2, 0.4], atol=1e-6)
-    assert [row["line"] for row in batch["rows"]] == [1, 1, 2]
+    assert isinstance(batch, TranscribedBatch)
+    assert batch.texts == ["heard", "Said.", "D"]
+    assert batch.waveform.shape == (3, 16000)
+    assert batch.waveform_lengths.tolist() == [8000, 16000, 8000]
+    np.testing.assert_allclose(batch.waveform[:, 100], [0.1, 0.2, 0.4], atol=1e-6)
+    assert [row["line"] for row in batch.rows] == [1, 1, 2]
     text_alone = write_manifest([{"messages": [assistant("A")]}], "text.jsonl")
     with pytest.raises(ValueError, match=r"text.jsonl:1: has no content with both audio and text"):
         SpeechDialogueDataset([text_alone], DataRequirements(sample_rate=RATE, task="vocoder"))

@@ -47,7 +47,9 @@ def test_yaml_parses(name, monkeypatch, capsys):
     written = yaml.safe_load((FOLDER / name).read_text())
     assert printed["trainer"]["gradient_clip_val"] == 1.0
     assert (
-        printed["model"]["init_args"]["lr"] == written["model"]["init_args"]["lr"] == (2e-5 if "3_" in name else 1e-4)
+        printed["model"]["init_args"]["optimizer"]["lr"]
+        == written["model"]["init_args"]["optimizer"]["lr"]
+        == (2e-5 if "3_" in name else 1e-4)
     )
     assert printed["trainer"]["default_root_dir"] == written["trainer"]["default_root_dir"]
     assert (printed["trainer"]["strategy"] == "fsdp2") == ("/" not in name)

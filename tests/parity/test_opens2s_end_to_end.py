@@ -25,6 +25,7 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
+from lightning_s2s.stages.optim import OptimizerOptions
 from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "expected.json", "user.wav")
@@ -148,7 +149,7 @@ def test_three_steps_train_what_the_stage_trains_and_go_back(stage, options, tra
         slot: registries[slot].get(part["class_path"])(**part["init_args"])
         for slot, part in component_args(CHECKPOINT).items()
     }
-    module = stage(**parts, init_from=str(CHECKPOINT), lr=1e-2, warmup_steps=1, **options)
+    module = stage(**parts, init_from=str(CHECKPOINT), optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), **options)
     assert all(torch.equal(t, model.state_dict()[name]) for name, t in module.model.state_dict().items())
     trainer = L.Trainer(
         accelerator="cpu", max_steps=3, default_root_dir=tmp_path / "run", logger=False, enable_checkpointing=False,

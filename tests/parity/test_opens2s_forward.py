@@ -17,6 +17,7 @@ from lightning_s2s.components.encoders.qwen2_audio import Qwen2AudioEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.components.weights import load_tensors
+from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.model.splice import gather_segments, splice_audio
@@ -176,22 +177,22 @@ def test_speech_decoder(model, golden):
     torch.testing.assert_close(logits[mask], golden["out.tts_logits"][mask], **CLOSE)
 
 
-def batch_of(golden) -> dict[str, torch.Tensor]:
+def batch_of(golden) -> DialogueBatch:
     """The golden batch as `lightning_s2s.data` gives one; the waveforms are stand-ins of the right length."""
     lengths = mel_lengths(golden) * 160
     rows = torch.arange(len(golden["in.token_types"])).unsqueeze(1)
-    return {
-        "input_ids": golden["in.input_ids"],
-        "input_lengths": golden["in.attention_mask"].sum(1),
-        "labels": golden["in.labels"],
-        "segments": torch.where(golden["in.token_types"] == 1, rows, -1),
-        "waveform": torch.zeros(len(lengths), int(lengths.max())),
-        "waveform_lengths": lengths,
-        "units": golden["in.speech_units"],
-        "unit_lengths": golden["in.speech_units_mask"].sum(1) - 1,
-        "speaker_embedding": golden["in.spk_embs"].squeeze(1),
-        "rows": [{}] * len(rows),
-    }
+    return DialogueBatch(
+        input_ids=golden["in.input_ids"],
+        input_lengths=golden["in.attention_mask"].sum(1),
+        labels=golden["in.labels"],
+        segments=torch.where(golden["in.token_types"] == 1, rows, -1),
+        waveform=torch.zeros(len(lengths), int(lengths.max())),
+        waveform_lengths=lengths,
+        units=golden["in.speech_units"],
+        unit_lengths=golden["in.speech_units_mask"].sum(1) - 1,
+        speaker_embedding=golden["in.spk_embs"].squeeze(1),
+        rows=[{}] * len(rows),
+    )
 
 
 @pytest.mark.parametrize(

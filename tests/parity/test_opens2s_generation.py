@@ -13,8 +13,8 @@ import torch
 
 from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.batch import AUDIO_PLACEHOLDER
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.model.splice import AUDIO_PLACEHOLDER
 from lightning_s2s.streaming.session import respond
 from parts.golden import golden_folder
 from parts.json_files import change

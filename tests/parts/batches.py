@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from lightning_s2s.data.batch import SPEAKER_WIDTH, DialogueBatch
+from lightning_s2s.data.chat import EncodedDialogue
 from parts.tolerances import ROUNDINGS, assert_equal_but_for_rounding
 
 
@@ -25,3 +27,19 @@ def assert_batched_equals_single(
         assert alone_count.tolist() == [count]
         assert_equal_but_for_rounding(together[row, :count], alone[0, :count], roundings)
     return counts.tolist()
+
+
+def one_dialogue(encoded: EncodedDialogue, waveform: torch.Tensor, units: list[int]) -> DialogueBatch:
+    """A batch of one row with one audio (1, T) and one spoken turn."""
+    return DialogueBatch(
+        rows=[{}],
+        waveform=waveform,
+        waveform_lengths=torch.tensor([waveform.shape[1]]),
+        input_ids=torch.tensor([encoded.input_ids]),
+        input_lengths=torch.tensor([len(encoded.input_ids)]),
+        labels=torch.tensor([encoded.labels]),
+        segments=torch.tensor([encoded.segments]),
+        units=torch.tensor([units]),
+        unit_lengths=torch.tensor([len(units)]),
+        speaker_embedding=torch.zeros(1, SPEAKER_WIDTH),
+    )

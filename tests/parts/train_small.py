@@ -24,6 +24,7 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.base import Stage
+from lightning_s2s.stages.optim import OptimizerOptions
 from parts.small_sizes import SMALL_LM
 
 STAGES = {
@@ -47,7 +48,7 @@ def build(name: str, tokenizer: str) -> Stage:
         parts["speech_decoder"] = InterleavedSpeechDecoder("2:3", SMALL_LM)
         parts["vocoder"] = PocketVocoder(encoder_width=8, decoder_width=8)
     kind, options = STAGES[name]
-    return kind(**parts, lr=1e-2, warmup_steps=1, **options)
+    return kind(**parts, optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), **options)
 
 
 class Losses(L.Callback):

@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_s2s.components.adapters.conv import ConvAdapter
-from lightning_s2s.components.base import compile_blocks
 from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.scale.blocks import compile_blocks
+from lightning_s2s.scale.parallelize import ScalingOptions, parallelize
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 from parts.small_models import build
 from parts.small_sizes import QWEN
@@ -62,13 +64,19 @@ def test_a_frozen_layer_that_torch_has_a_kernel_for_is_left_alone(tokenizer_fold
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))
     encoder = MelEncoder(width=16, num_layers=1, num_heads=2)
     stage = SpeechUnderstandingPretraining(
-        llm, encoder, ConvAdapter(inner_width=8), freeze=["encoder.*", "llm.*"], compile=True
+        llm, encoder, ConvAdapter(inner_width=8), freeze=["encoder.*", "llm.*"], scaling=ScalingOptions(compile=True)
     )
+    parallelize(stage.model, stage.scaling, SingleDeviceStrategy("cpu"), "32-true")
     compiled = {name for name, part in stage.model.named_children() for b in part.blocks() if "forward" in b.__dict__}
     assert compiled == {"llm"}
     trained = SpeechUnderstandingPretraining(
-        llm, MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter(inner_width=8), freeze=["llm.*"], compile=True
+        llm,
+        MelEncoder(width=16, num_layers=1, num_heads=2),
+        ConvAdapter(inner_width=8),
+        freeze=["llm.*"],
+        scaling=ScalingOptions(compile=True),
     )
+    parallelize(trained.model, trained.scaling, SingleDeviceStrategy("cpu"), "32-true")
     assert "forward" in trained.model.encoder.blocks()[0].__dict__
 
 
@@ -77,5 +85,5 @@ def test_without_a_compiler(tokenizer_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     parts = MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter(inner_width=8)
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))
-    with pytest.raises(ValueError, match=r"compile: got true; on a CPU that needs a C\+\+ compiler"):
-        SpeechUnderstandingPretraining(llm, *parts, compile=True)
+    with pytest.raises(ValueError, match=r"scaling.compile: got true; on a CPU that needs a C\+\+ compiler"):
+        SpeechUnderstandingPretraining(llm, *parts, scaling=ScalingOptions(compile=True))

@@ -12,7 +12,9 @@ from lightning_s2s.components.encoders.whisper import WhisperEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.scale.encoder_cache import EncoderCache
+from lightning_s2s.scale.parallelize import ScalingOptions
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.stages.optim import OptimizerOptions
 from parts.small_sizes import QWEN, WHISPER
 from parts.sounds import sweep
 from parts.tolerances import assert_equal_but_for_rounding
@@ -90,14 +92,18 @@ def stage(tokenizer_folder, adapter=None, **options) -> SpeechUnderstandingPretr
     torch.manual_seed(0)
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder))
     adapter = adapter or ConvAdapter(inner_width=8)
-    options = {"freeze": ["llm.*", "encoder.*"], "warmup_steps": 1, "num_generated": 0} | options
+    options = {
+        "freeze": ["llm.*", "encoder.*"],
+        "optimizer": OptimizerOptions(warmup_steps=1),
+        "num_generated": 0,
+    } | options
     return SpeechUnderstandingPretraining(llm, MelEncoder(width=16, num_layers=1, num_heads=2), adapter, **options)
 
 
 def test_training_is_the_same_with_and_without(tokenizer_folder, tiny_corpus, tmp_path):
     trained = []
     for folder in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
-        module = stage(tokenizer_folder, encoder_cache=folder)
+        module = stage(tokenizer_folder, scaling=ScalingOptions(encoder_cache=folder))
         heard = watch(module.model.encoder)
         trainer = L.Trainer(
             accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
@@ -114,7 +120,13 @@ def test_training_is_the_same_with_and_without(tokenizer_folder, tiny_corpus, tm
 
 
 def test_where_it_is_refused(tokenizer_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"encoder_cache: got 'c'; only the outputs of a frozen encoder stay the same"):
-        stage(tokenizer_folder, freeze=["llm.*", "encoder.layers.*"], encoder_cache="c")
-    with pytest.raises(ValueError, match=r"encoder_cache: got 'c'; with the adapter's silence_padding false"):
-        stage(tokenizer_folder, ConvAdapter(inner_width=8, silence_padding=False), encoder_cache="c")
+    with pytest.raises(
+        ValueError, match=r"scaling.encoder_cache: got 'c'; only the outputs of a frozen encoder stay the same"
+    ):
+        stage(tokenizer_folder, freeze=["llm.*", "encoder.layers.*"], scaling=ScalingOptions(encoder_cache="c"))
+    with pytest.raises(ValueError, match=r"scaling.encoder_cache: got 'c'; with the adapter's silence_padding false"):
+        stage(
+            tokenizer_folder,
+            ConvAdapter(inner_width=8, silence_padding=False),
+            scaling=ScalingOptions(encoder_cache="c"),
+        )

@@ -18,8 +18,9 @@ from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.components.weights import save_weights, without_weights
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.scale.fsdp import plain_class, units
+from lightning_s2s.scale.precision import mixed_precision
 from lightning_s2s.scale.sharded_checkpoint import next_folder, publish, with_names, with_numbers
-from lightning_s2s.scale.strategies import FSDP2Strategy, is_fsdp2, mixed_precision, wrap_blocks
+from lightning_s2s.scale.strategies import FSDP2Strategy, is_fsdp2, wrap_blocks
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechUnderstandingPretraining
 from parts.small_sizes import SMALL_LM
 
@@ -76,7 +77,7 @@ def test_units_are_layers_and_what_a_component_has_beside_them(parts):
 def test_fsdp_of_the_first_version_gathers_layers(parts):
     stage = EmpatheticInstructionTuning(**parts, freeze=["encoder.*"])
     strategy = FSDPStrategy()
-    stage._trainer = SimpleNamespace(strategy=strategy)  # one with this strategy needs a GPU
+    stage._trainer = SimpleNamespace(strategy=strategy, precision="32-true")  # one with this strategy needs a GPU
     stage.configure_model()
     kinds = strategy.kwargs["auto_wrap_policy"]._module_classes
     assert {kind.__name__ for kind in kinds} == {"Qwen3DecoderLayer", "TransformerEncoderLayer"}

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.components import contracts as interfaces
 from lightning_s2s.components.llms.causal import CausalLanguageModel
-from lightning_s2s.stages.base import cross_entropy_and_hits
+from lightning_s2s.stages.losses import cross_entropy_and_hits
 from parts.small_sizes import QWEN
 from parts.tolerances import assert_equal_but_for_rounding
 

@@ -22,6 +22,8 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.free_answers import heard_text
+from lightning_s2s.stages.optim import OptimizerOptions
+from parts.batches import one_dialogue
 from parts.fitting import changed_parts, fit
 from parts.pickled_code import PickledCode
 from parts.small_sizes import QWEN
@@ -57,7 +59,7 @@ def parts(tokenizer_folder):
     ],
 )
 def test_a_stage_changes_what_it_trains_and_nothing_else(stage, options, trained, parts, tiny_corpus, tmp_path):
-    module = stage(**parts(), lr=1e-2, warmup_steps=1, **options)
+    module = stage(**parts(), optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), **options)
     before = fit(module, tiny_corpus, tmp_path)
     assert changed_parts(module, before) == trained
     written = load_model(tmp_path / "model")
@@ -67,7 +69,9 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(stage, options, trained
 def test_lora_trains_its_matrices_alone(parts, tokenizer_folder, tiny_corpus, tmp_path):
     lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
     llm = CausalLanguageModel(config=QWEN, tokenizer=str(tokenizer_folder), lora=lora)
-    module = EmpatheticInstructionTuning(**(parts() | {"llm": llm}), lr=1e-2, warmup_steps=1, freeze=["encoder.*"])
+    module = EmpatheticInstructionTuning(
+        **(parts() | {"llm": llm}), optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), freeze=["encoder.*"]
+    )
     before = fit(module, tiny_corpus, tmp_path)
     after = module.model.llm.state_dict()
     changed = {name for name in after if not torch.equal(before[f"llm.{name}"], after[name])}
@@ -146,10 +150,7 @@ def test_text_conditions_are_the_tokens_that_the_hidden_states_predict(parts, mo
         "embed_text",
         lambda ids: seen.append(ids) or torch.zeros(*ids.shape, model.speech_decoder.width),
     )
-    model.forward_text_to_units({
-        "input_ids": torch.tensor([encoded.input_ids]), "segments": torch.tensor([encoded.segments]),
-        "units": torch.tensor([[1, 2]]), "unit_lengths": torch.tensor([2]), "speaker_embedding": torch.zeros(1, 512),
-    })  # fmt: skip
+    model.forward_text_to_units(one_dialogue(encoded, torch.zeros(1, 0), units=[1, 2]))
     assert seen[0].tolist() == [[ord("H"), ord("i"), 261, 257]]
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch, tiny_corpus, tokenizer_folder) -> Path:
                 "speech_decoder": {"class_path": "interleaved", "init_args": {"config": TINY_LM, "unit_dropout": 0.2}},
                 "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
                 "freeze": ["llm.*"],
-                "lr": 0.01,
+                "optimizer": {"lr": 0.01},
             },
         },
         "data": {"train": tiny_corpus.train, "validation": tiny_corpus.validation, "batch_duration_sec": 30.0},

@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @LLMS.register("causal")
-class CausalLanguageModel(LanguageModel):
+class CausalLanguageModel(LanguageModel[Slot]):
     """Any causal LM of transformers, by hub id or folder, or small and from scratch by its configuration.
 
     Args:

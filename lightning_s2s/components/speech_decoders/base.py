@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_s2s.components.base import PlainValues
-from lightning_s2s.components.contracts import SPEAKER_WIDTH, SpeechDecoder
+from lightning_s2s.components.contracts import SpeechDecoder, UnitSteps
 from lightning_s2s.components.weights import load_weights
+from lightning_s2s.data.batch import SPEAKER_WIDTH
 from lightning_s2s.generation.kv_cache import Slot, SlotCache, UnboundedCache, open_cache, taking_slots
-from lightning_s2s.generation.sampling import CheckedSampler, Sampler
+from lightning_s2s.generation.sampling import CheckedSampler
 from lightning_s2s.support.checks import check_count
 
 
 @dataclass
 class StreamState:
-    """A spoken turn while it is made: the cache, and what waits to be fed."""
+    """A spoken turn while it is made: its slot of the cache, and the inputs that are pending."""
 
     slot: Slot
     sampler: CheckedSampler
-    waiting: list[Tensor]
-    """(1, S, D) each: inputs that no forward has seen yet."""
+    pending: list[Tensor]
+    """Inputs (1, S, D) that no forward has read yet."""
     num_conditions: int = 0
     full: bool = False
-    """The cache holds no more positions for this turn: nothing is drawn any more."""
+    """The cache has no more positions for this turn: nothing more is drawn."""
 
     @property
     def fits(self) -> bool:
-        """Whether the cache has room for what waits."""
-        return self.slot.fits(sum(piece.shape[1] for piece in self.waiting))
+        """Whether the cache has room for the pending inputs."""
+        return self.slot.fits(sum(piece.shape[1] for piece in self.pending))
 
 
-class CausalSpeechDecoder(SpeechDecoder):
+DecoderState = TypeVar("DecoderState", bound=StreamState)
+
+
+class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
     """A causal LM of transformers that reads the speaker, then conditions and units in a subclass's order.
 
     A subclass says what stands where while training (`forward`), and what is to be drawn now that more conditions are
@@ -155,32 +159,34 @@ class CausalSpeechDecoder(SpeechDecoder):
         """How many inputs a step reads: the last unit, or N conditions behind it or behind the speaker."""
         return 1, 1 + self.chunk_conditions
 
-    def end_stream(self, state: StreamState) -> None:
+    def end_stream(self, state: DecoderState) -> None:
         state.slot.release()
 
-    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
-        """The inputs that wait -> for each turn their hidden states (1, S, D)."""
-        inputs = [state.waiting[0] if len(state.waiting) == 1 else torch.cat(state.waiting, dim=1) for state in states]
+    def forward_pending(self, states: Sequence[DecoderState]) -> list[Tensor]:
+        """For each turn the hidden states (1, S, D) of its pending inputs."""
+        inputs = [state.pending[0] if len(state.pending) == 1 else torch.cat(state.pending, dim=1) for state in states]
         slots = [state.slot for state in states]
         hidden = slots[0].cache.advance(inputs, slots)
-        for state in states:  # not before: where this fails, it can be tried again
-            state.waiting = []
+        for state in states:  # only now, so that a failed forward can be repeated
+            state.pending = []
         return hidden
 
-    def start_stream(self, speaker: Tensor, sampler: Sampler, cache: SlotCache | UnboundedCache | None = None) -> Any:
+    def start_stream(
+        self, speaker: Tensor, sampler: Callable[[Tensor], int], cache: SlotCache | UnboundedCache | None = None
+    ) -> DecoderState:
         opening = [self.embed_speaker(speaker)]
         cache = cache or open_cache(self.lm)
         with taking_slots(cache):
             checked = CheckedSampler(sampler, f"speech_decoder {type(self).__name__}")
             return self.start_state(cache.acquire(), checked, opening)
 
-    def is_full(self, state: Any) -> bool:
+    def is_full(self, state: DecoderState) -> bool:
         return state.full
 
-    def is_spent(self, state: Any) -> bool:
+    def is_spent(self, state: DecoderState) -> bool:
         return state.full
 
-    def stream(self, conditions: Tensor, state: Any, last: bool) -> Iterator[list[int]]:
+    def stream(self, conditions: Tensor, state: DecoderState, last: bool) -> Iterator[list[int]]:
         size = self.chunk_conditions
         first = size - state.num_conditions % size
         pieces = [conditions[:, :first], *conditions[:, first:].split(size, dim=1)]
@@ -192,7 +198,7 @@ class CausalSpeechDecoder(SpeechDecoder):
                     units = steps.send(answer)
                 except StopIteration:
                     break
-                answer = self.read_waiting([state])[0] if units is None else None
+                answer = self.forward_pending([state])[0] if units is None else None
                 group += units or []
                 if len(group) >= self.chunk_units:
                     yield group
@@ -200,9 +206,9 @@ class CausalSpeechDecoder(SpeechDecoder):
             if group:
                 yield group
 
-    def steps(self, conditions: Tensor, state: Any, last: bool) -> Generator[list[int] | None, Any, None]:
+    def steps(self, conditions: Tensor, state: DecoderState, last: bool) -> UnitSteps:
         if conditions.shape[1]:
-            state.waiting.append(self.to_inputs(conditions))
+            state.pending.append(self.to_inputs(conditions))
         state.num_conditions += conditions.shape[1]
         drawing, answer = self.draw(state, closing=last), None
         while not state.full:
@@ -220,13 +226,13 @@ class CausalSpeechDecoder(SpeechDecoder):
         return conditions
 
     @abstractmethod
-    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> Any:
-        """The state of a new turn, the speaker among the inputs that wait."""
+    def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> DecoderState:
+        """The state of a new turn; the speaker is its first pending input."""
 
     @abstractmethod
-    def draw(self, state: Any, closing: bool) -> Generator[list[int] | None, Any, None]:
-        """Yield what is due with the conditions that are there, as it is drawn, at most `chunk_units` at a time.
+    def draw(self, state: DecoderState, closing: bool) -> UnitSteps:
+        """Yield the units that are due with the conditions so far, as they are drawn, at most `chunk_units` at a time.
 
-        `yield None` gives what `read_waiting` has made of the inputs that wait.
-        Conditions come in pieces that never cross a multiple of `chunk_conditions`; with `closing` these were all.
+        `yield None` returns this turn's item of `forward_pending`. Conditions come in pieces that never cross a
+        multiple of `chunk_conditions`; with `closing`, no more follow.
         """

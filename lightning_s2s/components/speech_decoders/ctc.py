@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightning_s2s.components.base import PlainValues
-from lightning_s2s.components.contracts import CtcLogits, lengths_to_mask
+from lightning_s2s.components.contracts import UnitSteps, lengths_to_mask
 from lightning_s2s.components.ctc import collapse, frames_needed
 from lightning_s2s.components.registry import SPEECH_DECODERS
 from lightning_s2s.components.speech_decoders.base import CausalSpeechDecoder, StreamState
+from lightning_s2s.components.unit_logits import CtcLogits
 from lightning_s2s.generation.kv_cache import Slot
 from lightning_s2s.generation.sampling import CheckedSampler, check_finite
 from lightning_s2s.support.ranges import Count, Range, Share
@@ -30,7 +30,7 @@ class CtcStreamState(StreamState):
 
 
 @SPEECH_DECODERS.register("ctc")
-class CtcSpeechDecoder(CausalSpeechDecoder):
+class CtcSpeechDecoder(CausalSpeechDecoder[CtcStreamState]):
     """Conditions upsampled to frames, a causal Transformer, CTC over units: not autoregressive (arXiv:2409.06666).
 
     Every condition is repeated `upsampling` times, causal layers turn it into as many frames, and the most likely path
@@ -107,10 +107,10 @@ class CtcSpeechDecoder(CausalSpeechDecoder):
                 stacklevel=2,
             )
 
-    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> CtcStreamState:
-        return CtcStreamState(slot, sampler, waiting, previous=self.blank)
+    def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> CtcStreamState:
+        return CtcStreamState(slot, sampler, pending, previous=self.blank)
 
-    def draw(self, state: CtcStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
+    def draw(self, state: CtcStreamState, closing: bool) -> UnitSteps:
         fresh = state.num_conditions - state.num_spoken
         if not fresh or not (closing or state.num_conditions % self.chunk_conditions == 0):
             return

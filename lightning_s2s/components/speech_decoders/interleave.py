@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_s2s.data.batch import IGNORE_INDEX
+
 
 @dataclass(frozen=True)
 class InterleaveLayout:
@@ -80,7 +82,7 @@ class Interleave:
         source = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
         source.scatter_(1, condition_positions, 1 + units.shape[1] + index)
         source.scatter_(1, unit_positions, 1 + unit_index)
-        labels = torch.full((batch, length + 1), -100, dtype=torch.long, device=device)
+        labels = torch.full((batch, length + 1), IGNORE_INDEX, dtype=torch.long, device=device)
         labels.scatter_(1, unit_positions, units)
         lengths = 1 + condition_lengths + unit_lengths
         mask = torch.arange(length, device=device) < lengths.unsqueeze(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_s2s.components.base import PlainValues
-from lightning_s2s.components.contracts import UnitLogits
+from lightning_s2s.components.contracts import UnitSteps
 from lightning_s2s.components.registry import SPEECH_DECODERS
 from lightning_s2s.components.speech_decoders.base import CausalSpeechDecoder, StreamState
 from lightning_s2s.components.speech_decoders.interleave import Interleave
+from lightning_s2s.components.unit_logits import UnitLogits
+from lightning_s2s.data.batch import IGNORE_INDEX
 from lightning_s2s.generation.kv_cache import Slot
 from lightning_s2s.generation.sampling import CheckedSampler, Generation
 from lightning_s2s.support.checks import check_count
@@ -31,7 +33,7 @@ class InterleavedStreamState(StreamState):
 
 
 @SPEECH_DECODERS.register("interleaved")
-class InterleavedSpeechDecoder(CausalSpeechDecoder):
+class InterleavedSpeechDecoder(CausalSpeechDecoder[InterleavedStreamState]):
     """Causal LM over `[speaker][N conditions][M units]...` (OpenS2S, arXiv:2507.05177, Sec. 2.3).
 
     By option a gate mixes the hidden states with the embeddings of the tokens that they predict (LLaMA-Omni 2,
@@ -114,7 +116,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         layout = self.interleave.layout(condition_lengths, ids, id_lengths)
         hidden = self.read(self.interleaved_inputs(conditions, ids, speaker, layout.source), layout.mask)
         following = layout.labels[:, 1:]
-        labelled = following != -100
+        labelled = following != IGNORE_INDEX
         return UnitLogits(self.lm.get_output_embeddings()(hidden[:, :-1][labelled]), following[labelled])
 
     def closed_ids(self, units: Tensor, unit_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +132,8 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
             embedded = embedded * kept.unsqueeze(-1)
         return self.arrange(speaker, embedded, conditions, source)
 
-    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> InterleavedStreamState:
-        return InterleavedStreamState(slot, sampler, waiting)
+    def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> InterleavedStreamState:
+        return InterleavedStreamState(slot, sampler, pending)
 
     def is_spent(self, state: InterleavedStreamState) -> bool:
         return state.spent or state.full
@@ -148,18 +150,18 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder):
         state.sampler.forget()
         return left if closing else min(self.chunk_units, left)
 
-    def read_waiting(self, states: Sequence[Any]) -> list[Any]:
-        """The inputs that wait -> for each turn the logits (V,) of what follows."""
-        last = [hidden[:, -1] for hidden in super().read_waiting(states)]
+    def forward_pending(self, states: Sequence[InterleavedStreamState]) -> list[Tensor]:
+        """For each turn the logits (V,) of what follows its pending inputs."""
+        last = [hidden[:, -1] for hidden in super().forward_pending(states)]
         return list(self.lm.get_output_embeddings()(last[0] if len(last) == 1 else torch.cat(last)))
 
-    def draw(self, state: InterleavedStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
+    def draw(self, state: InterleavedStreamState, closing: bool) -> UnitSteps:
         for _ in range(0 if state.finished else self._units_due(state, closing)):
             token = state.sampler((yield None))
             eos = token in self.eos_ids
             if not eos or self.eos_ends == "group":
                 state.num_units += 1
-                state.waiting.append(self.lm.get_input_embeddings()(torch.tensor([[token]], device=self.lm.device)))
+                state.pending.append(self.lm.get_input_embeddings()(torch.tensor([[token]], device=self.lm.device)))
                 yield [token - self.unit_offset]
             if eos:
                 state.finished = self.eos_ends == "turn"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.components.base import PlainValues
-from lightning_s2s.components.contracts import UnitLogits
+from lightning_s2s.components.contracts import UnitSteps
 from lightning_s2s.components.registry import SPEECH_DECODERS
 from lightning_s2s.components.speech_decoders.base import CausalSpeechDecoder, StreamState
 from lightning_s2s.components.speech_decoders.interleave import Interleave
+from lightning_s2s.components.unit_logits import UnitLogits
+from lightning_s2s.data.batch import IGNORE_INDEX
 from lightning_s2s.generation.kv_cache import Slot
 from lightning_s2s.generation.sampling import CheckedSampler
 from lightning_s2s.support.checks import check_count
@@ -87,7 +89,7 @@ class MtpStreamState(StreamState):
 
 
 @SPEECH_DECODERS.register("mtp")
-class MtpSpeechDecoder(CausalSpeechDecoder):
+class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
     """Causal LM that draws G units a step, so that a second of speech takes fewer steps (VocalNet, arXiv:2504.04060).
 
     The LM's state predicts the first unit of a step, a module makes of it the state that predicts the second, and so
@@ -219,7 +221,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
         inputs = self.arrange(speaker, self.embed_steps(steps, there), conditions, layout.source)
         hidden = self.read(inputs, layout.mask)
         following = layout.labels[:, 1:]
-        rows, positions = (following != -100).nonzero(as_tuple=True)
+        rows, positions = (following != IGNORE_INDEX).nonzero(as_tuple=True)
         numbers = following[rows, positions]
         steps, there = steps[rows, numbers], there[rows, numbers]
         logits, labels = [], []
@@ -240,10 +242,10 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
             )
         return labels
 
-    def start_state(self, slot: Slot, sampler: CheckedSampler, waiting: list[Tensor]) -> MtpStreamState:
-        return MtpStreamState(slot, sampler, waiting, end=self.max_units)
+    def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> MtpStreamState:
+        return MtpStreamState(slot, sampler, pending, end=self.max_units)
 
-    def draw(self, state: MtpStreamState, closing: bool) -> Generator[list[int] | None, Any, None]:
+    def draw(self, state: MtpStreamState, closing: bool) -> UnitSteps:
         due = self.schedule.units_due(state.num_conditions, state.num_steps, closing)
         while state.num_given < state.end and (due is None or due > 0):
             self._draw_step(state, (yield None))
@@ -254,7 +256,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
                 yield [state.drawn.pop(place) for place in frame]
 
     def _draw_step(self, state: MtpStreamState, hidden: Tensor) -> None:
-        """From hidden states (1, S, D) draw a unit for each slot that has one, and let the step wait to be fed."""
+        """From hidden states (1, S, D) draw a unit for each slot that has one, and make the step a pending input."""
         ids, there = [0] * self.pattern.num_slots, [False] * self.pattern.num_slots
         for slot, states in enumerate(self.slot_states(hidden[:, -1])):
             place = self.pattern.unit_at(state.num_steps, slot)
@@ -269,7 +271,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder):
         state.num_steps += 1
         device = hidden.device
         step = self.embed_steps(torch.tensor([[ids]], device=device), torch.tensor([[there]], device=device))
-        state.waiting.append(step)
+        state.pending.append(step)
 
     def _all_logits(self, logits: Tensor, slot: int) -> Tensor:
         """A slot's logits (V,) -> those of all ids, so that a sampler knows units by their own ids."""

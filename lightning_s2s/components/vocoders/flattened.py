@@ -49,7 +49,7 @@ class FlattenedStreamState:
     closed: bool = False
 
 
-class FlattenedCodecVocoder(Vocoder):
+class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
     """Base of vocoders around a codec of K codebooks; a subclass codes and decodes frames.
 
     The codec is used as it is: it stays in eval mode, since some code at random while they train.

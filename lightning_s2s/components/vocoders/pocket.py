@@ -174,7 +174,7 @@ class PocketDecoder(nn.Module):
 
 
 @VOCODERS.register("pocket")
-class PocketVocoder(Vocoder):
+class PocketVocoder(Vocoder[PocketStreamState]):
     """Single-codebook codec of 25 units per second at 16 kHz, streaming with 60 ms of look-ahead; a few MB.
 
     Args:

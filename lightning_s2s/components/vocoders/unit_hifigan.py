@@ -36,7 +36,7 @@ class UnitHifiganStream(ConvStream):
 
 
 @VOCODERS.register("unit_hifigan")
-class UnitHifiganVocoder(Vocoder):
+class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
     """Units of an SSL model and k-means -> 16 kHz by SeamlessM4T's HiFi-GAN, which predicts durations; streams exactly.
 
     Polyak et al., arXiv:2104.00355, as SeamlessM4T (arXiv:2308.11596, v2: arXiv:2312.05187) has it. Repeated units are

@@ -13,6 +13,7 @@ from lightning_s2s.components.contracts import Adapter, AudioEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.stages.optim import OptimizerOptions
 from lightning_s2s.streaming.session import respond
 from parts.fitting import fit
 from parts.small_sizes import QWEN, SSL_ENCODERS
@@ -54,8 +55,7 @@ def test_a_stage_trains_it_and_its_folder_answers(
         instantiate(AudioEncoder, encoder, init_args),
         instantiate(Adapter, adapter, ADAPTERS[adapter]),
         freeze=["llm.*", frozen],
-        lr=1e-2,
-        warmup_steps=1,
+        optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1),
     )
     before = fit(stage, tiny_corpus, tmp_path)
     changed = {name for name, tensor in stage.model.state_dict().items() if not torch.equal(before[name], tensor)}

@@ -8,15 +8,18 @@ import os
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components.adapters.conv import ConvAdapter
-from lightning_s2s.components.base import checkpoint_activations
 from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.encoders.whisper import WhisperEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.scale.blocks import checkpoint_activations
+from lightning_s2s.scale.parallelize import ScalingOptions, parallelize
 from lightning_s2s.stages import SpeechUnderstandingPretraining
+from lightning_s2s.stages.freezing import set_frozen_to_eval
 from parts.small_models import build
 from parts.small_sizes import DEEP_QWEN, QWEN
 from parts.tolerances import assert_equal_but_for_rounding
@@ -105,10 +108,11 @@ def test_activation_checkpointing_leaves_streaming_and_folders_alone(tokenizer_f
 def test_a_stage_freezes_a_checkpointed_llm_and_trains_through_it(make_llm):
     stage = SpeechUnderstandingPretraining(
         make_llm(), MelEncoder(width=16, num_layers=1, num_heads=2), ConvAdapter((5,), 8),
-        freeze=["llm.*", "encoder.*"], activation_checkpointing=["llm"],
+        freeze=["llm.*", "encoder.*"], scaling=ScalingOptions(activation_checkpointing=["llm"]),
     )  # fmt: skip
+    parallelize(stage.model, stage.scaling, SingleDeviceStrategy("cpu"), "32-true")
     stage.train()
-    stage._calm_frozen_parts()
+    set_frozen_to_eval(stage.model)
     assert not stage.model.llm.training and stage.model.adapter.training
     runs = []
     stage.model.llm.model.base_model.layers[0].input_layernorm.register_forward_hook(lambda *_: runs.append(1))

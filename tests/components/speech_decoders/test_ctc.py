@@ -8,10 +8,10 @@ import warnings
 import pytest
 import torch
 
-from lightning_s2s.components.contracts import CtcLogits
 from lightning_s2s.components.ctc import collapse, edit_distances, frames_needed
 from lightning_s2s.components.speech_decoders.ctc import CtcSpeechDecoder
-from lightning_s2s.stages.base import ctc_accuracy, ctc_loss
+from lightning_s2s.components.unit_logits import CtcLogits
+from lightning_s2s.stages.losses import ctc_accuracy, ctc_loss
 from parts.small_decoders import NUM_UNITS, Scripted, connected, flat, spoken, watch_inputs
 from parts.small_sizes import DEEP_QWEN
 from parts.tolerances import assert_equal_but_for_rounding
@@ -103,14 +103,14 @@ def with_path(decoder: CtcSpeechDecoder, path: list[int], monkeypatch) -> None:
     """Let the decoder's frames be those of a path, whatever it reads."""
     frames = iter(path)
 
-    def read_waiting(states):
+    def forward_pending(states):
         (state,) = states
-        size = sum(piece.shape[1] for piece in state.waiting) - (state.num_spoken == 0)  # the speaker comes first
-        state.waiting = []
+        size = sum(piece.shape[1] for piece in state.pending) - (state.num_spoken == 0)  # the speaker comes first
+        state.pending = []
         ids = torch.tensor([[0] * (state.num_spoken == 0) + [next(frames) for _ in range(size)]])
         return [torch.nn.functional.one_hot(ids, 16).float()]
 
-    monkeypatch.setattr(decoder, "read_waiting", read_waiting)
+    monkeypatch.setattr(decoder, "forward_pending", forward_pending)
     with torch.no_grad():
         decoder.lm.get_output_embeddings().weight.copy_(torch.eye(B + 1, 16))
 

@@ -10,6 +10,7 @@ from lightning_s2s.checkpoints.opens2s_export import export_opens2s
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.session import respond
+from parts.batches import one_dialogue
 from parts.paths import OPENS2S_CHECKPOINT
 from parts.small_decoders import connected, whole_model
 from parts.small_sizes import DEEP_QWEN
@@ -69,12 +70,7 @@ def test_training_and_streaming_fuse_the_same(tokenizer_folder, monkeypatch):
     ]
     encoded = tokenizer.encode(dialogue)
     waveform = torch.as_tensor(question).unsqueeze(0)
-    model({
-        "input_ids": torch.tensor([encoded.input_ids]), "input_lengths": torch.tensor([len(encoded.input_ids)]),
-        "labels": torch.tensor([encoded.labels]), "segments": torch.tensor([encoded.segments]),
-        "waveform": waveform, "waveform_lengths": torch.tensor([waveform.shape[1]]),
-        "units": torch.tensor([[1, 2]]), "unit_lengths": torch.tensor([2]), "speaker_embedding": torch.zeros(1, 512),
-    })  # fmt: skip
+    model(one_dialogue(encoded, waveform, units=[1, 2]))
     ((taught_hidden, taught_tokens, taught_conditions),) = seen
     assert taught_tokens.tolist() == [reply.text_ids]
     assert_equal_but_for_rounding(taught_hidden, hidden)

@@ -46,7 +46,7 @@ def stage(folder: Path) -> dict[str, Any]:
                 },
                 "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
                 "num_generated": 0,
-                "warmup_steps": 1,
+                "optimizer": {"warmup_steps": 1},
             },
         },
         "data": {

@@ -37,7 +37,7 @@ from lightning_s2s.support.ranges import Count, Natural, NonNegative, Range, See
 
 
 @VOCODERS.register("glm4_voice")
-class Glm4VoiceVocoder(Vocoder):
+class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
     """GLM-4-Voice's tokenizer and flow-matching decoder: 16,384 units at 12.5 Hz, 22,050 Hz, streaming.
 
     One-shot synthesis is the published one. It has whole mel frames alone, so U units give up to one frame (256
