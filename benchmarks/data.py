@@ -28,7 +28,7 @@ from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.stages import EmpatheticInstructionTuning

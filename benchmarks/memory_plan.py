@@ -27,7 +27,7 @@ from lightning_s2s.components.adapters.conv import ConvAdapter
 from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.weights import without_weights
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.scale.memory_plan import batch_bytes, describe, estimate
 from lightning_s2s.scale.strategies import built_for

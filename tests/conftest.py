@@ -52,7 +52,7 @@ def make_byte_tokenizer() -> Callable:
 @pytest.fixture
 def chat_tokenizer():
     """A ChatTokenizer over bytes, see `byte_tokenizer`."""
-    from lightning_s2s.data import ChatTokenizer
+    from lightning_s2s.data.chat import ChatTokenizer
 
     return ChatTokenizer(byte_tokenizer())
 

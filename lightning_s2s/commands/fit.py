@@ -25,7 +25,7 @@ from lightning_s2s.callbacks import LineProgress  # the import also lets YAML kn
 from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line, refuse_unknown_options
 from lightning_s2s.commands.settings import values_stay_values
 from lightning_s2s.components.registry import REGISTRY
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.interrupts import EndsAtOnce, Received
 from lightning_s2s.scale.resume import check_resume, check_validate, options_of
 from lightning_s2s.scale.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint

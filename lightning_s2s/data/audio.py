@@ -1,9 +1,9 @@
-"""Audio references of a manifest -> mono float32 waveforms at the wanted sample rate.
+"""Audio references of a manifest -> mono float32 waveforms at the requested sample rate.
 
 A reference is one of
-- `speech.wav`: a file that soundfile reads (wav, flac, ogg, opus, mp3, ...);
+- `speech.wav`: a file in a format of soundfile (wav, flac, ogg, opus, mp3, ...);
 - `speech.wav:start:frames`: a part of it, in samples of the file;
-- `archive.zip:offset:bytes`: such a file inside an uncompressed zip archive, by its place in the archive.
+- `archive.zip:offset:bytes`: such a file inside an uncompressed zip archive, by its byte range.
 Relative paths are relative to the manifest's folder.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lightning_s2s.data.downmix import mix_down
 from lightning_s2s.data.paths import MissingFileError, exists, regular_file
-from lightning_s2s.data.sound_files import LARGEST_IN_MEMORY, whole_sound
+from lightning_s2s.data.sound_files import LARGEST_IN_MEMORY, complete_source
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ CLIPPING_SHARE = 1e-3
 
 LONGEST_SEC = 7200
 MOST_SAMPLES = 2**28
-"""Seconds, and samples of all channels, that one audio may have; a gibibyte as float32."""
+"""Limits of one audio: duration in seconds, and samples of all channels (1 GiB as float32)."""
 LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
-"""Hz."""
+"""Allowed sample rates in Hz."""
 LOUDEST = 16.0
-"""Floats beyond this are no waveform with a full scale of 1."""
+"""Peak above which floats can't be a waveform with a full scale of 1."""
 
 _INTEGERS = [np.dtype(kind) for kind in (np.int8, np.int16, np.int32, np.uint8)]
 _MOST_DIGITS = 30
@@ -53,7 +53,7 @@ class AudioError(ValueError):
     """Audio that can't be used.
 
     Attributes:
-        reason: a few words to count it under, such as "missing audio".
+        reason: Short name of the problem for counting, such as "missing audio".
     """
 
     def __init__(self, reason: str, message: str):
@@ -63,13 +63,13 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioReference:
-    """Where audio lies.
+    """A file, or a part of it.
 
     Attributes:
-        path: the file.
-        start: first sample, or first byte in an archive.
-        length: samples or bytes; None for a whole file.
-        given: the reference as it was written, for messages.
+        path: The file.
+        start: First sample, or first byte in an archive.
+        length: Number of samples or bytes; None for a whole file.
+        given: The reference as it was written, for messages.
     """
 
     path: Path
@@ -79,15 +79,15 @@ class AudioReference:
 
     @classmethod
     def parse(cls, reference: str, folder: str | Path = ".") -> AudioReference:
-        """Read one of the three forms, relative to `folder`.
+        """Parse one of the three forms, relative to `folder`.
 
         Raises:
-            AudioError: an archive without offset and bytes.
+            AudioError: An archive lacks offset and bytes.
         """
         match = _RANGE.fullmatch(reference)
         path = Path(folder) / (match["path"] if match else reference)
         if match:
-            # More digits than any file has would only be slow to read.
+            # Longer numbers exceed any file, and would be slow to parse.
             start, length = (int(match[name][:_MOST_DIGITS]) for name in ("start", "length"))
             return cls(path, start, length, reference)
         if path.suffix.lower() == ".zip":
@@ -100,10 +100,10 @@ class AudioReference:
         return self.length is not None and self.path.suffix.lower() == ".zip"
 
     def found(self) -> AudioReference:
-        """Itself, or the whole file of this very name (`take:12:30`) where there is no `take`.
+        """The reference itself, or the file that is literally named `take:12:30` if there is no file `take`.
 
         Raises:
-            AudioError: neither is there.
+            AudioError: Neither exists.
         """
         try:
             regular_file(self.path, self.given)
@@ -117,24 +117,24 @@ class AudioReference:
         return self
 
     def open(self) -> str | BinaryIO:
-        """What soundfile reads: a path, or bytes, of a sound that is whole.
+        """What soundfile must open: a path, or bytes of complete audio.
 
         Raises:
-            AudioError: the file is missing, shorter than the reference says, breaks off or can't be read.
+            AudioError: The file is missing, shorter than the reference, truncated or unreadable.
         """
         reference = self.found()
         try:
             if reference.in_archive:
-                return whole_sound(reference._member())
+                return complete_source(reference._member())
             status = reference.path.stat()
-            if _is_whole_as_it_is(reference.path, status.st_size, status.st_ctime_ns):
+            if _needs_no_repair(reference.path, status.st_size, status.st_ctime_ns):
                 return str(reference.path)
-            return whole_sound(reference.path)
+            return complete_source(reference.path)
         except (ValueError, OSError) as error:
             raise _unreadable(reference, error) from None
 
     def _member(self) -> bytes:
-        """The bytes of the archive's member."""
+        """Read the bytes of the archive's member."""
         assert self.length is not None
         size = self.path.stat().st_size
         if self.start + self.length > size:
@@ -151,11 +151,11 @@ class AudioReference:
 
 
 class Remark(NamedTuple):
-    """What a user should know of an audio that can be used.
+    """A warning about audio that can be used.
 
     Attributes:
-        reason: a few words to count it under.
-        message: a sentence to stand behind the audio's name.
+        reason: Short name of the problem for counting.
+        message: The rest of a sentence that begins with the audio's name.
     """
 
     reason: str
@@ -164,13 +164,13 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodedAudio:
-    """Audio as its file has it, mixed down to mono.
+    """Audio at the sample rate of its file, mixed down to mono.
 
     Attributes:
         waveform: (T,) float32 in [-1, 1].
-        sample_rate: Hz.
-        remarks: that it is clipped (more than `CLIPPING_SHARE` of the samples stand at full scale), or that its
-            channels cancel each other out.
+        sample_rate: Sample rate in Hz.
+        remarks: Warnings that it is clipped (more than `CLIPPING_SHARE` of the samples are at full scale), or that its
+            channels cancel.
     """
 
     waveform: Waveform
@@ -178,13 +178,7 @@ class DecodedAudio:
     remarks: tuple[Remark, ...] = ()
 
     @property
-    def clipped(self) -> bool:
-        """Whether more than `CLIPPING_SHARE` of the samples stand at full scale."""
-        return any(remark.reason == CLIPPED for remark in self.remarks)
-
-    @property
     def duration_sec(self) -> float:
-        """Seconds."""
         return len(self.waveform) / self.sample_rate
 
     def resampled(self, sample_rate: int) -> Waveform:
@@ -197,18 +191,18 @@ class DecodedAudio:
 
 
 def load_audio(reference: str, folder: str | Path, sample_rate: int) -> Waveform:
-    """Audio of any form as mono at `sample_rate` Hz; `mix_down` makes one channel of several.
+    """Load audio of any form as mono at `sample_rate` Hz; channels are mixed by `mix_down`.
 
-    Audio that is clipped, or whose channels cancel each other out, is warned of once per file.
+    Logs one warning per file if the audio is clipped or its channels cancel.
 
     Args:
-        reference: one of the three forms of this file's head.
-        folder: where relative paths start, the manifest's folder.
-        sample_rate: Hz.
+        reference: One of the three forms described above.
+        folder: Base folder of relative paths, the manifest's folder.
+        sample_rate: Sample rate in Hz.
     Returns:
         (T,) float32 in [-1, 1].
     Raises:
-        ValueError: the audio is missing, unreadable, breaks off, is empty, too long or not finite.
+        ValueError: The audio is missing, unreadable, truncated, empty, too long or not finite.
     """
     parsed = AudioReference.parse(reference, folder)
     audio = decode_audio(parsed)
@@ -220,17 +214,17 @@ def load_audio(reference: str, folder: str | Path, sample_rate: int) -> Waveform
 
 
 def as_waveform(samples: Any) -> Waveform:
-    """Samples that a program hands over, as the package has them.
+    """Convert samples given in Python to a waveform.
 
     Args:
-        samples: (T,) array, tensor or list; floats in [-1, 1], or int8, int16, int32 or uint8 with their full scale.
+        samples: (T,) array, tensor or list; floats in [-1, 1], or int8, int16, int32 or uint8 at their full scale.
     Returns:
-        (T,) float32, floats as they are, integers in [-1, 1).
+        (T,) float32; floats are unchanged, integers are scaled to [-1, 1).
     Raises:
-        ValueError: another shape or type, NaN or infinite samples, or floats far beyond full scale, which are integers
-            that were converted without being scaled.
+        ValueError: The shape or type is wrong, samples are NaN or infinite, or floats are far beyond full scale, like
+            integers that were converted without scaling.
     """
-    if hasattr(samples, "detach"):  # a tensor, of whatever device; this file doesn't import torch
+    if hasattr(samples, "detach"):  # a tensor on any device; this file doesn't import torch
         samples = samples.detach().cpu()
         samples = samples.float() if samples.is_floating_point() else samples
     try:
@@ -242,7 +236,7 @@ def as_waveform(samples: Any) -> Waveform:
     if not array.size:
         return np.zeros(0, np.float32)
     if isinstance(samples, list | tuple) and array.dtype.kind == "i" and np.abs(array).max() <= 1:
-        array = array.astype(np.float32)  # [0, 1, 0] are floats that were written short
+        array = array.astype(np.float32)  # [0, 1, 0] are meant as floats
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise ValueError("waveform: holds NaN or infinite samples")
@@ -263,7 +257,7 @@ def decode_audio(reference: AudioReference) -> DecodedAudio:
     """Decode and check one audio.
 
     Raises:
-        AudioError: the audio is missing, unreadable, breaks off, is empty, too long or not finite.
+        AudioError: The audio is missing, unreadable, truncated, empty, too long or not finite.
     """
     import soundfile
 
@@ -300,10 +294,10 @@ def decode_audio(reference: AudioReference) -> DecodedAudio:
 
 
 def audio_duration_sec(reference: AudioReference) -> float:
-    """Duration without decoding: by the header, or by counting frames where that states no length.
+    """Duration without decoding, from the header or by counting frames.
 
     Raises:
-        AudioError: the audio is missing, unreadable, breaks off, is empty or too long.
+        AudioError: The audio is missing, unreadable, truncated, empty or too long.
     """
     reference = reference.found()
     if reference.length is not None and not reference.in_archive:
@@ -318,7 +312,7 @@ def audio_duration_sec(reference: AudioReference) -> float:
 
 
 def _check_part(reference: AudioReference) -> tuple[int, int]:
-    """Sample rate and channels of the file that the reference names a part of, which must lie inside it."""
+    """Sample rate and channels of the file that contains the part; raises AudioError if it lies outside."""
     assert reference.length is not None
     status = reference.path.stat()
     whole = AudioReference(reference.path, given=reference.given)
@@ -343,21 +337,20 @@ def _header(reference: AudioReference) -> tuple[int, int, int]:
     return info.frames, info.samplerate, info.channels
 
 
-# Many parts usually share a few long files, which need reading once alone; one that changed in between is read anew.
+# Many parts usually share a few long files, which are then checked only once; a file that changed is checked again.
 @lru_cache(maxsize=4096)
-def _is_whole_as_it_is(path: Path, size: int, changed_ns: int) -> bool:
-    """Whether soundfile may read the file itself; errors as `whole_sound`."""
-    return isinstance(whole_sound(path), str)
+def _needs_no_repair(path: Path, size: int, changed_ns: int) -> bool:
+    """Whether soundfile may open the file itself; raises like `complete_source`."""
+    return isinstance(complete_source(path), str)
 
 
 @lru_cache(maxsize=4096)
 def _file_header(reference: AudioReference, size: int, changed_ns: int) -> tuple[int, int, int]:
-    """`_header`, remembered."""
     return _header(reference)
 
 
 def _check_size(reference: AudioReference, frames: int, rate: int, channels: int) -> None:
-    """Refuse what would fill the memory, before anything is read."""
+    """Raise AudioError for audio that wouldn't fit into memory, before decoding it."""
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioError(
             "unreadable audio",
@@ -383,6 +376,6 @@ def _unreadable(reference: AudioReference, error: Exception) -> AudioError:
     else:
         detail = f"expected a {FORMATS} file"
     cause = str(error)
-    if not isinstance(error, ValueError):  # soundfile's and the system's errors begin with a path
+    if not isinstance(error, ValueError):  # errors of soundfile and the system begin with a path
         cause = getattr(error, "strerror", None) or cause.rpartition(": ")[2]
     return AudioError("unreadable audio", f"audio {str(reference)!r}: can't be read ({cause.rstrip('.')}); {detail}")

@@ -1,4 +1,8 @@
-"""Batches of bounded duration in an order that depends on seed and epoch alone, and that can be resumed mid-epoch."""
+"""Batches of bounded duration, in an order that depends only on seed and epoch and can be resumed mid-epoch.
+
+torchdata's StatefulDataLoader keeps the state of each rank and worker, so that it can't resume on another number of
+them; `ResumableLoader` can.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from torch.utils.data import DataLoader, Sampler
 
 
 class Note(NamedTuple):
-    """What is wrong with one row or file.
+    """A problem of one row or file.
 
     Attributes:
-        reason: a few words to count it under.
+        reason: Short name of the problem for counting.
         place: `MANIFEST:LINE` or the audio; each place counts once.
-        message: what to tell the user.
+        message: Message for the user.
     """
 
     reason: str
@@ -27,22 +31,22 @@ class Note(NamedTuple):
 class DurationBatchSampler(Sampler[list[int]]):
     """Batches of examples of similar duration.
 
-    Examples are sorted by duration and cut into buckets of equal count. A bucket's batches have as many examples as fit
-    into `batch_duration_sec` if all were as long as its longest, so padding is counted too. Each epoch shuffles within
+    Examples are sorted by duration and split into buckets of equal count. A bucket's batches have as many examples as
+    fit into `batch_duration_sec` if all were as long as its longest, so padding is included. Each epoch shuffles within
     the buckets and then the batches; their number is the same in every epoch.
 
     Args:
-        durations: of each example, seconds.
-        batch_duration_sec: upper bound of (examples in a batch) x (its longest).
-        max_batch_size: upper bound of examples in a batch.
-        num_buckets: at most this many; fewer when they would hold less than two batches each.
-        seed: with the epoch, all that the order depends on.
-        shuffle: False keeps the buckets' order in every epoch.
-        num_replicas: processes that share the batches; a few batches come twice when they don't divide evenly.
-        rank: of this process.
+        durations: Duration of each example in seconds.
+        batch_duration_sec: Upper bound of (number of examples) x (longest duration) in a batch.
+        max_batch_size: Upper bound of the number of examples in a batch.
+        num_buckets: Maximum number of buckets; there are fewer if they would hold less than two batches each.
+        seed: Seed of the order, together with the epoch.
+        shuffle: Whether to shuffle; False uses the order of the buckets in every epoch.
+        num_replicas: Number of data-parallel replicas; if batches don't divide evenly, a few are repeated.
+        rank: This replica's rank.
 
     Raises:
-        ValueError: an example alone is longer than `batch_duration_sec`, or a bound is not positive.
+        ValueError: A single example is longer than `batch_duration_sec`, or a bound is not positive.
     """
 
     def __init__(
@@ -80,15 +84,15 @@ class DurationBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> DurationBatchSampler:
-        """Itself: Lightning looks for `set_epoch` at a loader's `batch_sampler.sampler`."""
+        """Itself: Lightning calls `set_epoch` of a loader's `batch_sampler.sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; Lightning calls it before each epoch."""
+        """Select the order; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of this process in an epoch, in order."""
+        """All batches of this rank in an epoch, in order."""
         generator = np.random.default_rng([self.seed, epoch])
         batches = []
         for bucket, size in self._buckets:
@@ -101,7 +105,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         return batches[self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, for this process."""
+        """Batches of this rank in a whole epoch."""
         return -(-sum(-(-len(bucket) // size) for bucket, size in self._buckets) // self.num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -109,21 +113,21 @@ class DurationBatchSampler(Sampler[list[int]]):
 
 
 class ResumableLoader:
-    """A DataLoader whose place in the epoch goes into checkpoints, through Lightning's stateful-loader protocol.
+    """A DataLoader whose position in the epoch is saved in checkpoints, by Lightning's stateful-loader protocol.
 
-    It counts the batches that it handed out, not those that workers prepared ahead, and those of all processes, which
-    are in step: on another number of them the epoch goes on at the same place.
+    It counts the batches that it yielded, not those that workers prefetched, over all ranks, which are in step: with
+    another number of ranks, the epoch resumes at the same position.
 
     Args:
-        dataset: map-style.
-        batch_sampler: of the order.
-        collate: items of the dataset -> a batch and notes on what is wrong with the items.
-        on_notes: is told the notes, in the main process.
-        loader_options: of torch's DataLoader.
+        dataset: Map-style dataset.
+        batch_sampler: Sampler that determines the order.
+        collate: Maps items of the dataset to a batch and notes on problems of the items.
+        on_notes: Called with the notes, in the main process.
+        loader_options: Options of torch's DataLoader.
 
     Attributes:
-        batch_sampler: of the order.
-        waited_sec: for how long batches were waited for so far, the start of workers included.
+        batch_sampler: Sampler that determines the order.
+        waited_sec: Total time spent waiting for batches, including the start of workers.
     """
 
     def __init__(
@@ -147,8 +151,8 @@ class ResumableLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator starts at its first batch: by then Lightning has set the epoch. Its count runs ahead of the passes
-        # when a run limited by steps resumes from the end of an epoch, so the order has its own.
+        # A generator starts at its first batch, when Lightning has set the epoch. Lightning's epoch runs ahead of ours
+        # when a run limited by steps resumes from the end of an epoch, so the order has its own count.
         trainer_epoch, done = self.batch_sampler.epoch, 0
         place, self._resume_from = self._resume_from, None
         if place is None:
@@ -163,8 +167,8 @@ class ResumableLoader:
             if notes:
                 self._on_notes(notes)
             done += 1
-            by_all = done * self.batch_sampler.num_replicas
-            self._place = {"epoch": epoch, "trainer_epoch": trainer_epoch, "batches": by_all}
+            on_all_ranks = done * self.batch_sampler.num_replicas
+            self._place = {"epoch": epoch, "trainer_epoch": trainer_epoch, "batches": on_all_ranks}
             yield batch
 
     def _timed(self, loader: DataLoader) -> Iterator[Any]:
@@ -175,9 +179,9 @@ class ResumableLoader:
             start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, by our count and by the trainer's, and how many of its batches all processes were handed out."""
+        """The epoch, by our count and the trainer's, and how many of its batches were yielded on all ranks."""
         return dict(self._place)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on at that place, or with the epoch after it if the trainer is past that epoch."""
+        """Resume at that position, or in the next epoch if the trainer has finished that epoch."""
         self._resume_from = dict(state_dict)

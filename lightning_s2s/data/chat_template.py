@@ -1,6 +1,6 @@
-"""A tokenizer's chat template, with marks in place of the contents: no content can be mistaken for its markup.
+"""A tokenizer's chat template, rendered with placeholders for the contents, so that no content can act as markup.
 
-A template is a stranger's program, see `lightning_s2s.data.template_renderer`. This file imports neither torch nor
+Templates are untrusted programs, see `lightning_s2s.data.template_renderer`. This file imports neither torch nor
 transformers.
 """
 
@@ -21,33 +21,33 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Private-use characters, which texts don't have.
+# Private-use characters, which don't occur in texts.
 _MARK = "\ue000{}\ue001"
 MARK = re.compile("\ue000(\\d+)\ue001")
-"""The mark of a content; its group is the message's number."""
+"""Placeholder of a content; its group is the message's index."""
 
 PROBES = (("system", "user", "assistant", "user", "assistant"), ("user", "assistant", "user", "assistant"))
 
 Key = tuple[bool, tuple[str, ...]]
-"""Whether the generation prompt follows, and the roles."""
+"""Whether the generation prompt is added, and the roles."""
 
 
 class ChatTemplate:
     """Any chat template of transformers, with thinking off.
 
-    `enable_thinking` and `thinking` are false for it. One that opens `<think>` all the same gets the thought closed,
-    empty. A tokenizer without a template, or with one that can't be used, gets ChatML, with a warning.
+    The variables `enable_thinking` and `thinking` are false. If the template still opens `<think>`, an empty thought is
+    written. A tokenizer without a usable template gets ChatML, with a warning.
 
     Args:
-        tokenizer: of transformers; its `chat_template` may be replaced.
+        tokenizer: Tokenizer of transformers; its `chat_template` may be replaced.
 
     Raises:
-        ValueError: the template takes more time or memory than any that writes dialogues.
+        ValueError: The template takes more time or memory than rendering dialogues can need.
 
     Attributes:
-        turn_end: the special token that closes the assistant's turn.
-        has_system: whether a system message may stand first; False where the template refuses it, or puts it elsewhere.
-        uses: those of `<|im_start|>` and `<|im_end|>` that the template writes.
+        turn_end: The special token that closes the assistant's turn.
+        has_system: Whether a system message may come first; False if the template refuses or moves it.
+        uses: Those of `<|im_start|>` and `<|im_end|>` that the template writes.
     """
 
     def __init__(self, tokenizer: Any):
@@ -64,7 +64,7 @@ class ChatTemplate:
             self._study()
 
     def _study(self) -> str | None:
-        """Find out how the template closes a turn and whether it knows the system; what is wrong with it, or None."""
+        """Find out how the template closes a turn and whether it takes a system message; returns a problem, or None."""
         if not getattr(self.tokenizer, "chat_template", None):
             return "the tokenizer has no chat template"
         added = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
@@ -87,10 +87,10 @@ class ChatTemplate:
         return problem
 
     def render(self, roles: Sequence[str], add_generation_prompt: bool = False) -> str:
-        """The template over messages of these roles, with marks 0, 1, ... for their contents.
+        """Render messages of these roles, with placeholders 0, 1, ... for their contents.
 
         Raises:
-            ValueError: the template refuses these roles, or leaves a message out or moves it.
+            ValueError: The template refuses these roles, or leaves out, repeats or moves messages.
         """
         key = (add_generation_prompt, tuple(roles))
         if key not in self._rendered:
@@ -104,9 +104,9 @@ class ChatTemplate:
         return self._rendered[key]
 
     def _render(self, key: Key) -> tuple[str | None, str | None]:
-        """The text, or what the template says against these roles.
+        """The text, or the template's objection to these roles.
 
-        With marks for contents, dialogues of the same roles render alike; those that may come next are rendered along.
+        With placeholders, dialogues of the same roles render alike. Roles that may come next are rendered along.
         """
         if key not in self._raw:
             template, variables = str(self.tokenizer.get_chat_template()), variables_of(self.tokenizer)
@@ -121,9 +121,9 @@ class ChatTemplate:
         return self._raw[key]
 
     def render_with_answer(self, roles: Sequence[str]) -> str:
-        """`render` of a dialogue that the assistant ends, whose last turn follows the generation prompt.
+        """`render` of a dialogue that ends with the assistant, whose last turn follows the generation prompt.
 
-        That may differ from history (Qwen3's empty thought): so training sees what answering sees.
+        The prompt may differ from earlier turns (Qwen3's empty thought); so training matches inference.
         """
         last = _MARK.format(len(roles) - 1)
         prompt = self.render(roles[:-1], add_generation_prompt=True)
@@ -131,13 +131,13 @@ class ChatTemplate:
 
 
 def variables_of(tokenizer: Any) -> dict[str, Any]:
-    """What a template can read beside the messages: thinking is off, there are no tools."""
+    """Variables of a template beside the messages: thinking is off, and there are no tools."""
     special = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return {**special, "tools": None, "documents": None, "enable_thinking": False, "thinking": False}
 
 
 def _likely(roles: Sequence[str]) -> Iterator[Key]:
-    """What will be asked for beside these roles: its beginnings, and dialogues that go on with a few turns."""
+    """Roles that may be rendered next: beginnings of this dialogue, and continuations by a few turns."""
     start = roles[:1] if roles[0] == "system" else roles[:0]
     turns = ("user", "assistant") * max(6, len(roles))
     for length in range(1, len(turns) // 2 * 2 + 1):
@@ -148,7 +148,7 @@ def _likely(roles: Sequence[str]) -> Iterator[Key]:
 
 
 def _without_thinking(prompt: str) -> str:
-    """The prompt with an empty thought where it ends in an open one, written as Qwen3 writes it."""
+    """The prompt, with an empty thought if it ends in an open one, in Qwen3's format."""
     start = MARK.split(prompt)[-1]
     if start.count("<think>") <= start.count("</think>"):
         return prompt

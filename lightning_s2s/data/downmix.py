@@ -1,4 +1,4 @@
-"""Several channels -> one, with nothing lost: neither the level among silent channels nor sound that cancels out."""
+"""Downmix to mono that neither loses level to silent channels nor audio to channels that cancel."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 SILENT = 1e-4
-"""A channel whose loudest stretch has less than this share of the power (-40 dB) of the loudest channel's is silent."""
+"""A channel is silent if the power of its loudest segment is less than this share (-40 dB) of the loudest channel's."""
 CANCELLED = 1e-2
-"""A stretch is lost where the mix has less than this share of the loudest channel's power: -20 dB."""
-STRETCHES = 1000
-"""At most so many are looked at."""
+"""A segment is lost if the mix has less than this share (-20 dB) of the loudest channel's power."""
+MAX_SEGMENTS = 1000
 
 
 class Downmix(NamedTuple):
-    """One channel of several.
+    """The mono waveform.
 
     Attributes:
         waveform: (T,) float32.
-        problem: "channels that cancel each other out" and what was done about it; "" where they don't.
+        problem: Description of channels that cancel, and how they were mixed; empty if none do.
     """
 
     waveform: NDArray[np.float32]
@@ -28,29 +27,28 @@ class Downmix(NamedTuple):
 
 
 def mix_down(samples: NDArray[np.float32], sample_rate: int) -> Downmix:
-    """The mean of the channels that carry signal; where they cancel each other out, the loudest channel alone.
+    """The mean of the channels that carry signal, or the loudest channel if they cancel.
 
-    Channels cancel if in a stretch of a second (longer in long audio) their mean lies over 20 dB below the loudest of
-    them, by more than comes of channels that speak in turns. With a part of the sound lost either way, that is taken
-    which loses fewer stretches.
+    Channels cancel if, in a segment of a second (longer in long audio), their mean is over 20 dB below the loudest of
+    them, and not only because they are active in turns. If both lose audio, the one that loses fewer segments is used.
 
     Args:
         samples: (T, C) float32, T at least 1.
-        sample_rate: Hz.
+        sample_rate: Sample rate in Hz.
     """
     if samples.shape[1] == 1:
         return Downmix(samples[:, 0])
-    products = _products(samples, max(sample_rate, -(-len(samples) // STRETCHES)))
-    power = np.diagonal(products, axis1=1, axis2=2)  # (stretches, C)
+    products = _products(samples, max(sample_rate, -(-len(samples) // MAX_SEGMENTS)))
+    power = np.diagonal(products, axis1=1, axis2=2)  # (segments, C)
     loudest = int(power.sum(axis=0).argmax())
     carries = power.max(axis=0) > SILENT * power.max()
-    if not carries.any():  # silence, or an offset alone
+    if not carries.any():  # silence, or only an offset
         carries[:] = True
     audible = power.max(axis=1) > SILENT * power.max()
 
     def lost(weights: NDArray[np.float64]) -> int:
         mixed = np.einsum("i,nij,j->n", weights, products, weights)
-        apart = power @ weights**2  # as if the channels had nothing in common
+        apart = power @ weights**2  # as if the channels were uncorrelated
         return int((audible & (mixed < CANCELLED * power.max(axis=1)) & (mixed < 0.5 * apart)).sum())
 
     def silenced(channel: int) -> int:
@@ -67,10 +65,10 @@ def mix_down(samples: NDArray[np.float32], sample_rate: int) -> Downmix:
 
 
 def _products(samples: NDArray[np.float32], length: int) -> NDArray[np.float64]:
-    """(stretches, C, C): what the channels have in common, offsets left out."""
+    """(segments, C, C): covariances of the channels."""
     found = []
     for start in range(0, len(samples), length):
-        stretch = samples[start : start + length].astype(np.float64)
-        stretch -= stretch.mean(axis=0)
-        found.append(stretch.T @ stretch)
+        segment = samples[start : start + length].astype(np.float64)
+        segment -= segment.mean(axis=0)
+        found.append(segment.T @ segment)
     return np.stack(found)

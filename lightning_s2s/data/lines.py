@@ -1,7 +1,7 @@
-"""Lines of a text file, plain or gzipped, found by their number: indexed in one pass, then read from disk one by one.
+"""Random access to the lines of a text file, plain or gzipped: indexed in one pass, then read from disk on demand.
 
-There is no cache that could go stale. The file stays open, so that one which is replaced by another of the same name is
-read to the end of the run; a checksum of each line finds one that is changed in place.
+There is no cache that could go stale. The file stays open, so that a run keeps reading a file that is replaced; a
+checksum of each line detects changes in place.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from lightning_s2s.data.paths import regular_file
 
 LONGEST_LINE = 2**24
-"""Bytes; a line that is longer can't be read."""
+"""Maximum length of a line in bytes."""
 LARGEST_RATIO = 100
 SMALLEST_BOMB = 2**26
-"""A gzip file is refused once it has given this many bytes and more than `LARGEST_RATIO` times its own size."""
+"""A gzip file is refused if it unpacks to more than this many bytes and `LARGEST_RATIO` times its own size."""
 _BLOCK = 2**20
 _CHANGED = "was changed while it was in use; start again to read the new content"
 
@@ -44,14 +44,14 @@ _FOREIGN = {
     b"\x7fELF": "a program",
     b"%PDF": "a PDF",
 }
-"""How files begin that are no JSON lines."""
+"""Magic bytes of other file formats."""
 
 
 class LineError(ValueError):
-    """A line that can't be given.
+    """A line that can't be read.
 
     Attributes:
-        reason: a few words to count it under.
+        reason: Short name of the problem for counting.
     """
 
     def __init__(self, reason: str, message: str):
@@ -60,19 +60,16 @@ class LineError(ValueError):
 
 
 class LineFile:
-    """The lines of one file that aren't blank, by their numbers; LF, CRLF and CR end a line, a BOM is passed over.
+    """The non-blank lines of a file, by their numbers; lines end in LF, CRLF or CR, and a BOM is skipped.
 
-    A gzip file is unpacked into a temporary file without a name, which vanishes with the process.
-
-    Args:
-        path: the file.
+    A gzip file is unpacked into an anonymous temporary file, which disappears with the process.
 
     Attributes:
-        line_numbers: (L,) int64, counted from 1, blank lines included in the count.
+        line_numbers: (L,) int64 numbers of the non-blank lines; blank ones are counted, from 1.
         digest: SHA-256 of the (unpacked) content, hexadecimal.
 
     Raises:
-        ValueError: the file is missing, no regular one, can't be read or is of another kind.
+        ValueError: The file is missing, no regular file, unreadable or of another format.
     """
 
     def __init__(self, path: str | Path):
@@ -87,11 +84,11 @@ class LineFile:
         return len(self.line_numbers)
 
     def text(self, line: int) -> str:
-        """One line without its end; threads and forked processes may ask at the same time.
+        """One line without its end; safe to call from several threads and forked processes.
 
         Raises:
-            LineError: the line is too long or not UTF-8.
-            ValueError: there is no such line, or the file was changed since it was opened.
+            LineError: The line is too long or not UTF-8.
+            ValueError: There is no such line, or the file was changed since it was opened.
         """
         index = int(np.searchsorted(self.line_numbers, line))
         if index == len(self) or self.line_numbers[index] != line:
@@ -129,7 +126,7 @@ class LineFile:
         return self._unpack(file) if beginning.startswith(b"\x1f\x8b") else file
 
     def _unpack(self, file: io.FileIO) -> IO[bytes]:
-        """The content of a gzip file as a temporary file."""
+        """Unpack a gzip file into a temporary file."""
         limit = max(SMALLEST_BOMB, LARGEST_RATIO * os.fstat(file.fileno()).st_size)
         unpacked = tempfile.TemporaryFile(prefix="lightning-s2s-manifest-")  # noqa: SIM115
         try:
@@ -147,18 +144,18 @@ class LineFile:
         return unpacked
 
     def _index(self) -> None:
-        """Find where the lines stand, block by block."""
+        """Find the offsets of the lines, block by block."""
         self._starts, self._lengths, self._checksums = array("q"), array("q"), array("I")
         numbers, digest = array("q"), hashlib.sha256()
         start = len(_BOM) if os.pread(self._file.fileno(), len(_BOM), 0) == _BOM else 0
         self._file.seek(start)
-        rest, dropped = b"", 0  # a line whose end isn't found yet; if it is too long, its first and last byte are kept
+        rest, dropped = b"", 0  # an incomplete line; if it is too long, only its first and last byte are kept
         number, finished = 1, False
         while not finished:
             block = self._file.read(_BLOCK)
             digest.update(block)
             finished = not block
-            # The last line needs no end.
+            # The last line may lack an end.
             block = rest + (b"\n" if finished and rest else block)
             base = start + dropped
             content = np.frombuffer(block, dtype=np.uint8)
@@ -184,7 +181,7 @@ class LineFile:
 
 
 def _line_ends(content: np.ndarray) -> np.ndarray:
-    """Where lines end: at each LF, and at each CR before another byte than LF. The CR of a CRLF belongs to its line."""
+    """Offsets of line ends: each LF, and each CR that isn't followed by LF. The CR of a CRLF belongs to its line."""
     feeds, returns = content == 10, content == 13
     if returns.any():
         feeds[:-1] |= returns[:-1] & ~feeds[1:]
@@ -192,7 +189,7 @@ def _line_ends(content: np.ndarray) -> np.ndarray:
 
 
 def _reopen(path: Path, digest: str) -> LineFile:
-    """In another process, which must see the same content."""
+    """Unpickle in another process, which must see the same content."""
     lines = LineFile(path)
     if lines.digest != digest:
         raise ValueError(f"{path}: {_CHANGED}")

@@ -1,8 +1,7 @@
 """Manifests: JSON lines of spoken dialogues, checked line by line.
 
-One line, as published with OpenS2S (arXiv:2507.05177), content items with optional `transcript` and `emotion`
-(and `audio_text` in place of `audio`, for an LLM that learns from text alone; `audio_sec` saves opening a file to know
-how long it is):
+A line as published with OpenS2S (arXiv:2507.05177). Content items may have `transcript`, `emotion`, `audio_text`
+(instead of `audio`, for training an LLM on text only) and `audio_sec` (the duration, which saves opening the file):
 
     {"messages": [{"role": "user", "content": [{"text": "", "audio": "q.wav"}]},
                   {"role": "assistant", "content": [{"text": "Hello.", "speech_units": "<|audio_0|><|audio_1|>"}]}]}
@@ -30,13 +29,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row = dict[str, Any]
-"""A line of a manifest, with `id` (made of file and line if absent), `manifest`, `line` (from 1) and `folder` added."""
+"""A line of a manifest, with `id` (from file and line if absent), `manifest`, `line` (from 1) and `folder` added."""
 
 LARGEST_SPEAKER_FILE = 2**20
-"""Bytes; 512 numbers take 4 KiB."""
+"""Maximum size in bytes; 512 numbers take 4 KiB."""
 LARGEST_UNIT = 2**31 - 1
 MOST_WARNINGS = 20
-"""Keys that nothing reads and that are named one by one."""
+"""Maximum number of unknown keys that are named in warnings."""
 _UNIT = re.compile(r"<\|audio_([0-9]+)\|>")
 
 
@@ -44,13 +43,13 @@ class ManifestError(ValueError):
     """A line that can't be used; its message starts with `FILE:LINE`.
 
     Attributes:
-        reason: a few words to count it under, such as "not JSON".
-        unknown: keys of the line that nothing reads.
+        reason: Short name of the problem for counting, such as "not JSON".
+        unknown: Unknown keys of the line.
     """
 
     def __init__(self, manifest: str | Path, line: int, reason: str, message: str, unknown: Sequence[UnknownKey] = ()):
         super().__init__(f"{manifest}:{line}: {message}")
-        self.args = (manifest, line, reason, message)  # so that it survives the way out of a worker process
+        self.args = (manifest, line, reason, message)  # for pickling it in a worker process
         self.manifest, self.line, self.reason, self.message = str(manifest), line, reason, message
         self.unknown = list(unknown)
 
@@ -59,17 +58,17 @@ class ManifestError(ValueError):
 
 
 class Manifest:
-    """The lines of one JSONL file; parsed and checked when they are asked for.
+    """The rows of a JSONL file, parsed and checked on demand.
 
     Args:
-        path: the file, plain or gzipped. Blank lines are no rows, but keep their line numbers.
+        path: The file, plain or gzipped. Blank lines are skipped, but count for line numbers.
 
     Attributes:
-        line_numbers: (L,) int64, of the rows, from 1.
+        line_numbers: (L,) int64 line numbers of the rows, from 1.
         digest: SHA-256 of the (unpacked) content.
 
     Raises:
-        ValueError: there is no such file, it is of another kind, or it has no rows.
+        ValueError: There is no such file, it has another format, or it has no rows.
     """
 
     def __init__(self, path: str | Path):
@@ -78,28 +77,28 @@ class Manifest:
         self.line_numbers, self.digest = self._lines.line_numbers, self._lines.digest
         if not len(self.line_numbers):
             raise ValueError(
-                f"manifest: {str(path)!r} is empty or has blank lines alone; it needs one JSON object a line"
+                f"manifest: {str(path)!r} is empty or has only blank lines; it needs one JSON object a line"
             )
 
     def row(self, line: int) -> Row:
         """The row of one line, counted from 1.
 
         Raises:
-            ManifestError: the line is broken.
-            ValueError: the file was changed since it was opened.
+            ManifestError: The line is invalid.
+            ValueError: The file was changed since it was opened.
         """
         return self._parse(line)[0]
 
     def scan(self, look: Callable[[Row], T], fail: Callable[[ManifestError], None]) -> Iterator[T]:
-        """What `look` says of each row, in order; keys that nothing reads are warned of at the end, once each.
+        """Apply `look` to each row, in order; at the end, warn once of each unknown key.
 
         Args:
-            look: raises ManifestError where a row can't be used. It runs in several threads, since it usually opens
-                files and waits for the disk.
-            fail: is told the error of a line that is broken or can't be used, which it may raise.
+            look: Called with each row, in several threads since it usually waits for the disk; raises ManifestError if
+                the row can't be used.
+            fail: Called with the error of a line that is invalid or can't be used; may raise it.
 
         Raises:
-            ValueError: the file was changed since it was opened.
+            ValueError: The file was changed since it was opened.
         """
 
         def examine(line: int) -> tuple[T | ManifestError, list[UnknownKey]]:
@@ -111,7 +110,7 @@ class Manifest:
                 return error, unknown or error.unknown
 
         lines = self.line_numbers.tolist()
-        seen: dict[UnknownKey, list[int]] = {}  # the first line, and in how many rows
+        seen: dict[UnknownKey, list[int]] = {}  # first line, and number of rows
         try:
             with ThreadPoolExecutor(8) as pool:
                 for start in range(0, len(lines), 1024):
@@ -141,10 +140,10 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> list[Row]:
-    """All rows of a manifest, in order; keys that nothing reads are warned of.
+    """All rows of a manifest, in order, with warnings of unknown keys.
 
     Raises:
-        ValueError: there is no such file, or a line is broken (`FILE:LINE: what is wrong`).
+        ValueError: There is no such file, or a line is invalid (`FILE:LINE: problem`).
     """
 
     def fail(error: ManifestError) -> None:
@@ -154,10 +153,10 @@ def read_manifest(path: str | Path) -> list[Row]:
 
 
 def parse_line(text: str, manifest: str | Path, line: int) -> tuple[Row, list[UnknownKey]]:
-    """One line as a checked row, and its keys that nothing reads.
+    """Parse and check a line; returns the row and its unknown keys.
 
     Raises:
-        ManifestError: not JSON, no messages, a wrong role, a wrong content or a wrong type.
+        ManifestError: The line is not JSON, has no messages, or a role, a content or a type is wrong.
     """
     unknown: list[UnknownKey] = []
     try:
@@ -178,11 +177,11 @@ def parse_units(units: str | Sequence[int] | None, num_units: int | None = None)
     """`<|audio_12|><|audio_7|>` or [12, 7] -> [12, 7].
 
     Args:
-        units: as the manifest has them; nothing gives no units.
-        num_units: size of the codebook; None leaves the range unchecked.
+        units: Units in one of the two forms; None and empty ones give an empty list.
+        num_units: Size of the codebook; None leaves the range unchecked.
 
     Raises:
-        ValueError: another form, or a unit outside 0..num_units - 1.
+        ValueError: The form is wrong, or a unit is outside 0..num_units - 1.
     """
     if not units:
         return []
@@ -190,7 +189,7 @@ def parse_units(units: str | Sequence[int] | None, num_units: int | None = None)
         rest = _UNIT.sub("", units).strip()
         if rest:
             raise ValueError(f"speech_units: can't read {short(rest)}; allowed: <|audio_N|> one after the other")
-        numbers = [int(unit[:20]) for unit in _UNIT.findall(units)]  # a longer one is too large in any case
+        numbers = [int(unit[:20]) for unit in _UNIT.findall(units)]  # longer numbers are too large anyway
     elif isinstance(units, list) and all(isinstance(unit, int) and not isinstance(unit, bool) for unit in units):
         numbers = units
     else:
@@ -203,14 +202,14 @@ def parse_units(units: str | Sequence[int] | None, num_units: int | None = None)
 
 
 def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np.ndarray | None:
-    """A content item's `spk_emb` -> (512,) float32, None when there is none.
+    """A content item's `spk_emb` -> (512,) float32, or None if absent.
 
     Args:
         value: 512 numbers, or the path of a `.npy` file that holds them.
-        folder: where a relative path starts.
+        folder: Base folder of a relative path.
 
     Raises:
-        ValueError: the file is missing, or it is not 512 finite numbers.
+        ValueError: The file is missing, or there aren't 512 finite numbers.
     """
     if not value:
         return None
@@ -220,7 +219,7 @@ def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np
     else:
         numbers = value if all(type(number) in (int, float) for number in value) else ()
     try:
-        with np.errstate(over="ignore"):  # what overflows is found below
+        with np.errstate(over="ignore"):  # overflows are found below
             embedding = np.asarray(numbers, dtype=np.float32).reshape(-1)
     except (TypeError, ValueError, OverflowError):
         embedding = np.empty(0, dtype=np.float32)
@@ -230,13 +229,13 @@ def parse_speaker(value: str | Sequence[float] | None, folder: str | Path) -> np
 
 
 def _read_speaker(path: Path, given: str) -> np.ndarray:
-    """The array of a small `.npy` file."""
+    """Read the array of a small `.npy` file."""
     try:
         size = regular_file(path, given).stat().st_size
         if size > LARGEST_SPEAKER_FILE:
             raise ValueError(f"it has {size} bytes, at most {LARGEST_SPEAKER_FILE} are read")
         numbers = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except Exception as error:  # numpy's reader raises ten kinds of errors at bytes that are none of its own
+    except Exception as error:  # numpy raises many kinds of errors for other bytes
         raise ValueError(f"spk_emb: can't read {str(path)!r} ({error}); a .npy file is needed") from None
     if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "fiu":
         raise ValueError(f"spk_emb: {str(path)!r} holds no array of real numbers; a .npy file is needed")
@@ -244,5 +243,5 @@ def _read_speaker(path: Path, given: str) -> np.ndarray:
 
 
 def message_units(message: Mapping[str, Any], num_units: int | None = None) -> list[int]:
-    """All units of a message's items, joined; errors as `parse_units`."""
+    """The units of all items of a message, concatenated; raises like `parse_units`."""
     return [u for item in content_items(message["content"]) for u in parse_units(item.get("speech_units"), num_units)]

@@ -1,7 +1,8 @@
-"""The frames of an mp3 file, counted without decoding.
+"""Counts the frames of an mp3 file without decoding it.
 
-Without a tag that says how many there are, decoders guess the length from the first frame's bit rate: wrong where the
-rate varies, and what lies beyond the guess is lost. Formats: ISO/IEC 11172-3 and 13818-3; the tag is Xing's.
+Without a tag that states their number, decoders guess the length from the first frame's bit rate: with a variable rate
+the guess is wrong, and audio beyond it is lost. Formats: ISO/IEC 11172-3 and 13818-3; the tag is Xing's. mutagen makes
+the same guess, and neither it nor libsndfile notices a truncated file.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ _BIT_RATES = {
 _SAMPLE_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")
 _LARGEST_GAP = 4096
-"""Bytes that are neither frame nor tag; more of them are sound that broke."""
+"""Largest gap, in bytes, that is neither frame nor tag; more is corrupt audio."""
 _HEADER = struct.Struct(">I")
 
 
 class Frame(NamedTuple):
-    """What a frame's header says.
+    """Content of a frame's header.
 
     Attributes:
-        length: bytes, header included.
-        num_samples: of each channel.
-        sample_rate: Hz.
+        length: Size in bytes, including the header.
+        num_samples: Samples per channel.
+        sample_rate: Sample rate in Hz.
         channels: 1 or 2.
         layer: 1 to 3.
-        side: bytes of the side information behind the header, where the tag stands (layer 3).
+        side: Bytes of side information after the header, which precede the tag (layer 3).
     """
 
     length: int
@@ -47,13 +48,13 @@ class Frame(NamedTuple):
 
     @property
     def kind(self) -> tuple[int, int, int, int]:
-        """What stays the same from frame to frame."""
+        """The fields that are equal for all frames of a file."""
         return self.num_samples, self.sample_rate, self.channels, self.layer
 
 
 @lru_cache(maxsize=4096)
 def read_frame(header: int) -> Frame | None:
-    """The frame of a 32-bit header; None when it is none (or of free bit rate, whose length no header says)."""
+    """Parse a 32-bit header; None if it is invalid or has a free bit rate, whose length is not in the header."""
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     bits, rate = header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or bits in (0, 15) or rate == 3:
@@ -72,7 +73,7 @@ def read_frame(header: int) -> Frame | None:
 
 
 def skip_id3(content: bytes, start: int = 0) -> int:
-    """Where the tags (ID3v2) in front of the sound end."""
+    """Offset at which the tags (ID3v2) before the audio end."""
     while content[start : start + 3] == b"ID3" and start + 10 <= len(content):
         size = 0
         for byte in content[start + 6 : start + 10]:
@@ -82,14 +83,14 @@ def skip_id3(content: bytes, start: int = 0) -> int:
 
 
 def complete_mp3(content: bytes) -> bytes:
-    """The same sound in a form whose length every decoder knows.
+    """The same audio with a tag that states its length.
 
     Args:
-        content: of an mp3 file, tags included.
+        content: Content of an mp3 file, including tags.
     Returns:
-        `content` itself where its tag is right, else its frames behind a new tag.
+        `content` itself if its tag is right, otherwise its frames after a new tag.
     Raises:
-        ValueError: it breaks off, changes its sample rate or channels, or holds no frames.
+        ValueError: The file is truncated, changes its sample rate or channels, or holds no frames.
     """
     start = skip_id3(content)
     first = _frame_at(content, start)
@@ -125,10 +126,10 @@ def _frame_at(content: bytes, place: int) -> Frame | None:
 
 
 def _count(content: bytes, start: int, first: Frame) -> tuple[int, int]:
-    """How many frames there are from `start`, and where the last one ends.
+    """The number of frames from `start`, and the offset at which the last one ends.
 
     Raises:
-        ValueError: the last one is cut, or what lies behind the frames is no tag.
+        ValueError: The last one is truncated, or the frames are followed by something other than a tag.
     """
     num_frames, place, end = 0, start, start
     while place < len(content):
@@ -159,7 +160,7 @@ def _count(content: bytes, start: int, first: Frame) -> tuple[int, int]:
 
 
 def _next_frame(content: bytes, place: int, first: Frame) -> int | None:
-    """Where the next two frames like the first one (or a last one that ends the file) begin, past what is broken."""
+    """Offset of the next two valid frames of the file's kind, or of a last one that ends the file."""
     if content[place : place + 3] == b"ID3":
         place = skip_id3(content, place)
         frame = _frame_at(content, place)
@@ -176,7 +177,7 @@ def _next_frame(content: bytes, place: int, first: Frame) -> int | None:
 
 
 def _empty_frame(content: bytes, start: int, tag: bytes) -> bytes:
-    """A frame like the first one, without sound; a tag may stand in it."""
+    """A silent frame of the same kind as the first one, which may hold a tag."""
     header = _HEADER.unpack_from(content, start)[0] & ~0xF200 | 0x10000 | 14 << 12  # no checksum or padding, widest
     frame = read_frame(header)
     assert frame is not None
@@ -184,12 +185,12 @@ def _empty_frame(content: bytes, start: int, tag: bytes) -> bytes:
 
 
 def _retag(content: bytes, start: int, first: Frame, num_frames: int, sound: bytes) -> bytes:
-    """The frames behind a tag that says how many they are.
+    """The frames after a tag that states their number.
 
-    Decoders leave out the first 529 samples of tagged files, by which they are late. An empty frame at the end, whose
-    other samples the tag calls padding, makes up for them, so that each frame gives all its samples.
+    Decoders drop the first 529 samples of tagged files, their own delay. An empty frame at the end, whose remaining
+    samples the tag declares as padding, makes up for them, so that each frame yields all its samples.
     """
     padding = first.num_samples
-    # Behind the count comes LAME's part: name, 12 bytes that play no part, and 12 bits each of delay and padding.
+    # The count is followed by LAME's tag: name, 12 ignored bytes, and 12 bits each of delay and padding.
     tag = b"Xing" + struct.pack(">2I", 1, num_frames + 1) + b"LAME3.100" + b"\0" * 12 + padding.to_bytes(3, "big")
     return _empty_frame(content, start, tag) + sound + _empty_frame(content, start, b"")

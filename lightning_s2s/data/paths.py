@@ -1,4 +1,4 @@
-"""Files that a user or a manifest names: found, or missing with a hint at what may be meant."""
+"""Files that a user or a manifest names; the error for a missing one hints at the likely cause."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class MissingFileError(ValueError):
 
 
 def regular_file(path: Path, given: str = "") -> Path:
-    """`path` itself, if it is a file that can be opened without waiting for somebody to write to it.
+    """Return `path` if it is a regular file, which can be read without blocking.
 
     Args:
-        path: the file.
-        given: its name as it was written, for hints.
+        path: The file.
+        given: Its name as it was written, for hints.
 
     Raises:
-        MissingFileError: there is nothing of this name.
-        ValueError: it is a folder, a pipe or a device, or may not be looked at.
+        MissingFileError: There is no file of this name.
+        ValueError: It is a folder, a pipe or a device, or access is denied.
     """
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: an invalid file name
         raise MissingFileError(f"there is no file {_printable(path)}{_hint(path, given or str(path))}") from None
     except OSError as error:
         raise ValueError(f"the file {_printable(path)} can't be found ({error.strerror})") from None
@@ -39,7 +39,7 @@ def regular_file(path: Path, given: str = "") -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a regular file of this name; False for names that no file can have."""
+    """Whether there is a regular file of this name; False for invalid names."""
     try:
         return path.is_file()
     except (OSError, ValueError):

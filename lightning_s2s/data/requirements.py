@@ -1,4 +1,4 @@
-"""What a stage tells the data module about the model that it trains."""
+"""A stage's requirements on the data."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataRequirements:
-    """What batches must fit; a stage's `data_requirements()` gives it.
+    """Requirements on the batches, returned by a stage's `data_requirements()`.
 
     Attributes:
-        tokenizer: of the LLM; None only for the task "vocoder".
-        sample_rate: Hz that the audio encoder (or the vocoder) expects; None leaves audio out of the batches, and the
-            user's audio is read as its `transcript`.
-        unit_rate_hz: speech units per second, to know the duration of a row; None when units play no part.
-        num_units: size of the codebook, units are 0 <= unit < num_units; None leaves them unchecked.
-        codebooks_per_frame: units that make a frame together; a turn has whole frames.
-        needs_units: rows whose assistant has no units teach nothing, and are left out.
-        trains_speech: the stage trains a speech decoder beside the text: the training data must have a row with units.
-        needs_transcripts: the user's audio must come with its words, which a loss reads.
+        tokenizer: Tokenizer of the LLM; None only for the task "vocoder".
+        sample_rate: Sample rate in Hz of the audio encoder (or the vocoder); None leaves audio out of the batches, and
+            uses the `transcript` of the user's audio instead.
+        unit_rate_hz: Speech units per second, for the duration of a row; None if units aren't used.
+        num_units: Size of the codebook, units are 0 <= unit < num_units; None leaves them unchecked.
+        codebooks_per_frame: Units in a frame; a turn has whole frames.
+        needs_units: Whether to skip rows whose assistant turns have no units.
+        trains_speech: Whether the stage also trains a speech decoder, for which some training data must have units.
+        needs_transcripts: Whether the user's audio must have a transcript, which a loss reads.
         task: "dialogue" for the stages, "vocoder" for pairs of audio and text.
 
     Raises:
-        ValueError: the task is "dialogue" without tokenizer, or "vocoder" without sample rate.
+        ValueError: The task is "dialogue" without a tokenizer, or "vocoder" without a sample rate.
     """
 
     tokenizer: ChatTokenizer | None = None

@@ -1,4 +1,4 @@
-"""What a line of a manifest may hold: JSON without surprises, the keys that are read, and their types."""
+"""Checks of a manifest's line: valid JSON, known keys, and their types."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lightning_s2s.data.audio import LONGEST_SEC
 from lightning_s2s.data.chat import ROLES, content_items
 from lightning_s2s.support.reading import InputError, parse_json
 
-# The last ones are what `construct` notes and nothing here reads.
+# The last ones are written by `construct` and not read here.
 ROW_KEYS = ("messages", "id", "speaker", "pair", "ambiguous", "task", "seed", "figures")
 MESSAGE_KEYS = ("role", "content")
 TEXT_KEYS = ("text", "audio", "audio_text", "transcript", "emotion")
 ITEM_KEYS = (*TEXT_KEYS, "audio_sec", "speech_units", "speak", "spk_emb", "augmentation")
 ADDED_KEYS = ("manifest", "line", "folder")
-"""What reading adds to a row and writing leaves out; `id` stays, so that a copy's rows keep their names."""
+"""Keys that are added when a row is read, and left out when it is written; `id` is kept."""
 
 
 class RowProblem(ValueError):
-    """What is wrong with a line.
+    """A problem of a line.
 
     Attributes:
-        reason: a few words to count it under, such as "not JSON".
+        reason: Short name of the problem for counting, such as "not JSON".
     """
 
     def __init__(self, reason: str, message: str):
@@ -33,12 +33,12 @@ class RowProblem(ValueError):
 
 
 class UnknownKey(NamedTuple):
-    """A key that nothing reads.
+    """A key that isn't read.
 
     Attributes:
         level: "row", "message" or "content item".
-        key: as it stands there.
-        meant: what it may stand for, a sentence.
+        key: The key as written.
+        meant: A sentence on what may be meant.
     """
 
     level: str
@@ -47,10 +47,10 @@ class UnknownKey(NamedTuple):
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The JSON object of a line.
+    """Parse the JSON object of a line.
 
     Raises:
-        RowProblem: it is none, nests too deep, repeats a key, or has half a character (a lone surrogate).
+        RowProblem: It is no JSON object, is nested too deeply, repeats a key, or has a lone surrogate.
     """
     try:
         row = parse_json(text, "", allow_nan=True)
@@ -60,7 +60,7 @@ def parse_object(text: str) -> dict[str, Any]:
         raise RowProblem("not JSON", f"is not JSON ({problem}); one JSON object a line is needed") from None
     if not isinstance(row, dict):
         raise RowProblem("not JSON", f"is not a JSON object but {short(row)}")
-    if "\\ud" in text.lower():  # the only way to write one: as UTF-8 it was refused before
+    if "\\ud" in text.lower():  # only escapes: as UTF-8 it was refused before
         for where, value in _strings(row, ""):
             try:
                 value.encode()
@@ -72,11 +72,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def check_row(row: Mapping[str, Any]) -> None:
-    """Check the types of all keys, and that each message says something.
-
-    Raises:
-        RowProblem: the first thing that is wrong.
-    """
+    """Check the types of all values, and that each message has content; raises RowProblem."""
     for key in ("id", "speaker", "pair", "task"):
         value = row.get(key)
         if not isinstance(value, str | int | None) or isinstance(value, bool):
@@ -102,7 +98,7 @@ def check_row(row: Mapping[str, Any]) -> None:
 
 
 def _content_problem(role: str, content: Any) -> str | None:
-    """What is wrong with a message's content, None when nothing is."""
+    """The first problem of a message's content, or None."""
     if not isinstance(content, str) and not (isinstance(content, list) and all(isinstance(i, dict) for i in content)):
         return f"content: got {short(content)}; a string or a list of objects is needed"
     items = content_items(content)
@@ -111,9 +107,9 @@ def _content_problem(role: str, content: Any) -> str | None:
             value = item.get(key)
             if value is not None and not fits(value):
                 return f"content[{j}].{key}: got {short(value)}; {needed} is needed"
-    said = ("text", "audio", "audio_text") if role == "user" else ("text",)
-    if not any(item.get(key) for item in items for key in said):
-        return f"content: has no {' and no '.join(said[:2])}"
+    sources = ("text", "audio", "audio_text") if role == "user" else ("text",)
+    if not any(item.get(key) for item in items for key in sources):
+        return f"content: has no {' and no '.join(sources[:2])}"
     return None
 
 
@@ -129,14 +125,13 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "speak": (lambda value: isinstance(value, bool), "true or false"),
     "spk_emb": (lambda value: isinstance(value, str | list), "the path of a .npy file or a list of numbers"),
 }
-"""Key of a content item -> whether a value fits, and what does. null counts as absent."""
+"""Key of a content item -> check of its value, and description of valid values. null counts as absent."""
 
 
 def check_stated_sec(item: Mapping[str, Any], found_sec: float) -> None:
-    """Compare an item's `audio_sec`, by which batches are made, with how long its audio was found to be.
+    """Raise RowProblem if an item's `audio_sec`, which determines batches, differs from the actual duration.
 
-    Raises:
-        RowProblem: they differ by over a quarter and half a second.
+    A difference of up to a quarter of it, or of half a second, is tolerated.
     """
     stated = item.get("audio_sec")
     if stated and abs(found_sec - stated) > max(stated / 4, 0.5):
@@ -147,9 +142,9 @@ def check_stated_sec(item: Mapping[str, Any], found_sec: float) -> None:
 
 
 def unknown_keys(row: Mapping[str, Any]) -> Iterator[UnknownKey]:
-    """The keys that nothing reads, with what they may stand for; in rows of any shape.
+    """The unknown keys of a row of any shape, with hints.
 
-    A row may hold keys of its own, which reach the batch: only those that look like one that is read are given.
+    A row may have additional keys, which are passed to the batch: of those, only lookalikes of known keys are reported.
     """
     messages = row.get("messages")
     for key in row:
@@ -182,7 +177,7 @@ def _unknown(level: str, key: str, known: tuple[str, ...]) -> UnknownKey:
 
 
 def short(value: Any) -> str:
-    """A value as messages show it."""
+    """A value for messages, abbreviated."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -192,7 +187,7 @@ def short(value: Any) -> str:
 
 
 def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """All strings of a row, keys too, and where they stand."""
+    """All strings of a row, including keys, and their places."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, dict):

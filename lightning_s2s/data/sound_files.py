@@ -1,7 +1,7 @@
-"""Sound files that are whole: containers are read for how much sound they state and how much is there.
+"""Truncated audio files: compares how much audio a container states with how much it holds.
 
-libsndfile decodes what there is of a file that breaks off, and guesses where a header states nothing. Here such files
-are refused by name, or given in a form that states what it holds: the wav of a pipe, an mp3 without a tag.
+libsndfile decodes truncated files as far as it can, and guesses the length if a header states none. Here such files are
+refused by name, or their header is repaired: the wav from a pipe, an mp3 without a tag.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import BinaryIO
 from lightning_s2s.data.mp3 import complete_mp3, read_frame, skip_id3
 
 LARGEST_IN_MEMORY = 2**31
-"""Bytes of a file that has to be read as a whole: mp3, the wav of a pipe, a member of an archive."""
+"""Largest file, in bytes, that may be read into memory: mp3, the wav from a pipe, a member of an archive."""
 _UNSTATED = 0x7FFF0000
-"""Writers to a pipe put a size of 0 or one of this and above."""
+"""Writers to a pipe state a size of 0, or at least this."""
 _RAW_SUFFIX = ".raw"
 _LARGEST_TRAILER = 2**18
-"""Bytes behind the last frame of a FLAC file, such as tags of mp3."""
+"""Bytes after the last frame of a FLAC file, such as mp3 tags."""
 _W64_BEGIN = b"riff" + bytes.fromhex("2e91cf11a5d628db")
 _W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")
-"""How the names of wav's chunks go on in a W64 file."""
+"""Suffix of wav's chunk names in a W64 file."""
 
 
-def whole_sound(source: Path | bytes) -> str | BinaryIO:
-    """What soundfile shall read to get all of the sound.
+def complete_source(source: Path | bytes) -> str | BinaryIO:
+    """What soundfile must open to read all of the audio.
 
     Args:
-        source: a file, or its content.
+        source: A file, or its content.
     Raises:
-        ValueError: the sound breaks off, or its length is unknown; the message is a sentence about "it".
-        OSError: the file can't be read.
+        ValueError: The audio is truncated, or its length is unknown; the message is a sentence about "it".
+        OSError: The file can't be read.
     """
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        content = _complete(file, size)
+        content = _repaired(file, size)
     if content is not None:
         return io.BytesIO(content)
     if isinstance(source, bytes):
@@ -48,13 +48,15 @@ def whole_sound(source: Path | bytes) -> str | BinaryIO:
     return str(source)
 
 
-def _complete(file: BinaryIO, size: int) -> bytes | None:
-    """The content to read in place of the file's own; None where that states all that it holds."""
+def _repaired(file: BinaryIO, size: int) -> bytes | None:
+    """The content to read in place of the file; None if the file states the length that it has."""
     start = file.read(12)
     if size < 12:
         raise ValueError(f"it has {size} bytes, too few for any sound")
-    if start[:3] == b"ID3":
-        return _behind_id3(file, size)
+    if start[:3] == b"ID3":  # a tag before mp3, or before flac, which libsndfile accepts as well
+        content = _read_all(file, size)
+        begin = skip_id3(content)
+        return _flac(file, begin) if content[begin : begin + 4] == b"fLaC" else _mp3(file, size)
     if start[:4] in (b"RIFF", b"RIFX", b"RF64") and start[8:] == b"WAVE":
         return _wav(file, size, start[:4])
     if start == _W64_BEGIN:
@@ -85,7 +87,7 @@ def _complete(file: BinaryIO, size: int) -> bytes | None:
     return None
 
 
-def _all_of(file: BinaryIO, size: int) -> bytes:
+def _read_all(file: BinaryIO, size: int) -> bytes:
     if size > LARGEST_IN_MEMORY:
         raise ValueError(f"it has {size} bytes, of which at most {LARGEST_IN_MEMORY} can be read; cut or convert it")
     file.seek(0)
@@ -93,17 +95,7 @@ def _all_of(file: BinaryIO, size: int) -> bytes:
 
 
 def _mp3(file: BinaryIO, size: int) -> bytes | None:
-    content = _all_of(file, size)
-    complete = complete_mp3(content)
-    return None if complete is content else complete
-
-
-def _behind_id3(file: BinaryIO, size: int) -> bytes | None:
-    """Tags stand in front of mp3, and now and then of flac, which libsndfile reads as well."""
-    content = _all_of(file, size)
-    start = skip_id3(content)
-    if content[start : start + 4] == b"fLaC":
-        return _flac(file, start)
+    content = _read_all(file, size)
     complete = complete_mp3(content)
     return None if complete is content else complete
 
@@ -116,12 +108,15 @@ def _check_size(stated: int, there: int) -> None:
 def _chunks(
     file: BinaryIO, at: int, size: int, form: str, align: int = 2, counts_itself: bool = False
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place of the content and stated size of each chunk from `at`; every chunk is looked at once.
+    """Iterate over the chunks from `at`: name, offset of the content and stated size.
 
     Args:
-        form: of name and size, for `struct`.
-        align: chunks begin at its multiples.
-        counts_itself: the stated size includes name and size.
+        file: The file.
+        at: Offset of the first chunk.
+        size: Size of the file.
+        form: Format of a chunk's header (name and size), for `struct`.
+        align: Alignment of chunks in bytes.
+        counts_itself: Whether the stated size includes the header.
     """
     header = struct.calcsize(form)
     while 0 <= at <= size - header:
@@ -137,7 +132,7 @@ def _chunks(
 
 
 def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
-    """RIFF and its forms for big-endian machines (RIFX) and large files (RF64, EBU Tech 3306)."""
+    """RIFF and its variants for big-endian machines (RIFX) and large files (RF64, EBU Tech 3306)."""
     order = ">" if kind == b"RIFX" else "<"
     large: int | None = None
     for name, at, stated in _chunks(file, 12, size, f"{order}4sI"):
@@ -161,8 +156,8 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
                 )
             return None
         elif not there or (not stated and _only_chunks_follow(file, at, size, f"{order}4sI")):
-            return None  # no sound at all
-        content = bytearray(_all_of(file, size))
+            return None  # no audio at all
+        content = bytearray(_read_all(file, size))
         content[:4] = b"RIFF" if kind == b"RF64" else kind
         content[4:8] = struct.pack(f"{order}I", size - 8)
         content[at - 4 : at] = struct.pack(f"{order}I", there)
@@ -171,14 +166,14 @@ def _wav(file: BinaryIO, size: int, kind: bytes) -> bytes | None:
 
 
 def _may_follow(rest: bytes) -> bool:
-    """Whether a wav may go on so behind its sound: with a chunk, a tag of mp3, padding or nothing."""
+    """Whether this may follow the audio of a wav: a chunk, an mp3 tag, padding or nothing."""
     name = rest[:4]
     chunk = name.isascii() and all(chr(byte).isalnum() or byte in b" _-" for byte in name)
     return chunk or name[:3] in (b"ID3", b"TAG") or not rest.strip(b"\0")
 
 
 def _only_chunks_follow(file: BinaryIO, at: int, size: int, form: str) -> bool:
-    """Whether what follows is chunks with printable names that end with the file, rather than sound."""
+    """Whether the rest of the file is chunks with printable names, rather than audio."""
     end = at
     for name, start, stated in _chunks(file, at, size, form):
         if not all(32 <= byte < 127 for byte in name):
@@ -197,7 +192,7 @@ def _w64(file: BinaryIO, size: int) -> None:
 
 
 def _check_ogg(file: BinaryIO, size: int) -> None:
-    """Ogg (RFC 3533): pages follow each other to the one that says that it is the last."""
+    """Check that pages are contiguous up to one that is marked as the last (Ogg, RFC 3533)."""
     at = 0
     serial: int | None = None
     number, ended = 0, False
@@ -206,7 +201,7 @@ def _check_ogg(file: BinaryIO, size: int) -> None:
         header = file.read(27)
         if header[:4] != b"OggS":
             if ended:
-                return  # a tag behind the sound
+                return  # a tag after the audio
             raise ValueError(f"it is broken at byte {at}: no page begins where one should")
         if len(header) < 27:
             raise ValueError("it breaks off inside a page")
@@ -229,9 +224,9 @@ def _check_ogg(file: BinaryIO, size: int) -> None:
 
 
 def _flac(file: BinaryIO, start: int) -> bytes | None:
-    """FLAC (RFC 9639): the header states the number of samples; a frame near the end must bring the last of them.
+    """FLAC (RFC 9639): the header states the number of samples, and a frame near the end must hold the last of them.
 
-    Where the header states none, as that of a pipe, the last frame does.
+    If the header states none, as in a file from a pipe, the number is taken from the last frame.
     """
     file.seek(start)
     head = file.read(42)
@@ -251,23 +246,25 @@ def _flac(file: BinaryIO, start: int) -> bytes | None:
         raise ValueError(f"it breaks off: its header states {total} samples, and no frame brings the last of them")
     if total:
         return None
-    content = bytearray(_all_of(file, size))
+    content = bytearray(_read_all(file, size))
     stated = int.from_bytes(head[18:26], "big") | min(end, 0xFFFFFFFFF)
     content[start + 18 : start + 26] = stated.to_bytes(8, "big")
     return bytes(content)
 
 
 def _flac_frame_end(content: bytes, place: int, block_size: int) -> int | None:
-    """The number of samples up to the end of the frame whose header stands at `place`; None where there is none.
+    """The number of samples up to the end of the frame whose header is at `place`; None if there is no header.
 
     Args:
-        block_size: samples in a frame of a stream whose frames are numbered.
+        content: A part of the file.
+        place: Offset of the header in it.
+        block_size: Samples in a frame, for streams that number frames instead of samples.
     """
     header = content[place : place + 17].ljust(17, b"\0")
     if header[1] & 0xFE != 0xF8 or header[3] & 1:
         return None
     kind, rate_kind, first = header[2] >> 4, header[2] & 15, header[4]
-    ones = 8 - (~first & 0xFF).bit_length()  # says how many bytes follow, as in UTF-8
+    ones = 8 - (~first & 0xFF).bit_length()  # number of bytes, encoded as in UTF-8
     if ones == 1 or ones == 8 or kind == 0 or rate_kind == 15:
         return None
     number = first & (0x7F >> ones)

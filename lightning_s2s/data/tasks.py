@@ -1,4 +1,4 @@
-"""Names that a corpus's rows, the stages and the evaluation share: splits, emotions, and what a model is asked for."""
+"""Names shared by corpora, stages and evaluation: splits, emotions and tasks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ TASKS = {
     "transcribe": "Repeat what the speaker says. ",
     "continue": "Continue the following sentence based on the conveyed emotion tone in a coherent style: ",
 }
-"""Task -> the words in front of the user's speech; the published ones (OpenS2S, arXiv:2507.05177)."""
+"""Task -> instruction before the user's speech, as published (OpenS2S, arXiv:2507.05177)."""
 CONTINUE_WORDS = "Continue the following sentence in a coherent style: "
-"""Of `continue`, where no emotion is known."""
+"""Instruction of the task `continue` if the emotion is unknown."""

@@ -1,9 +1,10 @@
-"""Chat templates are programs of strangers: they run in a process of their own, within bounds on time and memory.
+"""Renders chat templates, which are untrusted programs, in a separate process with limits on time and memory.
 
-jinja's sandbox keeps a template from files and from Python's insides. It bounds neither loops nor the size of what they
-build, and some of that (`'x' * 10**10`, `10**10**10`) happens inside one operation, or while the template is compiled.
+jinja's sandbox keeps a template from files and from Python's internals. It limits neither loops nor the size of what
+they build, some of which (`'x' * 10**10`, `10**10**10`) happens in a single operation or when the template is compiled.
 
-Run as a script, this file reads a job from its standard input and renders it; the standard library and jinja2 alone.
+Run as a script, this file reads a job from its standard input and renders it. It only needs the standard library and
+jinja2: transformers, which has the same environment, takes seconds to import.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from functools import lru_cache
 from typing import Any
 
 MAX_CPU_SEC = 2
-"""Of all that one job renders; a template takes some milliseconds."""
+"""CPU time for all dialogues of a job; a template takes a few milliseconds."""
 MAX_WALL_SEC = 60
-"""Also where the machine does other things; only a template that waits gets there."""
+"""Wall-clock time, generous for a busy machine; only a template that waits reaches it."""
 MAX_MEMORY_BYTES = 1 << 30
 MAX_CHARACTERS = 1 << 20
-"""Of one rendered dialogue without its contents."""
+"""Maximum length of a rendered dialogue without its contents."""
 
 
 class TemplateBombError(ValueError):
-    """A template takes more time or memory than any that writes dialogues."""
+    """A template takes more time or memory than rendering dialogues can need."""
 
 
 Rendered = tuple[str | None, str | None]
-"""A dialogue's text and None, or None and what the template says against it."""
+"""A dialogue's text and None, or None and the template's objection."""
 
 
 def render_apart(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -> Sequence[Rendered]:
-    """Render dialogues through a chat template, in a process of its own; what was rendered once is kept.
+    """Render dialogues through a chat template, in a separate process; results are cached.
 
     Args:
-        template: in jinja, as tokenizers have it.
-        variables: what the template can read beside the messages.
-        dialogues: (messages, add_generation_prompt) each.
+        template: The tokenizer's jinja template.
+        variables: Variables of the template beside the messages.
+        dialogues: Pairs (messages, add_generation_prompt).
 
     Raises:
-        TemplateBombError: it takes too long, or too much memory.
+        TemplateBombError: The template takes too much time or memory.
     """
     return _run(json.dumps({"template": template, "variables": variables, "dialogues": dialogues}))
 
@@ -65,19 +66,19 @@ PLAIN = {
     "Add", "And", "Compare", "Concat", "CondExpr", "Const", "For", "Getattr", "Getitem", "If", "Name", "Not", "Operand",
     "Or", "Output", "Slice", "Template", "TemplateData", "Test",
 }  # fmt: skip
-"""What can only put pieces of the dialogue and of the template side by side."""
+"""Syntax nodes that can only concatenate parts of the dialogue and of the template."""
 PLAIN_FILTERS = {"capitalize", "length", "lower", "title", "trim", "upper"}
 
 
 def is_plain(template: str) -> bool:
-    """Whether a template can do no more than go through the messages and write them: it needs no bounds."""
+    """Whether a template can only iterate over the messages and write them, so that it needs no limits."""
     from jinja2 import Environment, nodes
 
     if len(template) > 20_000:
         return False
     try:
         tree = Environment(trim_blocks=True, lstrip_blocks=True).parse(template)
-    except Exception:  # what can't be read, in the sandbox or at all, says so there
+    except Exception:  # the renderer reports syntax errors
         return False
     for node in tree.find_all(nodes.Node):
         if isinstance(node, nodes.For):
@@ -98,19 +99,19 @@ def is_plain(template: str) -> bool:
 
 
 def render(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -> Sequence[Rendered]:
-    """`render_apart` in this process: for templates that are plain."""
+    """`render_apart` in this process, for plain templates."""
     try:
         compiled = _environment().from_string(template)
-    except Exception as error:  # jinja's, and Python's where an expression is computed while it is compiled
+    except Exception as error:  # of jinja, or of Python if an expression is evaluated when compiled
         return [(None, _reason(error))] * len(dialogues)
     rendered: list[Rendered] = []
     for messages, add_generation_prompt in dialogues:
         values = {**variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            text = compiled.render(values)  # a name such as `self` is no argument
+            text = compiled.render(values)  # not as keywords: a variable may be named `self`
         except MemoryError:
             raise
-        except Exception as error:  # templates raise what they like, e.g. "System role not supported"
+        except Exception as error:  # templates raise errors such as "System role not supported"
             rendered.append((None, _reason(error)))
             continue
         too_long = len(text) > MAX_CHARACTERS
@@ -120,13 +121,13 @@ def render(template: str, variables: dict[str, Any], dialogues: Sequence[Any]) -
 
 
 def _environment() -> Any:
-    """What templates can use, as transformers gives it to them."""
+    """The environment that transformers gives to templates."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant says; it changes nothing."""
+        """`{% generation %}` marks the assistant's content; it has no effect here."""
 
         tags = {"generation"}
 
@@ -160,7 +161,7 @@ def _reason(error: Exception) -> str:
 def _main() -> int:
     try:
         import resource
-    except ImportError:  # Windows has no such bounds; the time is watched from outside
+    except ImportError:  # Windows has no such limits; the parent process limits the time
         pass
     else:
         for kind, most in ((resource.RLIMIT_CPU, MAX_CPU_SEC), (resource.RLIMIT_AS, MAX_MEMORY_BYTES)):

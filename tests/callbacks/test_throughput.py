@@ -12,8 +12,9 @@ from lightning_s2s.callbacks import Throughput
 from lightning_s2s.callbacks.throughput import peak_flops
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
-from lightning_s2s.data import SpeechDialogueData, batching
+from lightning_s2s.data import batching
 from lightning_s2s.data.batching import DurationBatchSampler, ResumableLoader
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.stages import EmpatheticInstructionTuning
 from parts.small_models import build
 from parts.small_sizes import QWEN

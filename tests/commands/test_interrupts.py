@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from lightning_s2s.commands.fit import StageCLI
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.run_checkpoint import RunCheckpoint
 from lightning_s2s.stages import EmpatheticInstructionTuning
 from parts.command_line import last_line

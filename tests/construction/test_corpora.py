@@ -15,7 +15,7 @@ from lightning_s2s.construction import corpus_manifest
 from lightning_s2s.construction.continuations import ContinuationWriter, continuation_prompt, whole_sentences
 from lightning_s2s.construction.corpora import Recording, read_corpus
 from lightning_s2s.construction.corpus_manifest import ManifestConfig, make_manifest
-from lightning_s2s.data import read_manifest
+from lightning_s2s.data.manifest import read_manifest
 
 
 def sound(path: Path, seconds: float = 1.0) -> Path:

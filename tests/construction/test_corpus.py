@@ -22,7 +22,8 @@ from lightning_s2s.construction.pipeline import lines_of
 from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
 from lightning_s2s.construction.writing import GrammarWriter
-from lightning_s2s.data import load_audio, read_manifest
+from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.manifest import read_manifest
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.evaluation.grammar import DialogueGrammar
 from parts.construction import RULES, FakeCodec, Tone, read_rows

@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from lightning_s2s.data.audio import (
+    CLIPPED,
     AudioError,
     AudioReference,
     as_waveform,
@@ -109,13 +110,13 @@ def test_clipped_audio_is_warned_of_once(tmp_path, caplog):
             assert np.abs(load_audio("a.wav", tmp_path, RATE)).max() <= 1.0
             load_audio("loud.wav", tmp_path, RATE)
     assert [record.message.split(":")[0] for record in caplog.records] == [f"audio {tmp_path}/a.wav is clipped"]
-    assert decode_audio(AudioReference.parse("a.wav", tmp_path)).clipped
+    assert [remark.reason for remark in decode_audio(AudioReference.parse("a.wav", tmp_path)).remarks] == [CLIPPED]
 
 
 def test_floats_beyond_full_scale_are_cut(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(level=3.0), RATE, subtype="FLOAT")
     audio = decode_audio(AudioReference.parse("a.wav", tmp_path))
-    assert audio.clipped
+    assert [remark.reason for remark in audio.remarks] == [CLIPPED]
     assert audio.waveform.max() == 1.0
     assert audio.waveform.min() == -1.0
 

@@ -12,7 +12,8 @@ import soundfile
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lightning_s2s.data import DataRequirements, SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
+from lightning_s2s.data.requirements import DataRequirements
 
 EPOCHS = 3
 

@@ -9,8 +9,10 @@ import pytest
 import soundfile
 import torch
 
-from lightning_s2s.data import DataRequirements, SpeechDialogueDataset, collate_dialogues, collate_vocoder
 from lightning_s2s.data.batch import TranscribedBatch
+from lightning_s2s.data.collate import collate_dialogues, collate_vocoder
+from lightning_s2s.data.dataset import SpeechDialogueDataset
+from lightning_s2s.data.requirements import DataRequirements
 
 RATE = 16_000
 SYSTEM = [256, *b"system\nYou are a helpful assistant.", 257, 10]

@@ -19,7 +19,8 @@ from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.components.weights import save_weights
-from lightning_s2s.data import DataRequirements, SpeechDialogueDataset
+from lightning_s2s.data.dataset import SpeechDialogueDataset
+from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import SpeechGenerationPretraining
 from parts.small_sizes import QWEN, WHISPER
@@ -112,7 +113,7 @@ def test_a_component_that_does_not_declare_its_numbers(parts, slot, attribute, v
 
 
 def test_a_tokenizer_without_the_special_tokens(parts, make_byte_tokenizer):
-    from lightning_s2s.data import ChatTokenizer
+    from lightning_s2s.data.chat import ChatTokenizer
 
     found = parts()
     found["llm"].tokenizer = ChatTokenizer(make_byte_tokenizer(["<|im_start|>", "<|im_end|>", "<|im_audio_start|>"]))
@@ -124,7 +125,7 @@ def test_a_tokenizer_without_the_special_tokens(parts, make_byte_tokenizer):
 
 def test_more_tokens_than_embeddings(parts):
     found = parts()
-    found["llm"].model.resize_token_embeddings(262)
+    found["llm"].vocabulary = 262
     assert refusal(lambda: SpeechToSpeechModel(**found)) == (
         "llm CausalLanguageModel: its tokenizer has 263 tokens, its vocabulary 262"
     )

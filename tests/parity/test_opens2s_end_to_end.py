@@ -17,8 +17,8 @@ from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.checkpoints.opens2s import component_args
 from lightning_s2s.cli import main
 from lightning_s2s.components.registry import REGISTRY
-from lightning_s2s.data import SpeechDialogueData
 from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 
 
 def fit(stage: L.LightningModule, corpus, folder, steps: int = 2) -> dict[str, torch.Tensor]:

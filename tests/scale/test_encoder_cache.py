@@ -10,7 +10,7 @@ from lightning_s2s.components.adapters.conv import ConvAdapter
 from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.encoders.whisper import WhisperEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.encoder_cache import EncoderCache
 from lightning_s2s.scale.parallelize import ScalingOptions
 from lightning_s2s.stages import SpeechUnderstandingPretraining

@@ -15,7 +15,7 @@ from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components.adapters.conv import ConvAdapter
 from lightning_s2s.components.ctc import collapse
 from lightning_s2s.components.unit_logits import CtcLogits, UnitLogits
-from lightning_s2s.data import SpeechDialogueData
+from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechGenerationPretraining
 from lightning_s2s.stages.losses import ctc_accuracy, ctc_loss

@@ -53,7 +53,8 @@ def load_rows(tokenizer: str, *manifests: str) -> int:
     import torch
     from transformers import AutoTokenizer
 
-    from lightning_s2s.data import ChatTokenizer, SpeechDialogueData
+    from lightning_s2s.data.chat import ChatTokenizer
+    from lightning_s2s.data.datamodule import SpeechDialogueData
     from lightning_s2s.data.requirements import DataRequirements
 
     tokens = ChatTokenizer(AutoTokenizer.from_pretrained(tokenizer))
