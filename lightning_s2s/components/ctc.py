@@ -1,4 +1,4 @@
-"""CTC (Graves et al., 2006) over a large vocabulary, and what it does beside its loss: pure functions."""
+"""CTC (Graves et al., 2006): collapsing, path lengths, edit distances, and a loss over a large vocabulary."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lightning_s2s.components.contracts import lengths_to_mask
 
 
 def collapse(ids: Tensor, blank: int, previous: int) -> Tensor:
-    """The units of a path: of repeated ids the first stays, blanks go.
+    """Collapse a path: merge repeated ids, then drop blanks.
 
     Args:
         ids: (F,) int64, one id for each frame.
-        blank: the id that stands for no unit.
-        previous: id of the frame before the first, `blank` at the start of a turn. With it, the collapsed pieces of a
-            path joined are the collapsed path.
+        blank: Id of the blank.
+        previous: Id of the frame before the first, `blank` at the start of a turn. With it, collapsing a path piece by
+            piece equals collapsing it at once.
 
     Returns:
         (U,) int64.
@@ -26,7 +26,7 @@ def collapse(ids: Tensor, blank: int, previous: int) -> Tensor:
 
 
 def frames_needed(units: Tensor, lengths: Tensor) -> Tensor:
-    """(M, U), right-padded, and (M,) -> (M,): frames that a path needs, one a unit and a blank between equal ones."""
+    """(M, U), right-padded, and (M,) -> (M,): frames of the shortest path, one per unit and a blank between repeats."""
     repeated = (units[:, 1:] == units[:, :-1]) & lengths_to_mask(lengths, units.shape[1])[:, 1:]
     return lengths + repeated.sum(1)
 
@@ -36,9 +36,9 @@ def edit_distances(first: Tensor, first_lengths: Tensor, second: Tensor, second_
 
     Args:
         first: (M, U) int64, right-padded.
-        first_lengths: (M,).
+        first_lengths: (M,) lengths.
         second: (M, W) int64, right-padded.
-        second_lengths: (M,).
+        second_lengths: (M,) lengths.
 
     Returns:
         (M,) int64.
@@ -48,7 +48,7 @@ def edit_distances(first: Tensor, first_lengths: Tensor, second: Tensor, second_
     for number in range(first.shape[1]):
         replaced = distances[:, :-1] + (first[:, number : number + 1] != second)
         best = torch.cat([distances[:, :1] + 1, torch.minimum(replaced, distances[:, 1:] + 1)], dim=1)
-        # An insertion goes one column on for 1: the least of all columns to the left, and the way from there.
+        # Insertions: the minimum over all columns to the left, plus the distance from there.
         best = (best - columns).cummin(dim=1).values + columns
         distances = torch.where((number < first_lengths).unsqueeze(1), best, distances)
     return distances.gather(1, second_lengths.unsqueeze(1)).squeeze(1)
@@ -62,21 +62,21 @@ def similarity_ctc_loss(
     target_lengths: Tensor,
     scale: float = 16.0,
 ) -> Tensor:
-    """CTC whose logits are `scale` times the cosine between a position and each class.
+    """CTC whose logits are `scale` times the cosine similarity between a position and each class.
 
-    A path needs the targets and the blank alone. The other classes, which may be a tokenizer's whole vocabulary, are
-    taken together as one: torch's CTC needs probabilities that add up to 1 for its gradients to be right.
+    Paths only contain the targets and the blank. All other classes, which may be a tokenizer's whole vocabulary, are
+    merged into one, since torch's CTC needs normalised probabilities for correct gradients.
 
     Args:
         hidden_states: (B, F, D).
         lengths: (B,) positions.
-        classes: (V, D) of length 1, of which the first is the blank's.
-        targets: (sum of `target_lengths`,) int64 classes, joined.
-        target_lengths: (B,).
-        scale: of the cosine.
+        classes: (V, D) unit vectors; the first is the blank's.
+        targets: (sum of `target_lengths`,) int64 classes, concatenated.
+        target_lengths: (B,) lengths of the targets.
+        scale: Factor of the cosine similarity.
 
     Returns:
-        The mean over B of the loss per target; turns with more targets than positions can hold count as 0.
+        The mean over B of the loss per target; turns with more targets than fit into their positions count as 0.
     """
     queries = scale * F.normalize(hidden_states, dim=-1)
     needed, places = torch.cat([targets.new_zeros(1), targets]).unique(return_inverse=True)  # the blank, 0, comes first

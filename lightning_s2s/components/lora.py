@@ -1,7 +1,7 @@
-"""Weights under LoRA and without it: names, what starts from the weights below, and adding it to them.
+"""Conversion of state dicts between models with and without LoRA.
 
-peft keeps three kinds of trained weights beside a layer's own: LoRA's matrices, whole copies (`modules_to_save`), and
-single rows of the embeddings (`trainable_token_indices`).
+peft keeps three kinds of trained weights beside the base weights: LoRA's matrices, copies of whole modules
+(`modules_to_save`), and single rows of the embeddings (`trainable_token_indices`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from lightning_s2s.components.weights import tied_names
 
 WRAPPERS = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)(?=\.)")
-"""What peft puts into the name of a layer's own weights."""
+"""What peft inserts into the names of base weights."""
 COPY = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 ROWS = re.compile(r"\.token_adapter\.trainable_tokens_delta\.(?P<adapter>[^.]+)$")
 MATRICES = re.compile(r"\.(lora_\w+)\.")
 
 
 def name_below(name: str) -> str:
-    """The name that a weight has without LoRA; its own where it has none."""
+    """The name of a weight in the model without LoRA."""
     return COPY.sub("", WRAPPERS.sub("", name))
 
 
 def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without LoRA as those of a `part` with it; as they are where `part` has none, or `found` has it already.
+    """Base weights as a state dict of `part`, which has LoRA; unchanged if `part` has none or `found` already has it.
 
-    Copies and rows start as what was found, and LoRA's matrices stay as they were built.
+    Copies and rows are initialised from the weights found; LoRA's matrices stay as they were initialised.
 
     Raises:
-        ValueError: LoRA's matrices were made of the weights that `part` was built with.
+        ValueError: LoRA's matrices were initialised from the base weights that `part` was built with.
     """
     own = part.state_dict()
     wrapped = {name_below(name) for name in own if WRAPPERS.search(name)}
@@ -54,7 +54,7 @@ def below_lora(part: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _magnitude(name: str, tensor: Tensor, found: dict[str, Tensor]) -> Tensor:
-    """DoRA's lengths of a layer's rows, which start as those of its own weights (Liu et al., arXiv:2402.09353)."""
+    """DoRA's magnitudes, initialised to the norms of the base weight's rows (Liu et al., arXiv:2402.09353)."""
     below = found.get(name[: MATRICES.search(name).start()] + ".weight")  # type: ignore[union-attr]
     if below is None or below.shape[0] != tensor.numel():
         raise ValueError(f"{name}: DoRA can't start from other weights here; train without use_dora")
@@ -72,15 +72,15 @@ def _check_start(part: nn.Module) -> None:
 
 
 def without_lora(model: nn.Module, state: dict[str, Tensor], keep_matrices: bool = False) -> dict[str, Tensor]:
-    """The state dict with all that was trained beside a layer's own weights in these, under the names without LoRA.
+    """The state dict with all adapters merged into the base weights, under the names without LoRA.
 
     Args:
-        model: with LoRA or without.
-        state: of it, tied weights once.
-        keep_matrices: leave LoRA's matrices beside the weights; copies and rows take their places all the same.
+        model: The model, with or without LoRA.
+        state: Its state dict, without the duplicates of tied weights.
+        keep_matrices: Whether to leave LoRA's matrices unmerged; copies and rows are merged in any case.
 
     Raises:
-        ValueError: a layer is adapted in a way that isn't a sum of weights, or one of two tied weights alone.
+        ValueError: An adapter can't be merged by adding weights, or only one of two tied weights was changed.
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -102,7 +102,7 @@ def without_lora(model: nn.Module, state: dict[str, Tensor], keep_matrices: bool
             plain |= {
                 f"{home}.{key.removeprefix('base_layer.')}": value for key, value in taken.items() if "base" in key
             }
-            if f"{home}.weight" in plain:  # of tied ones, the first has it
+            if f"{home}.weight" in plain:  # tied weights are stored under the first name
                 plain[f"{home}.weight"] = layer.get_merged_weights(layer.active_adapters).detach()
         elif isinstance(layer, BaseTunerLayer) and not keep_matrices:
             layer = cast(Any, layer)
@@ -123,13 +123,13 @@ def without_lora(model: nn.Module, state: dict[str, Tensor], keep_matrices: bool
 
 
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take the tensors of a module out of a state dict, by their names inside it."""
+    """Pop the tensors of a module from a state dict; the keys are relative to the module."""
     names = [name for name in state if name.startswith(f"{prefix}.")]
     return {name.removeprefix(f"{prefix}."): state.pop(name) for name in names}
 
 
 def _check_tied(model: nn.Module, changed: set[str]) -> None:
-    """Refuse to write one weight for embeddings and output head, where one of them has changed alone."""
+    """Raise ValueError if only one of tied embeddings and output head was changed."""
     for prefix, module in model.named_modules():
         tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
         if not tied or not hasattr(module, "get_output_embeddings"):
@@ -144,14 +144,14 @@ def _check_tied(model: nn.Module, changed: set[str]) -> None:
 
 
 def refresh_rows(layer: Any, *_: Any) -> None:
-    """After weights were loaded: what rows of the embeddings are put back to is theirs, not what was built."""
+    """After loading weights, update peft's copy of the original embedding rows."""
     if not layer.tied_adapter:
         for adapter, rows in layer.token_indices.items():
             layer.trainable_tokens_original[adapter] = layer.base_layer.weight.detach()[rows].clone()
 
 
-def rows_of(model: nn.Module, ids: list[int]) -> dict[str, list[int]]:
-    """`trainable_token_indices` for token ids: in the embeddings, and in an output head that isn't tied to them."""
+def rows_of(model: Any, ids: list[int]) -> dict[str, list[int]]:
+    """`trainable_token_indices` of token ids, for the embeddings and for an output head that isn't tied to them."""
     layers, head = [model.get_input_embeddings()], model.get_output_embeddings()
     if head is not None and head.weight is not layers[0].weight and getattr(head, "bias", None) is None:
         layers.append(head)

@@ -1,7 +1,6 @@
-"""The one door to transformers: models, tokenizers and feature extractors, by name or by their configuration.
+"""Loads models, tokenizers and feature extractors of transformers, by name or by their configuration.
 
-Whatever a folder or a hub id brings, no code of it is run: `auto_map` is not followed, and no attention kernels are
-fetched.
+No code from a folder or a hub repository is run: `auto_map` is ignored, and no attention kernels are downloaded.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,22 @@ from lightning_s2s.components.building import check_sizes
 from lightning_s2s.components.weights import check_finite_tensor, skipping_weights
 from lightning_s2s.support.extras import how_to_install
 from lightning_s2s.support.reading import read_json, reading
+from lightning_s2s.support.wording import unknown_name
 
 log = logging.getLogger(__name__)
 
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-"""What `attn_implementation` may be; transformers would fetch and run any other name as a kernel of the hub."""
+"""Allowed values of `attn_implementation`; transformers would download and run any other name as a hub kernel."""
 ATTENTION_KEYS = ("attn_implementation", "experts_implementation")
 FETCHES = ("use_pretrained_backbone", "use_timm_backbone", "quantization_config")
-"""Keys of a configuration by which transformers loads other models, or code that packs weights."""
+"""Keys of a configuration that make transformers load other models or quantisation code."""
 
 
 def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
-    """`transformers.<auto_class>.from_pretrained(name)`, its many errors as one ValueError that names `name`.
+    """`transformers.<auto_class>.from_pretrained(name)`, with all errors as a ValueError that names `name`.
 
     Raises:
-        ValueError: nothing of this name can be loaded, only by code that comes with it, or weights that aren't finite.
+        ValueError: Nothing of this name can be loaded, loading needs its own code, or a weight isn't finite.
     """
     import transformers
 
@@ -48,12 +48,12 @@ def load_pretrained(auto_class: str, name: str, **options: Any) -> Any:
 
 
 def load_model(auto_class: str, name: str, **options: Any) -> Any:
-    """`load_pretrained` of a model; transformers itself would draw what a checkpoint lacks at random, and go on.
+    """`load_pretrained` of a model that must be complete; transformers would initialise missing tensors at random.
 
-    In `lightning_s2s.components.weights.without_weights` it is built from its configuration alone.
+    In `lightning_s2s.components.weights.without_weights`, only its configuration is loaded.
 
     Raises:
-        ValueError: it can't be loaded, or isn't the checkpoint of such a model.
+        ValueError: The model can't be loaded, or the checkpoint is that of another model.
     """
     if skipping_weights():
         import transformers
@@ -74,15 +74,15 @@ def load_model(auto_class: str, name: str, **options: Any) -> Any:
 
 
 def model_config(config: Mapping[str, Any], where: str, what: str = "model") -> Any:
-    """A configuration of transformers from plain values, `model_type` among them.
+    """A configuration of transformers from plain values, including `model_type`.
 
     Args:
-        config: as a YAML or a model folder holds it.
-        where: it was given, for messages.
-        what: is configured, for messages.
+        config: Values from a YAML or a model folder.
+        where: Where they were given, for messages.
+        what: What they configure, for messages.
 
     Raises:
-        ValueError: there is no such `model_type`, a key is misspelt, has an impossible value, or loads code.
+        ValueError: The `model_type` is unknown, or a key is misspelt, has an invalid value, or loads code.
     """
     from transformers import AutoConfig
 
@@ -96,14 +96,14 @@ def model_config(config: Mapping[str, Any], where: str, what: str = "model") -> 
                 raise ValueError(f"{key}: is not taken from a configuration: it loads other models or code")
             if callable(getattr(type(default), key, None)):
                 raise ValueError(f"unknown key {key!r}")
-            # transformers keeps unknown keys, and takes its defaults (of billions of parameters)
+            # transformers accepts unknown keys, and uses its defaults (of billions of parameters)
             meant = [] if hasattr(default, key) else difflib.get_close_matches(key, vars(default), 1, cutoff=0.85)
             if meant:
                 raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
         built = AutoConfig.for_model(model_type, **settings)
     except ImportError:
         raise
-    except Exception as error:  # configurations check themselves in many ways, or not before they divide by zero
+    except Exception as error:  # configurations raise many kinds of errors
         raise ValueError(
             f"{where}: no {what} of transformers fits model_type {model_type!r} ({_reason(error)})"
         ) from None
@@ -115,7 +115,7 @@ def build_causal_lm(config: Mapping[str, Any], where: str = "config") -> Any:
     """A transformers causal LM with random weights.
 
     Raises:
-        ValueError: `config` is none of a causal LM, see `model_config`.
+        ValueError: `config` doesn't describe a causal LM, see `model_config`.
     """
     return build_from("AutoModelForCausalLM", model_config(config, where, "causal LM"), where, "causal LM")
 
@@ -124,16 +124,16 @@ def build_model(config: Mapping[str, Any], where: str) -> Any:
     """A model of transformers with random weights, without a head.
 
     Raises:
-        ValueError: `config` is none of a model, see `model_config`.
+        ValueError: `config` doesn't describe a model, see `model_config`.
     """
     return build_from("AutoModel", model_config(config, where), where)
 
 
 def build_from(auto_class: str, config: Any, where: str, what: str = "model") -> Any:
-    """A model with random weights by a configuration of transformers.
+    """A model with random weights from a configuration of transformers.
 
     Raises:
-        ValueError: it can't be built.
+        ValueError: The model can't be built.
     """
     import transformers
 
@@ -141,22 +141,28 @@ def build_from(auto_class: str, config: Any, where: str, what: str = "model") ->
         return getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
     except ImportError:
         raise
-    except Exception as error:  # models check their configuration in many ways, or not before they divide by zero
+    except Exception as error:  # models raise many kinds of errors
         raise ValueError(
             f"{where}: no {what} of transformers fits model_type {config.model_type!r} ({_reason(error)})"
         ) from None
 
 
 def without_code(config: Any) -> dict[str, Any]:
-    """A configuration of transformers as plain values for a model folder, without the places of code."""
+    """A configuration of transformers as plain values for a model folder, without references to code."""
     return {key: value for key, value in config.to_diff_dict().items() if key != "auto_map"}
+
+
+def check_model_type(model_type: object, allowed: Collection[str], where: str) -> None:
+    """Raise ValueError unless a configuration's `model_type` is one of those that a component supports."""
+    if model_type not in allowed:
+        raise ValueError(f"{where}: {unknown_name('model_type', str(model_type), allowed)}")
 
 
 def check_attention(config: Any, where: str) -> None:
     """Refuse a configuration that names an attention kernel of the hub, in its sub-configurations too.
 
     Raises:
-        ValueError: one is named, or an implementation whose package is missing: transformers would fetch it.
+        ValueError: One is named, or an implementation whose package is missing, which transformers would download.
     """
     from transformers.utils import is_flash_attn_2_available
 
@@ -178,7 +184,7 @@ def check_attention(config: Any, where: str) -> None:
 
 @contextlib.contextmanager
 def without_hub() -> Iterator[None]:
-    """Inside, nothing is fetched from the hub, whatever a configuration asks for."""
+    """Inside, nothing is downloaded from the hub."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -190,7 +196,7 @@ def without_hub() -> Iterator[None]:
 
 
 def is_model_class(auto_class: str) -> bool:
-    """Whether a name of transformers is a model's, not a configuration's, tokenizer's or feature extractor's."""
+    """Whether a class name of transformers is that of a model, not a configuration, tokenizer or feature extractor."""
     return not auto_class.endswith(("Config", "Tokenizer", "Extractor", "Processor"))
 
 
@@ -206,16 +212,16 @@ def _config_of(name: str, model_class: Any) -> Any:
 
 
 MAX_TOKENS = 10_000_000
-"""Of a vocabulary; the largest published ones have some 260,000."""
+"""Largest vocabulary; the largest published ones have about 260,000 tokens."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
     if known.__name__.endswith("Tokenizer"):
-        for file in TOKENIZER_FILES:  # transformers' messages don't say which of them is broken
+        for file in TOKENIZER_FILES:  # transformers' messages don't name the broken file
             if (path := Path(name, file)).is_file():
                 read_json(path)
-    with reading(name, known.__name__):  # tokenizers and configurations raise what they like
+    with reading(name, known.__name__):  # tokenizers and configurations raise many kinds of errors
         try:
             loaded = known.from_pretrained(name, trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError) as error:
@@ -232,7 +238,7 @@ def _from_pretrained(known: Any, name: str, **options: Any) -> Any:
 
 
 def _check_ids(vocabulary: Mapping[str, int], name: str) -> None:
-    """Refuse ids that no vocabulary is large enough for; saving such a tokenizer would count up to them."""
+    """Refuse impossibly large ids; saving such a tokenizer would iterate over all smaller ones."""
     token = max(vocabulary, key=vocabulary.__getitem__, default="")
     if vocabulary and vocabulary[token] >= MAX_TOKENS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written under a temporary name and renamed, checked before they are loaded."""
+"""Tensors in safetensors files: written atomically, and checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-    """Write the module's state dict to `folder/model.safetensors`, tied tensors once, floats as `dtype` when given.
+    """Write the module's state dict to `folder/model.safetensors`, tied tensors once, floats in `dtype` if given.
 
-    Where the module is sharded, all processes must call it, and the first one writes.
+    If the module is sharded, all ranks must call it, and rank 0 writes.
     """
     tied = tied_names(module)
     tensors = {
@@ -42,7 +42,7 @@ def save_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype | Non
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """Tells the module's weights from others, as a short name."""
+    """A short hash of the module's weights."""
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -51,46 +51,39 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write one safetensors file; it appears whole or not at all. Tensors are copied only where two share memory."""
+    """Write one safetensors file, atomically. Tensors are copied only if they share memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ready: dict[str, Tensor] = {}
-    places: set[int] = set()
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        ready[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
+        ready[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
     with replacing(path, own_folder=True) as temporary:
         save_file(ready, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors leaves its files to their owner alone
+        temporary.chmod(0o644)  # safetensors makes its files readable only by their owner
 
 
 def load_weights(module: nn.Module, folder: str | Path) -> None:
     """Read `folder/model.safetensors` into the module, in the module's own dtype.
 
     Raises:
-        ValueError: the file is missing or broken, or names or shapes differ from the module's; nothing is loaded then.
+        ValueError: The file is missing or broken, or names or shapes differ from the module's; nothing is loaded then.
     """
-    if skipping_weights():
-        return
-    path = Path(folder) / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the weights of {type(module).__name__}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    load_tensors(module, tensors, path)
+    if not skipping_weights():
+        path = Path(folder) / WEIGHTS
+        load_tensors(module, read_state_dict(path, f"the weights of {type(module).__name__}"), path)
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a file that torch pickled; nothing in it is ever run.
+    """Read the tensors of a safetensors file or of a file that torch pickled, without running any code in it.
 
     Args:
-        path: pickled, unless it ends in `.safetensors`.
-        what: is expected, for the message when the file is missing.
+        path: The file; pickled, unless its name ends in `.safetensors`.
+        what: What the file should hold, for the message if it is missing.
 
     Raises:
-        ValueError: the file is missing or broken, holds pickled code, or anything but named, finite tensors.
+        ValueError: The file is missing or broken, holds pickled code, or anything but named, finite tensors.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected {what}")
@@ -118,26 +111,22 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def check_finite_tensor(name: str, tensor: Tensor, file: str | Path) -> None:
-    """Refuse a tensor by which no model could answer.
-
-    Raises:
-        ValueError: it holds NaN or infinite values; the message names `file` and tensor.
-    """
+    """Raise ValueError, naming file and tensor, if a tensor holds NaN or infinite values."""
     if not all_finite(tensor):
         raise ValueError(f"{file}: {name} holds NaN or infinite values")
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `tensors` into the module after all names and shapes were compared.
+    """Check all names and shapes, then copy `tensors` into the module.
 
     Raises:
-        ValueError: names or shapes differ, or a tensor isn't finite; the message names `source` and the tensors.
+        ValueError: Names or shapes differ, or a tensor isn't finite; the message names `source` and the tensors.
     """
     module.load_state_dict(fitting_tensors(module, tensors, source))
 
 
 def fitting_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """The tensors as `load_state_dict` takes them, tied ones added; raises as `load_tensors`."""
+    """The tensors for `load_state_dict`, including tied ones; raises like `load_tensors`."""
     own = module.state_dict()
     found = with_tied(module, tensors)
     check_tensors(
@@ -159,17 +148,14 @@ def check_tensors(
     files: Mapping[str, str],
     source: str,
 ) -> None:
-    """Compare names and shapes.
+    """Raise ValueError if names or shapes of tensors differ.
 
     Args:
-        what: needs the tensors, for the message.
-        wanted: name -> shape.
-        found: name -> shape.
-        files: name -> the file that a found tensor is in.
-        source: what a missing tensor is missing from.
-
-    Raises:
-        ValueError: some differ.
+        what: Name of the module that needs the tensors, for the message.
+        wanted: Name -> shape of the module's tensors.
+        found: Name -> shape of the tensors found.
+        files: Name -> file of the tensors found.
+        source: Where missing tensors were expected, for the message.
     """
     missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unexpected:
@@ -186,7 +172,7 @@ def check_tensors(
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Second and further names of one parameter (an output head that is the embedding, say) -> its first name."""
+    """Further names of tied parameters, such as an output head that is the embedding -> their first name."""
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -198,7 +184,7 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 
 def with_tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, and under the names of tied parameters that they lack the one that they are tied to."""
+    """The tensors, completed under the further names of tied parameters."""
     filled = dict(tensors)
     for name, source in tied_names(module).items():
         if name not in filled and source in filled:
@@ -210,10 +196,10 @@ def with_tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The module's tensors. Where they are sharded, all processes must call it, and the first gets them, on the CPU.
+    """The module's tensors, gathered to the CPU of rank 0 if they are sharded; then all ranks must call it.
 
     Returns:
-        Name -> tensor; empty on all processes but the first where the module is sharded.
+        Name -> tensor; empty on other ranks if the module is sharded.
     """
     if not is_sharded(module):
         return module.state_dict()
@@ -232,7 +218,7 @@ _REGISTER_PARAMETER = nn.Module.register_parameter
 
 @contextlib.contextmanager
 def parameters_in_memory() -> Iterator[None]:
-    """Inside `parameters_on_meta`, for a module that must compute something while it is built: real parameters."""
+    """Inside `parameters_on_meta`, give real parameters to a module that computes something while it is built."""
     register = nn.Module.register_parameter
     nn.Module.register_parameter = _REGISTER_PARAMETER  # type: ignore[method-assign]
     try:
@@ -243,7 +229,7 @@ def parameters_in_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules that are built inside have parameters without memory; buffers, which no file may hold, are real."""
+    """Modules built inside have parameters without memory; their buffers are real, since files may not hold them."""
     register = nn.Module.register_parameter
 
     def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -263,7 +249,7 @@ _SKIPPING = False
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """As `parameters_on_meta`, and checkpoints of components aren't read: for processes that are sent their weights."""
+    """Like `parameters_on_meta`, but without reading components' checkpoints, for ranks that receive their weights."""
     global _SKIPPING
     before, _SKIPPING = _SKIPPING, True
     try:
@@ -279,16 +265,16 @@ def skipping_weights() -> bool:
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapping[str, str], source: str) -> None:
-    """Make `tensors` the module's own, in their dtype and without a copy, after names and shapes were compared.
+    """Check names and shapes, then assign `tensors` to the module, in their dtype and without a copy.
 
     Args:
-        module: usually built in `parameters_on_meta`.
-        tensors: name -> tensor; tied ones may be left out.
-        files: name -> the file that it comes from, for messages.
-        source: the folder, for messages.
+        module: Usually built in `parameters_on_meta`.
+        tensors: Name -> tensor; tied ones may be left out.
+        files: Name -> file that the tensor comes from, for messages.
+        source: The folder, for messages.
 
     Raises:
-        ValueError: a name, a shape or the kind of a dtype differs, or a tensor isn't finite; the module is as it was.
+        ValueError: A name, a shape or the kind of a dtype differs, or a tensor isn't finite; the module is unchanged.
     """
     own = module.state_dict()
     tied = tied_names(module)
@@ -313,20 +299,20 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], files: Mapp
 class Shards:
     """The tensors of a folder, in `model.safetensors` or in the files that `model.safetensors.index.json` names.
 
-    Only headers are read; `load` gives tensors that lie in the mapped files until they are used.
+    Only headers are read; `load` returns tensors that are mapped from the files until they are used.
 
     Args:
-        folder: where they are.
-        wanted: says which tensors of an index count; files that hold none of them need not be there.
+        folder: The folder.
+        wanted: Tells which tensors of an index are needed; files with none of them may be missing.
 
     Attributes:
-        folder: where they are.
-        files: tensor name -> its file.
-        shapes: tensor name -> shape.
-        dtypes: tensor name -> dtype as in the header, such as `BF16`.
+        folder: The folder.
+        files: Tensor name -> its file.
+        shapes: Tensor name -> shape.
+        dtypes: Tensor name -> dtype as in the header, such as `BF16`.
 
     Raises:
-        ValueError: a file is missing, broken or no safetensors file, or lacks a tensor that the index places in it.
+        ValueError: A file is missing, broken or no safetensors file, or lacks a tensor that the index places in it.
     """
 
     def __init__(self, folder: str | Path, wanted: Callable[[str], bool] = lambda name: True):
@@ -371,7 +357,6 @@ class Shards:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors by name."""
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self.files[name], []).append(name)
@@ -382,8 +367,23 @@ class Shards:
         return tensors
 
 
+def load_part(module: nn.Module, shards: Shards, names: Mapping[str, str]) -> None:
+    """Load a module out of a larger checkpoint, without reading the rest of it, in the dtype of the checkpoint.
+
+    Args:
+        module: Usually built in `parameters_on_meta`.
+        shards: The checkpoint.
+        names: Name of a tensor in the checkpoint -> its name in the module.
+
+    Raises:
+        ValueError: A name, a shape or the kind of a dtype differs, or a tensor isn't finite.
+    """
+    tensors = {names[name]: tensor for name, tensor in shards.load(names).items()}
+    assign_tensors(module, tensors, {own: str(shards.files[name]) for name, own in names.items()}, str(shards.folder))
+
+
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights lie in pieces on several processes now, so that computing with them needs all of these."""
+    """Whether the weights are sharded over several ranks, so that computing with them needs all ranks."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
     from torch.distributed.fsdp import FullyShardedDataParallel

@@ -1,8 +1,8 @@
 """Parity with the published GLM-4-Voice decoder, run in float32 on tiny random weights: mel and waveform within 1e-3.
 
 `golden/glm4_voice_decoder` has its weights as published (`flow.pt`, `hift.pt`) and what it computed. All sizes come
-from the folder. Attention heads of the estimator are in no tensor's shape: where the folder has no `config.yaml`, the
-numbers that its tensors allow are tried, likeliest first, and one of them must give the published mel.
+from the folder, from its `config.yaml` or from the shapes of its tensors. The estimator's number of attention heads is
+in no shape: those that its tensors allow are tried, likeliest first, and one of them must give the published mel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from glm4_voice_streaming import stream_difference
 from safetensors.torch import load_file
 
 from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
-from lightning_s2s.components.vocoders.glm4_voice.config import estimator_heads
+from parts.decoder_sizes import estimator_heads, sizes_of
 from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("glm4_voice_decoder", "flow.pt", "hift.pt", "golden.safetensors")
@@ -27,18 +27,18 @@ def golden() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def vocoder(golden) -> Glm4VoiceVocoder:
-    vocoder = Glm4VoiceVocoder(str(FOLDER)).eval()
     if (FOLDER / "config.yaml").is_file():
-        return vocoder
-    flow = vocoder.flow.config
-    inner = flow.num_heads * flow.attention_head_dim
-    for heads in estimator_heads(inner, flow.attention_heads, flow.encoder_size // flow.attention_heads):
-        sizes = {"num_heads": heads, "attention_head_dim": inner // heads}
-        tried = Glm4VoiceVocoder(str(FOLDER), config={"flow": sizes}).eval()
+        return Glm4VoiceVocoder(str(FOLDER)).eval()
+    sizes = sizes_of(FOLDER)
+    flow = sizes["flow"]
+    inner = flow["num_heads"] * flow["attention_head_dim"]
+    for heads in estimator_heads(inner, flow["attention_heads"], flow["encoder_size"] // flow["attention_heads"]):
+        flow |= {"num_heads": heads, "attention_head_dim": inner // heads}
+        vocoder = Glm4VoiceVocoder(str(FOLDER), config=sizes).eval()
         with torch.inference_mode():
-            if torch.allclose(tried.flow(golden["token"].long()), golden["mel_full"], **CLOSE):
-                return tried
-    return vocoder
+            if torch.allclose(vocoder.flow(golden["token"].long()), golden["mel_full"], **CLOSE):
+                return vocoder
+    return Glm4VoiceVocoder(str(FOLDER), config=sizes_of(FOLDER)).eval()
 
 
 @torch.inference_mode()

@@ -14,13 +14,13 @@ from lightning_s2s.support.ranges import Count
 class ConvAdapter(Adapter):
     """Convolutions of stride 2 with GLU, a residual bottleneck and LayerNorm: 25 Hz -> 6.25 Hz by default.
 
-    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler. Departure by default: padding is
-    silenced; the published code lets it reach the last positions of the shorter clips of a batch.
+    Source: OpenS2S, arXiv:2507.05177, Sec. 2.2, after fairseq's Conv1dSubsampler. Departure by default: padding is set
+    to zero; in the published code it leaks into the last positions of the shorter clips of a batch.
 
     Args:
-        kernel_sizes: one convolution each, every one halving the rate.
-        inner_width: of the bottleneck.
-        silence_padding: a clip in a batch equals the clip alone; False is the published behaviour.
+        kernel_sizes: Kernel size of each convolution; each halves the rate.
+        inner_width: Width of the bottleneck.
+        silence_padding: Whether to set padding to zero, so that batched equals single; False is as published.
     """
 
     paper = "arXiv:2507.05177"
@@ -31,7 +31,7 @@ class ConvAdapter(Adapter):
         self, kernel_sizes: tuple[Count, ...] = (5, 5), inner_width: Count = 512, silence_padding: bool = True
     ):
         super().__init__()
-        if not kernel_sizes or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+        if not kernel_sizes or any(size % 2 == 0 for size in kernel_sizes):
             raise ValueError(f"adapter conv: kernel_sizes must be odd and at least one; got {list(kernel_sizes)}")
         self.kernel_sizes, self.inner_width = tuple(kernel_sizes), inner_width
         self.silence_padding, self.reads_padding = silence_padding, not silence_padding

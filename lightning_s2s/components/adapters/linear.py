@@ -12,16 +12,16 @@ from lightning_s2s.support.ranges import Count
 
 @ADAPTERS.register("linear")
 class LinearAdapter(Adapter):
-    """Neighbouring frames stacked into one vector, then an MLP with one hidden layer: 25 Hz -> 5 Hz by default.
+    """Consecutive frames stacked into one vector, then an MLP with one hidden layer: 25 Hz -> 5 Hz by default.
 
     Source: SLAM-LLM, Ma et al., arXiv:2402.08846, Sec. 3.1; LLaMA-Omni, Fang et al., arXiv:2409.06666, Sec. 2.3.
-    Departures: GELU in place of ReLU; a last group that isn't full is filled with zeros, not dropped, so that the end
-    of the question is heard.
+    Departures: GELU in place of ReLU; a partial last group is padded with zeros, not dropped, so that the end of the
+    question is kept.
 
     Args:
-        downsampling: frames stacked into one.
-        hidden_width: of the MLP.
-        layer_norm: a LayerNorm at the end, as `conv` has; the papers have none.
+        downsampling: Number of frames stacked into one vector.
+        hidden_width: Width of the MLP's hidden layer.
+        layer_norm: Whether to add a LayerNorm at the end, as in `conv`; the papers have none.
     """
 
     paper = "arXiv:2402.08846"

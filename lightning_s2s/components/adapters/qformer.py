@@ -1,4 +1,4 @@
-"""`qformer`: learnt queries look at one window of audio after the other."""
+"""`qformer`: learnt queries attend to one window of audio after another."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class QformerAdapter(Adapter):
     """Window-level Q-Former: a fixed number of learnt queries for each second of audio, 6 Hz by default.
 
     The frames are cut into windows; in each, the same queries attend to each other and to the window's frames, in
-    Transformer layers, and become the LLM's positions. A window that isn't full has as many positions as any other.
+    Transformer layers, and become the LLM's positions. A partial window has as many positions as a full one.
     Source: SALMONN, Tang et al., arXiv:2310.13289, Sec. 3.1 (windows of 1/3 s with one query each, two layers).
     Departures: trained from scratch, not from BERT; the frames of a window have learnt positions.
 
     Args:
-        window_sec: length of a window; rounded to whole frames of the encoder.
-        num_queries: positions that a window becomes.
-        width: of the queries.
-        num_layers: Transformer layers.
-        num_heads: attention heads.
-        dropout: in the Transformer.
+        window_sec: Length of a window in seconds, rounded to whole frames of the encoder.
+        num_queries: Number of queries, which is the number of positions for a window.
+        width: Width of the queries.
+        num_layers: Number of Transformer layers.
+        num_heads: Number of attention heads.
+        dropout: Dropout in the Transformer.
 
     Raises:
-        ValueError: a number is too small, or `width` is no multiple of `num_heads`.
+        ValueError: `width` is no multiple of `num_heads`.
     """
 
     paper = "arXiv:2310.13289"
@@ -48,11 +48,6 @@ class QformerAdapter(Adapter):
         dropout: Share = 0.0,
     ):
         super().__init__()
-        if window_sec <= 0 or min(num_queries, width, num_layers, num_heads) < 1:
-            raise ValueError(
-                "adapter qformer: window_sec must be above 0, num_queries, width, num_layers and num_heads at least 1; "
-                f"got {window_sec}, {num_queries}, {width}, {num_layers}, {num_heads}"
-            )
         if width % num_heads:
             raise ValueError(f"adapter qformer: width must be a multiple of num_heads ({num_heads}); got {width}")
         self.window_sec, self.num_queries, self.width = window_sec, num_queries, width
@@ -63,10 +58,10 @@ class QformerAdapter(Adapter):
         self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
 
     def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
-        """Build the layers between the widths, and cut windows by the encoder's rate.
+        """Build the layers between the widths, for windows at the encoder's frame rate.
 
         Raises:
-            ValueError: the rate isn't given, or a window holds no frame.
+            ValueError: The frame rate is missing, or a window holds no frame.
         """
         if frame_rate_hz is None:
             raise ValueError("adapter qformer: needs the encoder's frame_rate_hz, to cut windows of window_sec")
@@ -87,9 +82,9 @@ class QformerAdapter(Adapter):
         x = F.pad(x, (0, 0, 0, -frames % self.window_frames))
         windows = x.unflatten(1, (-1, self.window_frames)) + self.positions  # (B, W, frames of a window, width)
         valid = lengths_to_mask(lengths, x.shape[1]).unflatten(1, (-1, self.window_frames))
-        used = valid.any(-1)  # windows of padding alone are left out: attention to nothing gives NaN
+        used = valid.any(-1)  # windows of padding are skipped: attention to nothing gives NaN
         queries = self.queries.expand(int(used.sum()), -1, -1)
-        heard = self.output(self.layers(queries, windows[used], memory_key_padding_mask=~valid[used]))
-        joined = heard.new_zeros(batch, windows.shape[1], self.num_queries, heard.shape[-1])
-        joined[used] = heard
+        outputs = self.output(self.layers(queries, windows[used], memory_key_padding_mask=~valid[used]))
+        joined = outputs.new_zeros(batch, windows.shape[1], self.num_queries, outputs.shape[-1])
+        joined[used] = outputs
         return joined.flatten(1, 2), -(-lengths // self.window_frames) * self.num_queries

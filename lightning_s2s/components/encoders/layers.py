@@ -1,4 +1,4 @@
-"""Which layer of a pretrained encoder is heard: one, or a learnt sum of all."""
+"""The choice of a pretrained encoder's layer: one, or a weighted sum of all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 
 class LayerSum(nn.Module):
-    """Sum of all layers' hidden states with learnable weights, a softmax that begins equal.
+    """Sum of all layers' hidden states with learnable softmax weights, initially equal.
 
     Source: SUPERB, Yang et al., arXiv:2105.01051, Sec. 3 (after ELMo).
-
-    Args:
-        num_layers: hidden states to sum.
     """
 
     def __init__(self, num_layers: int):
@@ -22,24 +19,24 @@ class LayerSum(nn.Module):
         self.weights = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
-        """As many (B, F, D) as there are weights -> (B, F, D)."""
+        """`num_layers` hidden states (B, F, D) -> (B, F, D)."""
         shares = self.weights.softmax(0)
         return sum(share * layer for share, layer in zip(shares, hidden_states, strict=True))
 
 
 def find_layer(layers: int | str, num_hidden_states: int, encoder: str) -> int | None:
-    """The option `layers` -> the place among the hidden states; None for the sum of all.
+    """Index of the hidden state that the option `layers` selects; None for the sum of all.
 
-    Hidden states count as transformers has them: 0 is the input of the first layer, 1 the first layer's output, -1 the
+    Hidden states are numbered as in transformers: 0 is the input of the first layer, 1 the first layer's output, -1 the
     last layer's.
 
     Args:
-        layers: a number, or `weighted`.
-        num_hidden_states: one more than there are layers.
-        encoder: who asks, for the message.
+        layers: A number, or `weighted`.
+        num_hidden_states: Number of hidden states, one more than there are layers.
+        encoder: Name of the encoder, for the message.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: There is no such hidden state.
     """
     if layers == "weighted":
         return None

@@ -21,22 +21,22 @@ from lightning_s2s.support.ranges import Count, Layers, Natural, NonNegative, Ra
 class MelEncoder(AudioEncoder):
     """Log-mel, two strided convolutions and a Transformer: 16 kHz -> 25 Hz, a few MB, for training from scratch.
 
-    The spectrogram's level is kept: how loud and how bright a voice is belongs to its emotion.
+    The spectrogram is not normalised, since loudness and brightness carry emotion.
 
     Args:
-        checkpoint: folder with the weights of an encoder trained before, of the same sizes; None starts from nothing.
-        width: D of the hidden states.
-        num_layers: Transformer layers.
-        num_heads: attention heads.
-        dropout: in the Transformer.
-        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
-        mel_masks: SpecAugment masks over mel bands while training.
-        time_mask_sec: longest mask over time.
-        mel_mask_bands: widest mask over mel bands, of 80.
-        gain_db: while training, the level of each clip is changed by up to so much.
-        mel_warp: while training, the mel axis of each clip is stretched by up to this share, as other vocal tracts
-            would do (Jaitly & Hinton, 2013).
-        time_warp: while training, the time axis of a batch is stretched by up to this share.
+        checkpoint: Folder with the weights of a trained encoder of the same sizes; None starts from random weights.
+        width: Width of the hidden states.
+        num_layers: Number of Transformer layers.
+        num_heads: Number of attention heads.
+        dropout: Dropout in the Transformer.
+        time_masks: Number of SpecAugment masks over time in training (Park et al., arXiv:1904.08779).
+        mel_masks: Number of SpecAugment masks over mel bands in training.
+        time_mask_sec: Longest mask over time, in seconds.
+        mel_mask_bands: Widest mask over mel bands, of 80.
+        gain_db: Largest random change of a clip's level in training, in dB.
+        mel_warp: Largest random stretching of a clip's mel axis in training, as a share; imitates other vocal tracts
+            (Jaitly & Hinton, 2013).
+        time_warp: Largest random stretching of a batch's time axis in training, as a share.
     """
 
     rates = "16 kHz -> 25 Hz"
@@ -96,7 +96,7 @@ class MelEncoder(AudioEncoder):
         return self.layers(x, src_key_padding_mask=~mask), lengths
 
     def _warp(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, mels, F) stretched along mel, each clip by its own factor, and along time, all by one."""
+        """Stretch (B, mels, F) along mel, with a factor for each clip, and along time, with a factor for the batch."""
         batch, num_mels, frames = features.shape
         draw = torch.rand(batch + 1, device=features.device) * 2 - 1
         size = max(1, round(frames * (1 + self.time_warp * float(draw[-1]))))
@@ -109,7 +109,7 @@ class MelEncoder(AudioEncoder):
         return warped, (lengths * size // frames).clamp(min=1)
 
     def _gain(self, features: Tensor) -> Tensor:
-        """Each clip louder or softer by its own amount."""
+        """Change the level of each clip at random."""
         draw = torch.rand(len(features), 1, 1, device=features.device) * 2 - 1
         return features + draw * self.gain_db * math.log(10) / 20 / 3.0
 

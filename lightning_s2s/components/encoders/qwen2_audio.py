@@ -1,4 +1,4 @@
-"""`qwen2_audio`: the encoder of Qwen2-Audio, which OpenS2S hears with."""
+"""`qwen2_audio`: the encoder of Qwen2-Audio, which OpenS2S uses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.encoders.windows import WindowedAudioEncoder
 from lightning_s2s.components.pretrained import model_config
 from lightning_s2s.components.registry import ENCODERS
-from lightning_s2s.components.weights import INDEX, WEIGHTS, Shards, assign_tensors, parameters_on_meta, read_json
+from lightning_s2s.components.weights import INDEX, WEIGHTS, Shards, load_part, parameters_on_meta
 from lightning_s2s.support.ranges import Natural, NonNegative
+from lightning_s2s.support.reading import read_json
 
 PREFIXES = ("audio_tower.", "model.audio_tower.", "audio_encoder_model.", "")
-"""Where a checkpoint keeps the encoder: Qwen2-Audio itself, an OpenS2S folder, or the encoder alone."""
+"""Prefixes of the encoder's tensors in Qwen2-Audio, in an OpenS2S folder and in a checkpoint of the encoder alone."""
 CONFIG_KEYS = ("audio_config", "audio_encoder_config")
 
 
@@ -24,21 +25,21 @@ CONFIG_KEYS = ("audio_config", "audio_encoder_config")
 class Qwen2AudioEncoder(WindowedAudioEncoder):
     """Encoder of Qwen2-Audio (Chu et al., arXiv:2407.10759): Whisper-large-v3's shape, average pooling, 25 Hz.
 
-    Audio is cut into windows of 30 s, each padded and encoded alone, and the frames with audio are joined in order.
+    Audio is cut into windows of 30 s, each padded and encoded separately, and the audio frames are joined in order.
     As in the published OpenS2S code, the padding takes part in the attention.
 
     Args:
-        checkpoint: hub id or folder of Qwen2-Audio, of an OpenS2S model, or of the encoder alone; of a hub repository
+        checkpoint: Hub id or folder of Qwen2-Audio, of an OpenS2S model, or of the encoder alone; of a hub repository
             only the files that hold the encoder are downloaded.
-        config: instead of a checkpoint, the `Qwen2AudioEncoderConfig` of an encoder with random weights.
-        real_frames_only: encode only the frames with audio: faster, but not what was published.
-        layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
-            last layer with the norm that follows it. The layers above are dropped. A list puts several side by side,
-            each normalised: the first ones know more of the voice, the last ones of the words.
-        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
-        mel_masks: SpecAugment masks over mel bands while training.
-        time_mask_sec: longest mask over time.
-        mel_mask_bands: widest mask over mel bands.
+        config: Instead of a checkpoint, the `Qwen2AudioEncoderConfig` of an encoder with random weights.
+        real_frames_only: Whether to encode only the audio frames: faster, but not as published.
+        layers: Index of the hidden state to use, as in transformers: 0 is the input of the first layer, -1 the output
+            of the last layer with its norm. The layers above are dropped. The hidden states of a list are normalised
+            and concatenated: the lower ones carry more of the voice, the upper ones more of the words.
+        time_masks: Number of SpecAugment masks over time in training (Park et al., arXiv:1904.08779).
+        mel_masks: Number of SpecAugment masks over mel bands in training.
+        time_mask_sec: Longest mask over time, in seconds.
+        mel_mask_bands: Widest mask over mel bands.
     """
 
     paper = "arXiv:2407.10759"
@@ -87,28 +88,25 @@ def build_encoder(config: dict[str, Any]) -> Any:
 
 
 def load_encoder(checkpoint: str) -> Any:
-    """The encoder out of a larger checkpoint, without loading the rest."""
+    """Load the encoder from a larger checkpoint, without loading the rest."""
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else _download(checkpoint)
     config = read_json(folder / "config.json")
     config = next((config[key] for key in CONFIG_KEYS if key in config), config)
     shards = Shards(folder, _may_be_encoder)
     prefix = next(p for p in PREFIXES if any(name.startswith(f"{p}conv1.") for name in shards.files) or not p)
-    names = {name: name.removeprefix(prefix) for name in shards.files if name.startswith(prefix)}
     with parameters_on_meta():
         encoder = build_encoder(config)
-    tensors = {names[name]: tensor for name, tensor in shards.load(names).items()}
-    files = {short: str(shards.files[name]) for name, short in names.items()}
-    assign_tensors(encoder, tensors, files, str(folder))
+    load_part(encoder, shards, {name: name.removeprefix(prefix) for name in shards.files if name.startswith(prefix)})
     return encoder.float()
 
 
 def _may_be_encoder(name: str) -> bool:
-    """Whether a tensor of a larger checkpoint can belong to the encoder."""
+    """Whether a tensor of a larger checkpoint may belong to the encoder."""
     return name.startswith((*filter(None, PREFIXES), "conv", "embed_positions.", "layers.", "layer_norm."))
 
 
 def _download(repository: str) -> Path:
-    """The files of a hub repository that hold the encoder, in the hub's cache."""
+    """Download the files of a hub repository that hold the encoder; returns their folder in the hub's cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
@@ -116,7 +114,7 @@ def _download(repository: str) -> Path:
         config = Path(hf_hub_download(repository, "config.json"))
         try:
             weight_map = read_json(Path(hf_hub_download(repository, INDEX)))["weight_map"]
-        except EntryNotFoundError:  # one file holds all
+        except EntryNotFoundError:  # there is a single file
             hf_hub_download(repository, WEIGHTS)
             return config.parent
         for file in sorted({file for name, file in weight_map.items() if _may_be_encoder(name)}):

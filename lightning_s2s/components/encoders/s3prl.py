@@ -28,36 +28,36 @@ from lightning_s2s.components.weights import parameters_in_memory
 from lightning_s2s.support.wording import near_names
 
 TAKES_CHECKPOINT = ("_local", "_custom", "_url")
-"""How the names of upstreams end that are built from a checkpoint which the user names."""
+"""Suffixes of upstreams that are built from a checkpoint given by the user."""
 WITHOUT_WEIGHTS = ("fbank", "fbank_no_cmvn", "linear", "mel", "mfcc", "spectrogram", "stft_mag")
-"""Upstreams that compute features alone."""
+"""Upstreams that only compute features."""
 BROKEN_UPSTREAMS = ("s3prl.upstream.byol_s.hubconf", "s3prl.upstream.mos_prediction.hubconf")
-"""Modules of s3prl 0.4.18 that need parts of torchaudio which are gone, and whose failing would hide all others."""
+"""Modules of s3prl 0.4.18 that need removed parts of torchaudio; if one fails to import, so does every upstream."""
 TENSOR = "__tensor__"
 _ONE_AT_A_TIME = threading.Lock()
-"""s3prl collects hidden states in the upstream itself, which answers in several threads would mix up."""
+"""s3prl collects hidden states in the upstream itself, which concurrent forwards would mix up."""
 
 
 @ENCODERS.register("s3prl")
 class S3prlEncoder(AudioEncoder):
     """Any upstream of the package s3prl, by name or local checkpoint: 16 kHz -> 50 or 100 Hz, weighted layer sum.
 
-    Source: S3PRL and SUPERB, Yang et al., arXiv:2105.01051. Clips of different length are encoded one after the other,
-    since many upstreams let padding change a clip; for HuBERT, WavLM and wav2vec 2.0, `ssl` is faster.
+    Source: S3PRL and SUPERB, Yang et al., arXiv:2105.01051. Clips of different length are encoded one at a time, since
+    in many upstreams padding changes the result; for HuBERT, WavLM and wav2vec 2.0, `ssl` is faster.
 
     Args:
-        upstream: name, such as `fbank`, `wavlm_base_plus` (s3prl downloads it) or `wavlm_local`.
-        checkpoint: file or URL for an upstream whose name ends in `_local`, `_custom` or `_url`.
-        config: instead of a checkpoint, its content with each tensor replaced by its shape, as a model folder holds it;
-            the weights are zeros until they are loaded.
-        layers: `weighted`, a learnable sum of all hidden states, or the number of one, as s3prl gives them.
-        options: further arguments of the upstream.
-        trust_checkpoint: run the code that a checkpoint may hold beside tensors and plain values.
-        pad_batches: encode a padded batch at once, as s3prl does.
+        upstream: Name, such as `fbank`, `wavlm_base_plus` (s3prl downloads it) or `wavlm_local`.
+        checkpoint: File or URL for an upstream whose name ends in `_local`, `_custom` or `_url`.
+        config: Instead of a checkpoint, its content with each tensor replaced by its shape, as stored in a model
+            folder; the weights are zeros until they are loaded.
+        layers: `weighted`, a learnable sum of all hidden states, or the index of one hidden state, as in s3prl.
+        options: Further arguments of the upstream.
+        trust_checkpoint: Whether to run code that a checkpoint holds beside tensors and plain values.
+        pad_batches: Whether to encode a padded batch at once, as s3prl does.
 
     Raises:
-        ValueError: no such upstream or layer, layers that can't be summed, a checkpoint that isn't there or holds code,
-            or the package isn't installed.
+        ValueError: There is no such upstream or layer, the layers can't be summed, or the checkpoint is missing or
+            holds code.
     """
 
     paper = "arXiv:2105.01051"
@@ -87,7 +87,7 @@ class S3prlEncoder(AudioEncoder):
                 self._outline = outline(checkpoint, trust_checkpoint)
         elif config is not None and not trust_checkpoint:
             refuse_expressions(config, f"encoder s3prl: config of {upstream}")
-        with parameters_in_memory(), contextlib.ExitStack() as stack:  # s3prl encodes a trial while it builds
+        with parameters_in_memory(), contextlib.ExitStack() as stack:  # s3prl runs a forward pass while it builds
             file = checkpoint if config is None else stack.enter_context(file_of(config))
             self.encoder = _build(upstream, file, options, trust_checkpoint)
         place = find_layer(layers, self.encoder.num_layers, "encoder s3prl")
@@ -105,7 +105,7 @@ class S3prlEncoder(AudioEncoder):
 
     @classmethod
     def check_stored(cls, init_args: dict[str, Any]) -> None:
-        """A folder must bring the outline of its checkpoint, unless the upstream has no weights."""
+        """Refuse a folder without the outline of its checkpoint, unless the upstream has no weights."""
         upstream = init_args.get("upstream")
         if init_args.get("config") is None and upstream not in WITHOUT_WEIGHTS:
             raise ValueError(f"upstream: got {upstream!r}, for which s3prl fetches or unpickles a checkpoint")
@@ -113,7 +113,7 @@ class S3prlEncoder(AudioEncoder):
             raise ValueError(f"options: got {init_args['options']!r}; texts among them name files that s3prl reads")
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        """With the outline of its checkpoint where there is one; else the upstream finds its own files again."""
+        """With the outline of the checkpoint, if there is one; otherwise the upstream locates its own files again."""
         if self._outline is None:
             return self.init_args
         return {**self.init_args, "checkpoint": None, "config": self._outline}
@@ -121,21 +121,21 @@ class S3prlEncoder(AudioEncoder):
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         counts = (lengths - 1) // self.stride + 1
         if self.pad_batches:
-            return self._hear(waveform, lengths), counts
+            return self._encode(waveform, lengths), counts
         clips: dict[int, Tensor] = {}
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten()
-            heard = self._hear(waveform[rows, :length], lengths[rows])
-            clips |= dict(zip(rows.tolist(), heard, strict=True))
+            hidden_states = self._encode(waveform[rows, :length], lengths[rows])
+            clips |= dict(zip(rows.tolist(), hidden_states, strict=True))
         return pad_sequence([clips[row] for row in range(len(lengths))], batch_first=True), counts
 
-    def _hear(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+    def _encode(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         with _ONE_AT_A_TIME:
             hidden_states, _ = self._in_float32(waveform, lengths)
         return hidden_states[self.place] if self.layer_sum is None else self.layer_sum(hidden_states)
 
     def _in_float32(self, waveform: Tensor, lengths: Tensor) -> Any:
-        """What the upstream gives with float32 weights: many know no other precision."""
+        """Run the upstream with float32 weights: many support no other precision."""
         tensors = dict([*self.encoder.named_parameters(), *self.encoder.named_buffers()])
         narrow = {name: x for name, x in tensors.items() if x.is_floating_point() and x.dtype != torch.float32}
         if not narrow:
@@ -167,7 +167,7 @@ def _is_url(checkpoint: str) -> bool:
 
 
 def _download(checkpoint: str) -> str:
-    """The file that a URL names, in s3prl's own cache; any other checkpoint as it is."""
+    """The local path of a checkpoint; a URL is downloaded to s3prl's own cache."""
     if not _is_url(checkpoint):
         return checkpoint
     import_s3prl()
@@ -180,25 +180,12 @@ def _download(checkpoint: str) -> str:
 
 
 def import_s3prl() -> ModuleType:
-    """`s3prl.nn`, without the upstreams that can't be imported any more.
-
-    Raises:
-        ValueError: it is not installed, or torchaudio doesn't fit torch.
-    """
+    """`s3prl.nn`, without the upstreams that can't be imported any more."""
     for name in BROKEN_UPSTREAMS:
         sys.modules.setdefault(name, ModuleType(name))
     logging.getLogger("s3prl.upstream.espnet_hubert").setLevel(logging.ERROR)  # warns that ESPnet isn't installed
-    try:
-        import s3prl.nn
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"encoder s3prl: the package {error.name} is missing; pip install 'lightning-s2s[ssl]'"
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"encoder s3prl: torchaudio can't be imported ({str(error).splitlines()[0]}); beside a CPU-only torch, "
-            "tools/cpu_torchaudio.py repairs it"
-        ) from None
+    import s3prl.nn
+
     return s3prl.nn
 
 
@@ -215,7 +202,7 @@ def _build(upstream: str, checkpoint: str | None, options: dict[str, Any] | None
 
 @contextlib.contextmanager
 def _pickles(trusted: bool) -> Iterator[None]:
-    """`torch.load`, which s3prl calls in its own ways, refuses code meanwhile, or runs it when the file is trusted."""
+    """Inside, any `torch.load`, also s3prl's own, refuses pickled code unless the file is trusted."""
     variable = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" if trusted else "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)
     os.environ[variable] = "1"
@@ -232,12 +219,12 @@ def _pickles(trusted: bool) -> Iterator[None]:
 
 
 def outline(checkpoint: str, trusted: bool = False) -> dict[str, Any] | None:
-    """The content of a checkpoint with each tensor replaced by its dtype and shape, so that JSON can hold it.
+    """The content of a checkpoint with each tensor replaced by its dtype and shape, for storing it as JSON.
 
-    None where it holds anything but tensors and plain values: such an upstream can't be built without the file.
+    None if the checkpoint holds anything but tensors and plain values: then the upstream can't be built without it.
 
     Raises:
-        ValueError: it is not trusted, and a text in it is an expression that s3prl could run.
+        ValueError: The checkpoint is not trusted, and a string in it is an expression that s3prl could evaluate.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -252,18 +239,18 @@ HARMLESS = (
     ast.Expression, ast.Constant, ast.Name, ast.Attribute, ast.Load, ast.Tuple, ast.List, ast.BinOp, ast.UnaryOp,
     ast.Add, ast.Sub, ast.Mult, ast.unaryop,
 )  # fmt: skip
-"""Parts of an expression that do no more than put numbers into lists."""
+"""Syntax nodes that can only build lists of numbers."""
 LONGEST_EXPRESSION = 10_000
-"""Letters of a text that is looked at, and items of the lists that it makes."""
+"""Maximum length of an expression, and of the lists that it builds."""
 
 
 def refuse_expressions(content: Any, where: str) -> None:
-    """Refuse texts that do more than list numbers: s3prl hands some of a checkpoint's texts to `eval`.
+    """Refuse strings that are more than lists of numbers: s3prl passes some strings of a checkpoint to `eval`.
 
-    Such as `conv_feature_layers`, which is `[(512, 10, 5)] + [(512, 3, 2)] * 4` in many.
+    An example is `conv_feature_layers`, which is `[(512, 10, 5)] + [(512, 3, 2)] * 4` in many checkpoints.
 
     Raises:
-        ValueError: there is one.
+        ValueError: There is such a string.
     """
     values = [content]
     while values:
@@ -272,20 +259,20 @@ def refuse_expressions(content: Any, where: str) -> None:
             values += [*value, *value.values()]
         elif isinstance(value, list | tuple):
             values += value
-        elif isinstance(value, str) and _does_something(value):
+        elif isinstance(value, str) and _has_effects(value):
             raise ValueError(
                 f"{where}: the text {value[:80]!r} is code, which s3prl could run; trust_checkpoint: true loads it "
                 "all the same"
             )
 
 
-def _does_something(text: str) -> bool:
-    """Whether `eval` of a text could do more than put a few numbers into lists."""
+def _has_effects(text: str) -> bool:
+    """Whether evaluating a string could do more than build short lists of numbers."""
     if len(text) > LONGEST_EXPRESSION:
         return True
     try:
         nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
-    except (SyntaxError, ValueError):  # `eval` would refuse it as well
+    except (SyntaxError, ValueError):  # `eval` would fail as well
         return False
     except (RecursionError, MemoryError):
         return True
@@ -311,12 +298,12 @@ def _without_tensors(value: Any) -> Any:
 
 @contextlib.contextmanager
 def file_of(config: dict[str, Any]) -> Iterator[str]:
-    """A checkpoint file with that outline and zeros as weights, for as long as the upstream is built."""
+    """A temporary checkpoint file with this outline and zeros as weights."""
 
     def fill(value: Any) -> Any:
         if isinstance(value, dict) and TENSOR in value:
             dtype, *shape = value[TENSOR]
-            return torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)  # one number in the file
+            return torch.zeros((), dtype=getattr(torch, dtype)).expand(shape)  # stored as a single number
         if isinstance(value, dict):
             return {key: fill(item) for key, item in value.items()}
         return [fill(item) for item in value] if isinstance(value, list) else value

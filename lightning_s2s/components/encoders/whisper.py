@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.encoders.windows import WindowedAudioEncoder
+from lightning_s2s.components.pretrained import load_model, model_config
 from lightning_s2s.components.registry import ENCODERS
 from lightning_s2s.support.ranges import Natural, NonNegative
 
@@ -16,22 +17,22 @@ from lightning_s2s.support.ranges import Natural, NonNegative
 class WhisperEncoder(WindowedAudioEncoder):
     """Encoder of a Whisper checkpoint (Radford et al., arXiv:2212.04356), averaged in pairs to 25 Hz.
 
-    Audio is cut into windows of 30 s, each padded and encoded alone, and the frames with audio are joined in order.
+    Audio is cut into windows of 30 s, each padded and encoded separately, and the audio frames are joined in order.
     As in the published OpenS2S code, the padding takes part in the attention; there, `pooling` is 1.
 
     Args:
-        checkpoint: hub id or folder of a Whisper model.
-        config: instead of a checkpoint, the configuration of an encoder with random weights.
-        pooling: hidden states averaged into one; 2 gives 25 Hz, 1 leaves Whisper's 50 Hz.
-        real_frames_only: encode only the frames with audio: faster, but not what was published (and not what Whisper
-            was trained on).
-        layers: the layer that is heard, as transformers counts hidden states: 0 is the input of the first layer, -1 the
-            last layer with the norm that follows it. The layers above are dropped. A list puts several side by side,
-            each normalised: the first ones know more of the voice, the last ones of the words.
-        time_masks: SpecAugment masks over time while training (Park et al., arXiv:1904.08779).
-        mel_masks: SpecAugment masks over mel bands while training.
-        time_mask_sec: longest mask over time.
-        mel_mask_bands: widest mask over mel bands.
+        checkpoint: Hub id or folder of a Whisper model.
+        config: Instead of a checkpoint, the configuration of an encoder with random weights.
+        pooling: Hidden states averaged into one; 2 gives 25 Hz, 1 keeps Whisper's 50 Hz.
+        real_frames_only: Whether to encode only the audio frames: faster, but not as published (and not as Whisper was
+            trained).
+        layers: Index of the hidden state to use, as in transformers: 0 is the input of the first layer, -1 the output
+            of the last layer with its norm. The layers above are dropped. The hidden states of a list are normalised
+            and concatenated: the lower ones carry more of the voice, the upper ones more of the words.
+        time_masks: Number of SpecAugment masks over time in training (Park et al., arXiv:1904.08779).
+        mel_masks: Number of SpecAugment masks over mel bands in training.
+        time_mask_sec: Longest mask over time, in seconds.
+        mel_mask_bands: Widest mask over mel bands.
     """
 
     paper = "arXiv:2212.04356"
@@ -55,25 +56,22 @@ class WhisperEncoder(WindowedAudioEncoder):
         super().__init__()
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Encoder
 
-        from lightning_s2s.components.pretrained import load_model, model_config
-
         if pooling not in (1, 2):
             raise ValueError(f"encoder whisper: pooling must be 1 or 2; got {pooling}")
         if config is not None:
             self.encoder = Encoder(model_config({**config, "model_type": "whisper"}, "encoder whisper: config"))
-        else:
+        elif checkpoint is not None:
             self.encoder = load_model("WhisperForConditionalGeneration", checkpoint).model.encoder
+        else:
+            raise ValueError("encoder whisper: give either checkpoint or config")
         self.pooling, self.frame_rate_hz = pooling, 50.0 / pooling
         self.set_up(layers, real_frames_only, time_masks, mel_masks, time_mask_sec, mel_mask_bands)
 
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        return self._pool(norm(hidden_states))
+        hidden_states = norm(hidden_states)
+        if self.pooling == 1:
+            return hidden_states
+        return hidden_states[:, : hidden_states.shape[1] // 2 * 2].unflatten(1, (-1, 2)).mean(2)
 
     def count_frames(self, positions: Tensor) -> Tensor:
         return positions // self.pooling
-
-    def _pool(self, hidden_states: Tensor) -> Tensor:
-        if self.pooling == 1:
-            return hidden_states
-        whole = hidden_states.shape[1] // 2 * 2
-        return hidden_states[:, :whole].unflatten(1, (-1, 2)).mean(2)

@@ -1,4 +1,4 @@
-"""What encoders of Whisper's kind share: log-mel, windows of 30 s encoded alone, frames joined in order."""
+"""Base of Whisper-style encoders: log-mel, windows of 30 s encoded separately, frames joined in order."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from lightning_s2s.components.encoders.specaugment import SpecAugment
 from lightning_s2s.components.pretrained import without_code
 
 HOP_SAMPLES = 160
-"""Samples between mel frames, which come at 100 Hz."""
+"""Samples between mel frames, at 100 Hz."""
 WINDOW_FRAMES = 3_000
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
 WINDOWS_AT_ONCE = 2
-"""Whole windows that a CPU encodes in one go: what more of them compute falls out of its caches."""
+"""Full windows that a CPU encodes together; with more, activations no longer fit into its caches."""
 
 
 def normalise(hidden_states: Tensor) -> Tensor:
-    """(..., D) -> the same with mean 0 and variance 1."""
+    """(..., D) -> (..., D) with mean 0 and variance 1."""
     return F.layer_norm(hidden_states, hidden_states.shape[-1:])
 
 
 class WindowedAudioEncoder(AudioEncoder):
     """Encoders of transformers with Whisper's shape: two convolutions, 1,500 positions for 30 s, Transformer layers.
 
-    As published with OpenS2S: the log-mel of a whole clip, zero-padded to a multiple of 30 s, is cut into windows, each
-    is encoded alone, without an attention mask (so the padding takes part), and the frames with audio are joined. What
-    stands behind a clip's frames in a batch is what the encoder made of its padding. The last layer computes only the
-    positions that are heard of any window; they attend to all.
+    As published with OpenS2S: the log-mel of a clip, zero-padded to a multiple of 30 s, is cut into windows, each is
+    encoded separately, without an attention mask (so the padding takes part), and the audio frames are joined. In a
+    batch, a clip's frames are followed by encoded padding. The last layer computes only positions with audio in any of
+    the windows; they attend to all positions.
 
     A subclass builds `encoder`, then calls `set_up`.
     """
@@ -46,10 +46,10 @@ class WindowedAudioEncoder(AudioEncoder):
     features: Any
     real_frames_only: bool
     beside: list[int]
-    """Layers that are heard beside the topmost one."""
+    """Layers whose hidden states are used beside those of the topmost one."""
     last_layer_alone: bool
     separate_queries = False
-    """Whether attention takes queries apart from keys and values."""
+    """Whether the attention accepts queries for a part of the positions."""
 
     def set_up(
         self,
@@ -60,18 +60,18 @@ class WindowedAudioEncoder(AudioEncoder):
         time_mask_sec: float,
         mel_mask_bands: int,
     ) -> None:
-        """What the encoders have in common, once `encoder` is there.
+        """Finish the construction, once `encoder` is built.
 
         Args:
-            layers: the layer that is heard, counted as `find_layer` does; those above it are dropped, and the norm that
-                follows the last layer with them. Of a list, each layer is normalised to mean 0 and variance 1 (the
-                last one by its own norm), and they stand side by side.
-            real_frames_only: cut windows to their frames with audio before they are encoded: faster, batched equals
-                single, and other numbers than published, since the attention sees no padding.
-            time_masks: of SpecAugment, over the whole clip, before it is cut into windows.
-            mel_masks: of SpecAugment.
-            time_mask_sec: longest mask over time.
-            mel_mask_bands: widest mask over mel bands.
+            layers: Index of the hidden state, as in `find_layer`; layers above it are dropped, together with the norm
+                after the last layer. The hidden states of a list are normalised to mean 0 and variance 1 (the last
+                layer's by its own norm) and concatenated.
+            real_frames_only: Whether to cut windows to their audio frames before encoding: faster, batched equals
+                single, but different from the published numbers, since the attention sees no padding.
+            time_masks: SpecAugment masks over time; they span the whole clip, before it is cut into windows.
+            mel_masks: SpecAugment masks over mel bands.
+            time_mask_sec: Longest mask over time, in seconds.
+            mel_mask_bands: Widest mask over mel bands.
         """
         from transformers import WhisperFeatureExtractor
 
@@ -80,11 +80,11 @@ class WindowedAudioEncoder(AudioEncoder):
         places = [find_layer(number, num_layers + 1, name) for number in wanted]
         if None in places:
             raise ValueError(f"{name}: layers must be numbers; a sum of all layers is for ssl and s3prl")
-        heard = sorted({place for place in places if place is not None})
-        if not heard or len(heard) < len(wanted):
+        chosen = sorted({place for place in places if place is not None})
+        if not chosen or len(chosen) < len(wanted):
             raise ValueError(f"{name}: layers must be a number, or a list of different ones; got {layers!r}")
-        *self.beside, top = heard
-        self.last_layer_alone = heard == [num_layers]
+        *self.beside, top = chosen
+        self.last_layer_alone = chosen == [num_layers]
         width = self.encoder.config.d_model
         if top < num_layers:
             self.encoder.layers = self.encoder.layers[:top]
@@ -93,7 +93,7 @@ class WindowedAudioEncoder(AudioEncoder):
         if self.separate_queries and len(self.encoder.layers):
             last = self.encoder.layers[-1]
             last.forward = functools.partial(_first_positions, last)
-        self.width = width * len(heard)
+        self.width = width * len(chosen)
         self.features = WhisperFeatureExtractor(feature_size=self.encoder.config.num_mel_bins)
         self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
 
@@ -102,17 +102,17 @@ class WindowedAudioEncoder(AudioEncoder):
 
     @abstractmethod
     def finish(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """What follows the layers: norm and pooling, (P, S, D) at 50 Hz -> (P, F, D)."""
+        """Norm and pooling after the layers: (P, S, D) at 50 Hz -> (P, F, D)."""
 
     @abstractmethod
     def count_frames(self, positions: Tensor) -> Tensor:
-        """Positions at 50 Hz -> frames that `finish` leaves."""
+        """Number of positions at 50 Hz -> number of frames after `finish`."""
 
     def log_mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) and (B,) samples -> (B, mels, 3000 W), W windows for the longest clip."""
         size = -(-max(1, int(lengths.max())) // WINDOW_SAMPLES) * WINDOW_SAMPLES
         clips = [row[:length].float().cpu().numpy() for row, length in zip(waveform, lengths.tolist(), strict=True)]
-        with torch.autocast("cpu", enabled=False):  # the extractor computes by torch, and hands over by numpy
+        with torch.autocast("cpu", enabled=False):  # the extractor uses torch, and returns numpy
             features = self.features(clips, sampling_rate=self.sample_rate, max_length=size, return_tensors="pt")
         return features.input_features.to(waveform.device, self.encoder.conv1.weight.dtype)
 
@@ -134,7 +134,7 @@ class WindowedAudioEncoder(AudioEncoder):
             hidden = torch.cat(list(pieces))
         counts = self.count_frames((valid + 1) // 2)
         lengths = counts.sum(1)
-        # All but a clip's last window are full, so joining whole windows leaves no gap between frames with audio.
+        # All but a clip's last window are full, so joining whole windows leaves no gaps between audio frames.
         joined = [torch.cat(list(row)) for row in hidden.split(used.sum(1).tolist())]
         frames = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
         return frames[:, : int(lengths.max())], lengths
@@ -143,10 +143,10 @@ class WindowedAudioEncoder(AudioEncoder):
         """Windows (P, mels, 3000) -> (P, F, D).
 
         Args:
-            features: log-mel.
-            valid: (P,) mel frames with audio: each window is encoded as if it were cut to them, with zeros behind its
+            features: Log-mel.
+            valid: (P,) mel frames with audio; each window is encoded as if it were cut to them, with zeros after its
                 frames. None encodes whole windows.
-            num_positions: at 50 Hz, the first ones, which are wanted; None for all.
+            num_positions: How many of the first positions at 50 Hz to compute; None computes all.
         """
         encoder = self.encoder
         if valid is None:
@@ -160,23 +160,23 @@ class WindowedAudioEncoder(AudioEncoder):
         mask = None
         if int(positions.min()) < x.shape[1]:
             mask = torch.zeros(len(x), 1, 1, x.shape[1], dtype=x.dtype, device=x.device)
-            hidden_ones = ~lengths_to_mask(positions, x.shape[1]).view(len(x), 1, 1, -1)
-            mask = mask.masked_fill(hidden_ones, torch.finfo(x.dtype).min)
-        heard = []
+            padding = ~lengths_to_mask(positions, x.shape[1]).view(len(x), 1, 1, -1)
+            mask = mask.masked_fill(padding, torch.finfo(x.dtype).min)
+        lower = []
         for number, layer in enumerate(encoder.layers):
             if number in self.beside:
-                heard.append(self.finish(x[:, :num_positions], normalise))
+                lower.append(self.finish(x[:, :num_positions], normalise))
             is_last = self.separate_queries and number == len(encoder.layers) - 1
             x = layer(x, mask, num_positions=num_positions) if is_last else layer(x, mask)
-        x = torch.cat([*heard, self.finish(x[:, :num_positions], encoder.layer_norm)], dim=-1)
+        x = torch.cat([*lower, self.finish(x[:, :num_positions], encoder.layer_norm)], dim=-1)
         return x * lengths_to_mask(self.count_frames(positions), x.shape[1]).unsqueeze(-1)
 
 
 def _first_positions(
     layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, num_positions: int | None = None, **options: Any
 ) -> Tensor:
-    """A layer of Whisper whose first positions alone are wanted: (P, S, D) -> (P, num_positions, D), or all."""
-    if num_positions is None or layer.training:  # with dropout, the whole layer as it is
+    """The first positions of a Whisper layer's output: (P, S, D) -> (P, num_positions, D), or all if None."""
+    if num_positions is None or layer.training:  # dropout needs the whole layer
         return type(layer).forward(layer, hidden_states, attention_mask, **options)[:, :num_positions]
     normed = layer.self_attn_layer_norm(hidden_states)
     attended, _ = layer.self_attn(normed[:, :num_positions], key_value_states=normed, attention_mask=attention_mask)

@@ -30,17 +30,17 @@ class CausalLanguageModel(LanguageModel[Slot]):
     """Any causal LM of transformers, by hub id or folder, or small and from scratch by its configuration.
 
     Args:
-        checkpoint: hub id or folder with weights, configuration and tokenizer.
-        config: instead of a checkpoint, the configuration of a model with random weights, with its `model_type`;
+        checkpoint: Hub id or folder with weights, configuration and tokenizer.
+        config: Instead of a checkpoint, the configuration of a model with random weights, with its `model_type`;
             `vocab_size` is at least the tokenizer's.
-        tokenizer: hub id or folder of the tokenizer, when it isn't the checkpoint's.
-        tokenizer_corpus: instead of a tokenizer, a manifest whose texts a new one is trained on.
-        tokenizer_size: vocabulary of that new tokenizer, special tokens included.
-        dtype: of the weights, such as `float32` or `bfloat16`.
-        lora: arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without adapters. Tokens
-            that the checkpoint lacks are trained with it, unless its arguments train embeddings in their own way.
-        generation: how a reply is drawn and when it ends, with the keys of transformers' `generation_config.json`; None
-            leaves that to the session.
+        tokenizer: Hub id or folder of the tokenizer, if it isn't the checkpoint's.
+        tokenizer_corpus: Instead of a tokenizer, a manifest on whose texts a new one is trained.
+        tokenizer_size: Vocabulary size of the new tokenizer, including special tokens.
+        dtype: Dtype of the weights: `float32`, `bfloat16` or `float16`.
+        lora: Arguments of `peft.LoraConfig` (r, lora_alpha, target_modules, ...); None trains without LoRA. The
+            embeddings of tokens that the checkpoint lacks are trained too, unless the arguments already train them.
+        generation: How a reply is sampled and when it ends, with the keys of transformers' `generation_config.json`;
+            None leaves that to the session.
     """
 
     rates = "text tokens, one a step"
@@ -74,33 +74,29 @@ class CausalLanguageModel(LanguageModel[Slot]):
                 if tokenizer_corpus
                 else load_pretrained("AutoTokenizer", source)
             )
-            self.tokenizer.tokenizer.decode(self.tokenizer.encode_text("It works: 1, 2."))  # broken ones fail here
+            self.tokenizer.tokenizer.decode(self.tokenizer.encode_text("It works: 1, 2."))  # a broken one fails here
         if checkpoint is not None:
             self.model = load_model("AutoModelForCausalLM", checkpoint, dtype=dtype)
             if tokenizer is not None:
                 size = self.model.get_input_embeddings().num_embeddings
                 check_tokenizer(self.tokenizer.tokenizer, tokenizer, checkpoint, size)
-        else:
+        elif config is not None:
+            settings: dict[str, Any] = dict(config)
             # Published models often have more embeddings than their tokenizer has tokens.
-            vocab_size: Any = config.get("vocab_size", 0)
-            size = max(len(self.tokenizer), vocab_size)
-            self.model = build_causal_lm({**config, "vocab_size": size}).to(getattr(torch, dtype))
+            settings["vocab_size"] = max(len(self.tokenizer), settings.get("vocab_size", 0))
+            self.model = build_causal_lm(settings).to(getattr(torch, dtype))
         check_streams(self.model)
         added = self.tokenizer.missing_special_tokens()
         self.tokenizer.ensure_special_tokens()
         if len(self.tokenizer) > self.model.get_input_embeddings().num_embeddings:
             self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         if lora is not None:
-            if checkpoint is not None and added:  # a folder or a run that this is saved in has them already
+            if checkpoint is not None and added:  # a saved folder or run already lists them
                 lora = with_new_tokens(self.model, lora, self.tokenizer.tokenizer.convert_tokens_to_ids(added))
                 self.init_args["lora"] = lora
             self.model = add_lora(self.model, lora)
         self.width = self.model.config.hidden_size
-
-    @property
-    def vocabulary(self) -> int:
-        """V of `logits`; what LoRA puts around the embeddings doesn't know their number."""
-        return self.model.config.get_text_config().vocab_size
+        self.vocabulary = self.model.config.get_text_config().vocab_size
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder)
@@ -140,10 +136,10 @@ class CausalLanguageModel(LanguageModel[Slot]):
 
 
 def add_lora(model: Any, lora: dict[str, Any]) -> Any:
-    """The model with matrices of low rank beside its own (Hu et al., arXiv:2106.09685); only they are trained.
+    """The model with LoRA's low-rank matrices (Hu et al., arXiv:2106.09685); only they are trained.
 
     Raises:
-        ValueError: an argument that peft doesn't know, or that fits no layer.
+        ValueError: An argument is unknown to peft, or matches no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -152,7 +148,7 @@ def add_lora(model: Any, lora: dict[str, Any]) -> Any:
         raise ValueError("llm causal: lora: megatron_config names code that peft would import; leave it out")
     try:
         model = inject_adapter_in_model(LoraConfig(**lora), model)
-    except Exception as error:  # peft checks its arguments in many ways, or not before it indexes with them
+    except Exception as error:  # peft raises many kinds of errors
         raise ValueError(f"llm causal: lora: {' '.join(str(error).split())}") from None
     for layer in model.modules():
         if isinstance(layer, TrainableTokensLayer):
@@ -161,12 +157,12 @@ def add_lora(model: Any, lora: dict[str, Any]) -> Any:
 
 
 def with_new_tokens(model: Any, lora: dict[str, Any], ids: list[int]) -> dict[str, Any]:
-    """LoRA's arguments, by which the rows of new tokens are trained, unless they train embeddings in their own way.
+    """LoRA's arguments, extended to train the embeddings of new tokens, unless they already train embeddings.
 
     Args:
-        model: without LoRA.
-        lora: arguments of `peft.LoraConfig`.
-        ids: of the tokens that the checkpoint hasn't learnt.
+        model: The model without LoRA.
+        lora: Arguments of `peft.LoraConfig`.
+        ids: Ids of the tokens that the checkpoint lacks.
     """
     targets, copies = lora.get("target_modules") or [], lora.get("modules_to_save") or []
     named = [*([targets] if isinstance(targets, str) else targets), *copies]
@@ -177,10 +173,11 @@ def with_new_tokens(model: Any, lora: dict[str, Any], ids: list[int]) -> dict[st
 
 
 def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: int) -> None:
-    """Refuse a tokenizer whose ids mean other tokens than those that the checkpoint has learnt.
+    """Refuse a tokenizer that doesn't match the checkpoint.
 
     Raises:
-        ValueError: it does, by comparison with the checkpoint's own tokenizer where there is one.
+        ValueError: It has more tokens than the checkpoint has embeddings, or over 1 % of its ids differ from those of
+            the checkpoint's own tokenizer.
     """
     given = tokenizer.get_vocab()
     num_tokens = len(given.keys() - set(SPECIAL_TOKENS))
@@ -201,10 +198,10 @@ def check_tokenizer(tokenizer: Any, name: str, checkpoint: str, num_embeddings: 
 
 
 def check_streams(model: Any) -> None:
-    """Refuse a model without the key-value cache by which it would have to stream (Mamba, for one).
+    """Refuse a model without a key-value cache, such as Mamba, which can't stream here.
 
     Raises:
-        ValueError: its forward lacks an argument.
+        ValueError: Its forward lacks an argument.
     """
     known = inspect.signature(model.base_model.forward).parameters
     if lacking := {"inputs_embeds", "attention_mask", "past_key_values"} - known.keys():

@@ -1,4 +1,4 @@
-"""A small tokenizer for an LLM that starts from nothing."""
+"""A small tokenizer for an LLM that is trained from scratch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from lightning_s2s.data.chat_template import CHATML_TEMPLATE
 
 
 def train_tokenizer(manifest: str, size: int) -> Any:
-    """Byte-level BPE over all texts of a manifest, with the special tokens and the ChatML template.
+    """Train byte-level BPE on all texts of a manifest, with the special tokens and the ChatML template.
 
     The same manifest gives the same tokenizer.
 
     Args:
-        manifest: of dialogues, see `lightning_s2s.data.manifest`.
-        size: vocabulary, bytes and special tokens included.
+        manifest: Manifest of dialogues, see `lightning_s2s.data.manifest`.
+        size: Vocabulary size, including bytes and special tokens.
 
     Raises:
-        ValueError: the manifest is missing or broken, or `size` can't hold bytes and special tokens.
+        ValueError: The manifest is missing or broken, or `size` is too small for bytes and special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

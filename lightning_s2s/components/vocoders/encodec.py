@@ -1,4 +1,4 @@
-"""`encodec`: the package encodec's codec at 24 kHz, 75 frames per second of 2 to 32 codebooks, streaming exactly."""
+"""`encodec`: the codec of the package encodec at 24 kHz, 75 frames per second, 2 to 32 codebooks, exact streaming."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SAMPLE_RATE, SAMPLES_PER_FRAME, CODEBOOK_SIZE, MAX_CODEBOOKS = 24_000, 320, 1024
 BANDWIDTHS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 """kbit/s -> codebooks."""
 SIZES = {"n_filters": 32, "dimension": 128, "lstm": 2}
-"""What `config` may change, under the package's names."""
+"""Sizes that `config` may change, under the package's names, and their published values."""
 
 
 @VOCODERS.register("encodec")
 class EncodecVocoder(FlattenedCodecVocoder):
     """EnCodec of the package `encodec`: 24 kHz, 75 frames per second of 2 to 32 codebooks, flattened; streams exactly.
 
-    Défossez et al., arXiv:2210.13438. Encoder and decoder are causal. A stream keeps the LSTM's state and what the
-    convolutions need of the past; the first sound waits for 7 frames (93 ms), which the first convolution reflects.
+    Défossez et al., arXiv:2210.13438. Encoder and decoder are causal. A stream keeps the LSTM's state and the left
+    context of the convolutions; the first samples need 7 frames (93 ms), which the first convolution reflects.
 
     Args:
-        checkpoint: the package's state dict, `encodec_24khz-d7cc33bc.th` or the same as safetensors, or a folder with
+        checkpoint: The package's state dict, `encodec_24khz-d7cc33bc.th` or the same as safetensors, or a folder with
             `model.safetensors`; it is read as plain tensors.
-        pretrained: download the published weights by the package's own URL, in place of `checkpoint`. Without either
-            the weights are random.
-        bandwidth: kbit/s: 1.5, 3, 6, 12 or 24, which is 2, 4, 8, 16 or 32 codebooks.
-        config: other sizes of the network than the published ones: `n_filters`, `dimension`, `lstm` (layers).
+        pretrained: Whether to download the published weights from the package's URL, instead of giving `checkpoint`.
+            Without either, the weights are random.
+        bandwidth: Bandwidth in kbit/s: 1.5, 3, 6, 12 or 24, for 2, 4, 8, 16 or 32 codebooks.
+        config: Sizes of the network that differ from the published ones: `n_filters`, `dimension`, `lstm` (layers).
 
     Raises:
-        ValueError: the package is missing, a file is no EnCodec, or an option isn't allowed.
+        ValueError: A file holds no EnCodec, or an option isn't allowed.
     """
 
     paper = "arXiv:2210.13438"
@@ -92,29 +92,26 @@ class EncodecVocoder(FlattenedCodecVocoder):
 
 
 def build_encodec(config: dict[str, Any]) -> Any:
-    """The package's 24 kHz model with random weights, random codebooks included.
+    """The package's 24 kHz model with random weights and codebooks.
 
     Raises:
-        ValueError: the package is missing, or `config` has an unknown key.
+        ValueError: `config` has an unknown key.
     """
     if unknown := sorted(config.keys() - SIZES.keys()):
         raise ValueError(f"vocoder encodec: config: unknown key {unknown[0]!r}; known: {', '.join(SIZES)}")
-    try:
-        from encodec.model import EncodecModel
-        from encodec.modules import SEANetDecoder, SEANetEncoder
-        from encodec.quantization import ResidualVectorQuantizer
-    except ModuleNotFoundError as error:
-        raise ValueError(f"vocoder encodec: {error}; install the extra: pip install 'lightning-s2s[codecs]'") from None
+    from encodec.model import EncodecModel
+    from encodec.modules import SEANetDecoder, SEANetEncoder
+    from encodec.quantization import ResidualVectorQuantizer
+
     sizes = {**SIZES, **config}
     with warnings.catch_warnings():  # the package uses torch's old weight norm, which is folded soon after
         warnings.filterwarnings("ignore", ".*weight_norm.*", FutureWarning)
-        encoder, decoder = (
-            network(causal=True, norm="weight_norm", **sizes) for network in (SEANetEncoder, SEANetDecoder)
-        )
+        encoder = SEANetEncoder(causal=True, norm="weight_norm", **sizes)
+        decoder = SEANetDecoder(causal=True, norm="weight_norm", **sizes)
     return EncodecModel(
         encoder,
         decoder,
-        # The package fills codebooks by its first training batch: until then all are zero, and nothing is coded.
+        # With k-means, the package leaves codebooks at zero until its first training batch.
         ResidualVectorQuantizer(sizes["dimension"], MAX_CODEBOOKS, CODEBOOK_SIZE, kmeans_init=False),
         list(BANDWIDTHS),
         sample_rate=SAMPLE_RATE,

@@ -1,8 +1,8 @@
-"""Codecs with several codebooks as ordinary vocoders: the codes of a frame one after the other.
+"""Codecs with several codebooks as ordinary vocoders, by flattening the codes of a frame into a sequence of units.
 
-A residual codec gives K codes per frame. Flattened, they are K units: frame by frame, codebook by codebook, and
-unit = codebook * codebook_size + code, so that a speech decoder for one stream of units speaks any codec, at K times
-the frame rate. B batch, K codebooks, F frames, U units, T samples.
+A residual codec has K codes per frame. Flattened, they are K units, unit = codebook * codebook_size + code, so that a
+speech decoder for one stream of units works with any codec, at K times the frame rate. B batch, K codebooks, F frames,
+U units, T samples.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def flatten_codes(codes: Tensor, codebook_size: int) -> Tensor:
 
 
 def unflatten_units(units: Tensor, num_codebooks: int, codebook_size: int) -> Tensor:
-    """Units (B, U) -> codes (B, K, U // K); units of a last, incomplete frame are left out.
+    """Units (B, U) -> codes (B, K, U // K); the units of an incomplete last frame are dropped.
 
-    The place says which codebook a unit belongs to. A speech decoder may draw a unit of another one: it stands for the
-    same code of the codebook whose turn it is.
+    The position determines the codebook. If a speech decoder draws a unit of another codebook, its code is used with
+    the codebook whose turn it is.
     """
     num_frames = units.shape[1] // num_codebooks
     frames = units[:, : num_frames * num_codebooks].unflatten(1, (num_frames, num_codebooks))
@@ -36,12 +36,12 @@ def unflatten_units(units: Tensor, num_codebooks: int, codebook_size: int) -> Te
 
 @dataclass
 class FlattenedStreamState:
-    """A running stream.
+    """State of a stream.
 
     Attributes:
-        decoder: the codec's own state.
-        waiting: (B, U) units of a frame that isn't complete, fewer than K.
-        closed: nothing may follow.
+        decoder: State of the codec's decoder.
+        waiting: (B, U) units of an incomplete frame, fewer than K.
+        closed: Whether the last units were given.
     """
 
     decoder: Any
@@ -50,13 +50,13 @@ class FlattenedStreamState:
 
 
 class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
-    """Base of vocoders around a codec of K codebooks; a subclass codes and decodes frames.
+    """Base of vocoders around a codec of K codebooks; a subclass encodes and decodes frames.
 
-    The codec is used as it is: it stays in eval mode, since some code at random while they train.
+    The codec always stays in eval mode, since some codecs encode at random in training mode.
     """
 
     def set_rates(self, sample_rate: int, samples_per_frame: int, codebook_size: int, num_codebooks: int) -> None:
-        """Declare the codec; called once by a subclass's constructor."""
+        """Set the codec's rates; called once by the constructor of a subclass."""
         self.sample_rate, self.samples_per_frame = sample_rate, samples_per_frame
         self.codebooks_per_frame, self.num_units = num_codebooks, num_codebooks * codebook_size
         self.samples_per_unit = samples_per_frame / num_codebooks
@@ -75,14 +75,14 @@ class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
 
     @abstractmethod
     def decode_next(self, codes: Tensor, state: Any, last: bool) -> Tensor:
-        """The next codes (B, K, F), F may be 0 -> the samples that are final now (B, T)."""
+        """Append codes (B, K, F), F may be 0, and return the samples (B, T) that are final now."""
 
     def train(self, mode: bool = True) -> FlattenedCodecVocoder:
         return super().train(False)
 
     @torch.inference_mode()
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T), right-padded, and (B,) samples -> units (B, U) and (B,) counts, K for each begun frame."""
+        """(B, T), right-padded, and (B,) samples -> units (B, U) and (B,) counts, K per frame, rounded up."""
         rows = [
             flatten_codes(self.encode(clip[:length])[None], self.codebook_size)[0] if length else lengths.new_zeros(0)
             for clip, length in zip(waveform, lengths.tolist(), strict=True)
@@ -92,7 +92,7 @@ class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
 
     @torch.inference_mode()
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, T); an incomplete last frame isn't spoken."""
+        """Units (B, U) -> (B, T); an incomplete last frame is dropped."""
         self.check_units(units)
         codes = unflatten_units(units, self.codebooks_per_frame, self.codebook_size)
         return self.decode(codes) if codes.shape[-1] else torch.zeros(len(units), 0, device=units.device)
@@ -102,10 +102,10 @@ class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
 
     @torch.inference_mode()
     def stream(self, units: Tensor, state: FlattenedStreamState, last: bool) -> Tensor:
-        """The next units (B, U) -> the samples (B, T) that are final now; those of an incomplete frame wait.
+        """Append units (B, U) and return the samples (B, T) that are final now; units of an incomplete frame wait.
 
         Raises:
-            ValueError: a unit lies outside the codebook, or the stream was closed.
+            ValueError: A unit lies outside the codebook, or the stream was closed.
         """
         self.check_units(units)
         if state.closed:

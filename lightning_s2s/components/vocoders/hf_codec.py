@@ -13,29 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_s2s.components.base import PlainValues
-from lightning_s2s.components.pretrained import build_model, load_pretrained, without_code
+from lightning_s2s.components.pretrained import build_model, check_model_type, load_pretrained, without_code
 from lightning_s2s.components.registry import VOCODERS
 from lightning_s2s.components.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
 from lightning_s2s.components.vocoders.flattened import FlattenedCodecVocoder
 from lightning_s2s.components.vocoders.windowed import Window, WindowState, stream_window
+from lightning_s2s.support.extras import install_command
 from lightning_s2s.support.ranges import Count, Natural
 
 WINDOW_OPTIONS = {"chunk_units": 25, "left_context_units": 50, "lookahead_units": 5}
-"""Defaults for a codec that can't be streamed exactly; the others have no use for them."""
+"""Defaults for a codec that can't be streamed exactly; the others don't use them."""
 
 
 class Codec(ABC):
-    """What differs between the codecs of transformers. B batch, K codebooks, F frames, T samples.
-
-    Args:
-        model: the codec.
+    """The differences between the codecs of transformers. B batch, K codebooks, F frames, T samples.
 
     Attributes:
-        sample_rate: Hz.
-        samples_per_frame: T of one frame.
-        codebook_size: codes of one codebook.
-        max_codebooks: codebooks that there are.
-        min_codebooks: fewest that it can do with.
+        sample_rate: Sample rate in Hz.
+        samples_per_frame: Samples in a frame.
+        codebook_size: Number of codes in a codebook.
+        max_codebooks: Number of codebooks.
+        min_codebooks: Smallest number of codebooks that can be decoded.
     """
 
     samples_per_frame: int
@@ -60,10 +58,10 @@ class Codec(ABC):
 
     @abstractmethod
     def decode_next(self, codes: Tensor, state: Any, last: bool) -> Tensor:
-        """The next (B, K, F) -> what is final by them (B, T)."""
+        """Append codes (B, K, F) and return the samples (B, T) that are final now."""
 
     def check(self, **needed: Any) -> None:
-        """Refuse a configuration that the published causal, mono models don't have."""
+        """Raise ValueError unless the configuration is that of the published causal, mono models."""
         for key, value in needed.items():
             if (found := getattr(self.model.config, key)) != value:
                 raise ValueError(
@@ -98,7 +96,7 @@ class EncodecCodec(Codec):
 
 @dataclass
 class MimiStream(ConvStream):
-    """A running decode of Mimi; `cache` holds as many positions as its attention reaches back."""
+    """State of a stream of Mimi; `cache` holds as many positions as the attention window."""
 
     cache: Any = None
 
@@ -126,7 +124,7 @@ class MimiCodec(Codec):
 
     def decode_next(self, codes: Tensor, state: MimiStream, last: bool) -> Tensor:
         if not codes.shape[-1]:
-            return torch.zeros(len(codes), 0, device=codes.device)  # nothing is held back
+            return torch.zeros(len(codes), 0, device=codes.device)  # nothing is pending
         decoder = self.model.decoder
         x = state.transposed(decoder.upsample.conv, self.model.quantizer.decode(codes), last, causal=True)
         x = decoder.decoder_transformer(
@@ -183,12 +181,11 @@ class Xcodec2Codec(Codec):
             extractor = Xcodec2FeatureExtractor(sampling_rate=self.sample_rate, hop_length=self.samples_per_frame)
         except ImportError:
             raise ValueError(
-                "vocoder hf_codec: X-Codec 2 needs torchaudio to tokenise; install the extra: "
-                "pip install 'lightning-s2s[codecs]'"
+                f"vocoder hf_codec: X-Codec 2 needs torchaudio to tokenise; {install_command('codecs')}"
             ) from None
         features = extractor(waveform.cpu(), sampling_rate=self.sample_rate, return_tensors="pt")
         codes = self.model.encode(**features.to(waveform.device)).audio_codes.long()
-        return codes[..., : math.ceil(len(waveform) / self.samples_per_frame)]  # one more is made of padding alone
+        return codes[..., : math.ceil(len(waveform) / self.samples_per_frame)]  # the last one may hold only padding
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.model.decode(codes).audio_values[:, 0]
@@ -216,16 +213,16 @@ class HfCodecVocoder(FlattenedCodecVocoder):
     The rates, the number of units and how it streams are the checkpoint's, see `docs/vocoders.md`.
 
     Args:
-        checkpoint: hub id or folder, such as `kyutai/mimi`, `descript/dac_16khz`, `facebook/encodec_24khz`,
+        checkpoint: Hub id or folder, such as `kyutai/mimi`, `descript/dac_16khz`, `facebook/encodec_24khz`,
             `HKUSTAudio/xcodec2-hf`.
-        config: instead of a checkpoint, the configuration of a codec with random weights, with its `model_type`.
-        num_codebooks: the first so many of the residual codebooks; None takes all.
-        chunk_units: X-Codec 2 alone: units that become sound together; None is 25 (0.5 s).
-        left_context_units: X-Codec 2 alone: past units that a chunk sees; None is 50 (1 s).
-        lookahead_units: X-Codec 2 alone: units behind a chunk that it sees, and waits for; None is 5 (0.1 s).
+        config: Instead of a checkpoint, the configuration of a codec with random weights, with its `model_type`.
+        num_codebooks: How many of the residual codebooks to use, from the first one; None uses all.
+        chunk_units: Only for X-Codec 2: units that are decoded together; None is 25 (0.5 s).
+        left_context_units: Only for X-Codec 2: past units in the window of a chunk; None is 50 (1 s).
+        lookahead_units: Only for X-Codec 2: units after a chunk that its window waits for; None is 5 (0.1 s).
 
     Raises:
-        ValueError: no such checkpoint, another kind of codec, or an option isn't allowed.
+        ValueError: The checkpoint can't be loaded, is another kind of codec, or an option isn't allowed.
     """
 
     paper = "arXiv:2410.00037, arXiv:2306.06546, arXiv:2210.13438, arXiv:2502.04128"
@@ -281,18 +278,18 @@ class HfCodecVocoder(FlattenedCodecVocoder):
 
     def _apply(self, fn: Any, recurse: bool = True) -> HfCodecVocoder:
         super()._apply(fn, recurse)
-        self._forget_codebooks()
+        self._clear_codebook_cache()
         return self
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self._forget_codebooks()
+        self._clear_codebook_cache()
         super()._load_from_state_dict(*args, **options)
 
-    def _forget_codebooks(self) -> None:
-        """Mimi keeps its codebooks a second time, where neither a move to a GPU nor new weights reach them."""
+    def _clear_codebook_cache(self) -> None:
+        """Drop Mimi's cached codebooks, which neither a move to a GPU nor loading weights would update."""
         for module in self.modules():
             if hasattr(module, "embed_sum"):
-                module._embed = None
+                setattr(module, "_embed", None)  # noqa: B010 (mypy takes it for a submodule)
 
     def encode(self, waveform: Tensor) -> Tensor:
         return self.codec.encode(waveform, self.codebooks_per_frame)[0]
@@ -308,22 +305,17 @@ class HfCodecVocoder(FlattenedCodecVocoder):
 
 
 def _load(checkpoint: str) -> Any:
-    _check_type(load_pretrained("AutoConfig", checkpoint).model_type, checkpoint)
+    model_type = load_pretrained("AutoConfig", checkpoint).model_type
+    check_model_type(model_type, CODECS, f"vocoder hf_codec: {checkpoint}")
     return load_pretrained("AutoModel", checkpoint, dtype="float32")
 
 
 def _build(config: dict[str, Any]) -> Any:
-    """A codec with random weights, random codebooks included: transformers starts Mimi's and EnCodec's with zeros."""
-    _check_type(config.get("model_type"), "config")
-    model = build_model(config, "vocoder hf_codec: config")
+    """A codec with random weights and codebooks: transformers initialises Mimi's and EnCodec's codebooks to zeros."""
+    source = "vocoder hf_codec: config"
+    check_model_type(config.get("model_type"), CODECS, source)
+    model = build_model(config, source)
     for name, buffer in model.named_buffers():
         if name.endswith((".embed", ".embed_sum")):
             buffer.normal_()
     return model
-
-
-def _check_type(model_type: str | None, source: str) -> None:
-    if model_type not in CODECS:
-        raise ValueError(
-            f"vocoder hf_codec: {source}: model_type must be one of {', '.join(CODECS)}; got {model_type!r}"
-        )

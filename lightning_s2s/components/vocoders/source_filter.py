@@ -1,7 +1,7 @@
 """Speech as pitch, envelope and aperiodicity: analysis, and a synthesis that streams.
 
 The model of speech that WORLD uses (Morise et al., IEICE Trans. 2016): a pulse train and a noise, each shaped by a
-filter that changes in time. Nothing in the synthesis looks ahead.
+filter that changes in time. The synthesis has no look-ahead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ REFERENCE_PITCH_HZ = 200.0
 
 
 class SpeechParameters(NamedTuple):
-    """What is heard at the end of each frame.
+    """Speech parameters at the end of each frame.
 
     Attributes:
-        log_pitch: (B, F) natural logarithm of the pitch over 200 Hz, also where nothing is voiced.
+        log_pitch: (B, F) natural logarithm of the pitch over 200 Hz, also in unvoiced frames.
         log_envelope: (B, F, num_bands) natural logarithm of the amplitude density.
         aperiodicity: (B, F, num_noise_bands) amplitude share of the noise, 0 to 1.
     """
@@ -35,7 +35,7 @@ class SpeechParameters(NamedTuple):
 
 @dataclass
 class SynthesisState:
-    """What a running synthesis keeps: where the pulses stand, the last parameters, and the filters' ringing.
+    """State of a stream: the phase of the pulses, the last parameters, and the tail of the filters.
 
     `phase` and `cycles` (per sample) are float64 and stay on the CPU.
     """
@@ -50,15 +50,21 @@ class SynthesisState:
 class HarmonicNoiseSynthesizer(nn.Module):
     """`SpeechParameters` -> waveform.
 
-    Within a frame the pitch moves linearly, and two filters, that of the frame before and its own, are crossfaded.
+    Within a frame the pitch moves linearly, and the filters of the previous and of this frame are cross-faded.
 
     Args:
-        sample_rate: Hz.
-        hop_length: samples per frame.
-        num_bands: points of the envelope, equally spaced in mel.
-        num_noise_bands: points of the aperiodicity, likewise.
-        fft_size: of the filters; minimum-phase responses are at most `fft_size - hop_length` samples long.
+        sample_rate: Sample rate in Hz.
+        hop_length: Samples per frame.
+        num_bands: Points of the envelope, equally spaced in mel.
+        num_noise_bands: Points of the aperiodicity, equally spaced in mel.
+        fft_size: FFT size of the filters; minimum-phase responses are at most `fft_size - hop_length` samples long.
     """
+
+    bands: Tensor
+    noise_bands: Tensor
+    rise: Tensor
+    noise: Tensor
+    fold: Tensor
 
     def __init__(
         self,
@@ -85,7 +91,7 @@ class HarmonicNoiseSynthesizer(nn.Module):
         self.register_buffer("fold", fold, persistent=False)
 
     def forward(self, parameters: SpeechParameters, state: SynthesisState) -> Tensor:
-        """Speak F frames -> (B, F * hop_length); the stream's `state` is changed in place."""
+        """Synthesise F frames -> (B, F * hop_length); the stream's `state` is updated in place."""
         log_pitch, log_envelope, aperiodicity = parameters
         batch, num_frames = log_pitch.shape
         if not num_frames:
@@ -103,7 +109,7 @@ class HarmonicNoiseSynthesizer(nn.Module):
         )
         if state.filters is None:
             state.filters = (filters[0][:, :1], filters[1][:, :1])
-        spectrum = 0
+        spectrum = torch.zeros((), device=log_pitch.device)
         for source, current, last in zip((pulses, noise), filters, state.filters, strict=True):
             before = torch.cat([last, current[:, :-1]], dim=1)
             spectrum = (
@@ -117,8 +123,8 @@ class HarmonicNoiseSynthesizer(nn.Module):
     def _pulses(self, log_pitch: Tensor, state: SynthesisState) -> Tensor:
         """(B, F) log pitch -> (B, F, hop_length) band-limited pulses of unit power density."""
         hop = self.hop_length
-        # Frame by frame in float64, so that rounding doesn't depend on how the stream was cut; on the CPU, since not
-        # every accelerator has float64.
+        # Frame by frame in float64, so that rounding doesn't depend on the chunks; on the CPU, since some accelerators
+        # lack float64.
         cycles = log_pitch.cpu().double().exp() * (REFERENCE_PITCH_HZ / self.sample_rate)
         before = torch.cat([cycles[:, :1] if state.cycles is None else state.cycles, cycles[:, :-1]], dim=1)
         start = cycles.new_zeros(len(cycles), 1) if state.phase is None else state.phase
@@ -128,14 +134,14 @@ class HarmonicNoiseSynthesizer(nn.Module):
         def per_sample(x: Tensor) -> Tensor:
             return x.to(log_pitch.device, self.rise.dtype).unsqueeze(-1)
 
-        # Sample n of a frame lies n steps of `before`, plus what a linear rise adds, behind the frame's start.
+        # Sample n of a frame lies n steps of `before`, plus the share of a linear rise, after the frame's start.
         n = torch.arange(1, hop + 1, device=log_pitch.device)
         phase = (
             per_sample(starts[:, :-1]) + per_sample(before) * n + per_sample(cycles - before) * n * (n + 1) / 2 / hop
         )
         step = per_sample(before) + per_sample(cycles - before) * n / hop
         angle = 2 * math.pi * (phase - phase.round())
-        # Harmonics up to half the sample rate; the highest fades in and out, or it would click as the pitch moves.
+        # Harmonics up to the Nyquist rate; the highest one fades in and out, or it would click as the pitch changes.
         room = (0.5 / step).clamp(min=1)
         full = room.floor() - 1
         half = torch.sin(angle / 2)
@@ -149,7 +155,7 @@ class HarmonicNoiseSynthesizer(nn.Module):
         return torch.fft.rfft(cepstrum, self.fft_size).exp()
 
     def _overlap_add(self, blocks: Tensor, state: SynthesisState) -> Tensor:
-        """(B, F, fft_size) at a distance of hop_length -> (B, F * hop_length); what rings on stays in the state."""
+        """(B, F, fft_size) at a distance of hop_length -> (B, F * hop_length); the tail is kept in the state."""
         batch, num_frames, size = blocks.shape
         length = (num_frames - 1) * self.hop_length + size
         signal = F.fold(blocks.transpose(1, 2), (1, length), (1, size), stride=(1, self.hop_length))[:, 0, 0]
@@ -159,14 +165,14 @@ class HarmonicNoiseSynthesizer(nn.Module):
         return signal[:, : num_frames * self.hop_length]
 
     def analyse(self, waveform: np.ndarray) -> tuple[SpeechParameters, Tensor]:
-        """The parameters that this synthesiser would need, found by WORLD (package pyworld).
+        """Speech parameters of a recording, by WORLD (package pyworld).
 
         Args:
             waveform: (T,) float32 at the synthesiser's rate.
 
         Returns:
-            Parameters with B = 1 and F = T // hop_length, and (1, F) bool, True where voiced. Between voiced stretches
-            the pitch is interpolated.
+            Parameters with B = 1 and F = T // hop_length, and (1, F) bool, True where voiced. The pitch is interpolated
+            in unvoiced frames.
         """
         try:
             import pyworld
@@ -174,7 +180,7 @@ class HarmonicNoiseSynthesizer(nn.Module):
             raise ValueError("speech analysis needs pyworld: pip install 'lightning-s2s[construction]'") from None
 
         num_frames = len(waveform) // self.hop_length
-        # Digital silence has no envelope: noise at -100 dB stands in.
+        # Digital silence has no envelope: it is replaced by noise at -100 dB.
         signal = waveform + 1e-5 * np.random.default_rng(0).standard_normal(len(waveform))
         period_ms = 1000.0 * self.hop_length / self.sample_rate
         # Harvest: with the faster DIO the same synthesis sounds worse (DistillMOS 3.4 instead of 4.0).

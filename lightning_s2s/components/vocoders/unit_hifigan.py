@@ -1,7 +1,8 @@
-"""`unit_hifigan`: discrete units of an SSL model -> waveform by SeamlessM4T's HiFi-GAN with a duration predictor."""
+"""`unit_hifigan`: SeamlessM4T's HiFi-GAN with a duration predictor, from discrete units of an SSL model to waveform."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch.nn import functional as F
 
 from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.contracts import Vocoder
-from lightning_s2s.components.pretrained import build_model, load_pretrained, without_code
+from lightning_s2s.components.encoders.ssl import SslEncoder
+from lightning_s2s.components.pretrained import check_model_type, model_config, without_code
 from lightning_s2s.components.registry import VOCODERS
 from lightning_s2s.components.vocoders.conv_stream import ConvStream, fold_weight_norms
-from lightning_s2s.components.weights import Shards, assign_tensors, parameters_on_meta, read_json, read_state_dict
+from lightning_s2s.components.weights import Shards, load_part, parameters_on_meta, read_state_dict
 from lightning_s2s.support.ranges import Natural
+from lightning_s2s.support.reading import read_json, reading
 
 PREFIX = "vocoder."
 """Where a whole SeamlessM4T keeps its vocoder."""
@@ -24,11 +27,11 @@ PREFIX = "vocoder."
 
 @dataclass
 class UnitHifiganStream(ConvStream):
-    """A running stream.
+    """State of a stream.
 
     Attributes:
-        embedded: (B, C, U) units whose duration isn't known yet.
-        closed: nothing may follow.
+        embedded: (B, C, U) embedded units whose duration isn't known yet.
+        closed: Whether the last units were given.
     """
 
     embedded: Tensor | None = None
@@ -39,26 +42,25 @@ class UnitHifiganStream(ConvStream):
 class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
     """Units of an SSL model and k-means -> 16 kHz by SeamlessM4T's HiFi-GAN, which predicts durations; streams exactly.
 
-    Polyak et al., arXiv:2104.00355, as SeamlessM4T (arXiv:2308.11596, v2: arXiv:2312.05187) has it. Repeated units are
-    one unit here, and the vocoder says how many frames of 20 ms it lasts, at least one: a reply's length is known when
-    it is spoken.
+    Polyak et al., arXiv:2104.00355, as in SeamlessM4T (arXiv:2308.11596, v2: arXiv:2312.05187). Repeated units are
+    merged, and the vocoder predicts how many frames of 20 ms a unit lasts, at least one: the length of a reply is known
+    only once it is synthesised.
 
     Args:
-        checkpoint: folder of SeamlessM4T, v1 or v2, or of its vocoder alone (`config.json` and safetensors); of a
+        checkpoint: Folder of SeamlessM4T, v1 or v2, or of its vocoder alone (`config.json` and safetensors); of a
             whole model only the vocoder is read.
-        hubert: hub id or folder of the SSL model (HuBERT, wav2vec 2.0, ...) that units are made with; only `tokenize`
+        hubert: Hub id or folder of the SSL model (HuBERT, wav2vec 2.0, ...) that units are made with; only `tokenize`
             needs it.
-        kmeans: centroids (num_centroids, D), as `.npy` or as the one tensor of a `.safetensors`; goes with `hubert`.
-        hubert_layer: the hidden states that k-means sees, after so many Transformer layers.
-        deduplicate: neighbours that are equal become one unit, and durations are predicted. With false a unit is a
-            frame of 20 ms.
-        speaker_id: row of the vocoder's speaker embeddings.
-        language_id: row of its language embeddings; `vocoder_lang_code_to_id` of the checkpoint's generation config.
-        config: instead of the folders, configurations for random weights: `vocoder` (SeamlessM4T's, with its
+        kmeans: Centroids (num_centroids, D), as `.npy` or as the only tensor of a `.safetensors`; goes with `hubert`.
+        hubert_layer: Transformer layer whose output k-means was trained on, counted from 1.
+        deduplicate: Whether repeated units are merged and durations predicted. With false, a unit is a frame of 20 ms.
+        speaker_id: Row of the vocoder's speaker embeddings.
+        language_id: Row of its language embeddings; `vocoder_lang_code_to_id` of the checkpoint's generation config.
+        config: Instead of the folders, configurations for random weights: `vocoder` (SeamlessM4T's, with its
             `model_type`), `hubert` (with its `model_type`) and `normalize`, whether clips are normalised for it.
 
     Raises:
-        ValueError: a folder is missing or broken, or parts don't fit each other.
+        ValueError: A folder is missing or broken, or the parts don't fit each other.
     """
 
     paper = "arXiv:2104.00355"
@@ -79,7 +81,7 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
         config: PlainValues | None = None,
     ):
         super().__init__()
-        given = dict(config or {})
+        given: dict[str, Any] = dict(config or {})
         if unknown := sorted(given.keys() - {"vocoder", "hubert", "normalize"}):
             raise ValueError(
                 f"vocoder unit_hifigan: config: unknown key {unknown[0]!r}; known: vocoder, hubert, normalize"
@@ -88,11 +90,14 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
             raise ValueError("vocoder unit_hifigan: give either checkpoint or config with the key vocoder")
         if (hubert is None) != (kmeans is None):
             raise ValueError("vocoder unit_hifigan: hubert and kmeans go together: give both or neither")
-        self.vocoder = _load_vocoder(Path(checkpoint)) if checkpoint is not None else _build_vocoder(given["vocoder"])
+        if checkpoint is not None:
+            self.vocoder = _load_vocoder(Path(checkpoint))
+        else:
+            self.vocoder = _build_vocoder(given["vocoder"], "vocoder unit_hifigan: config.vocoder")
         fold_weight_norms(self.vocoder)
         sizes = self.vocoder.config
         self.sample_rate, self.num_units = sizes.sampling_rate, sizes.unit_hifi_gan_vocab_size
-        self.samples_per_unit = int(torch.tensor(sizes.upsample_rates).prod())
+        self.samples_per_unit = math.prod(sizes.upsample_rates)
         self.deduplicate = self.predicts_durations = deduplicate
         for name, value, limit in (
             ("speaker_id", speaker_id, sizes.vocoder_num_spkrs),
@@ -100,55 +105,53 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
         ):
             if not 0 <= value < limit:
                 raise ValueError(f"vocoder unit_hifigan: {name}: got {value}; the vocoder has 0..{limit - 1}")
-        self.speaker_id, self.language_id, self.hubert_layer = speaker_id, language_id, hubert_layer
-        self.hubert: nn.Module | None = None
+        self.speaker_id, self.language_id = speaker_id, language_id
+        self.hubert: SslEncoder | None = None
         if hubert is not None and kmeans is not None:
-            self._add_tokenizer(_load_hubert(hubert), _read_centroids(Path(kmeans)), _normalizes(hubert))
+            self._add_tokenizer(_ssl_encoder(hubert_layer, checkpoint=hubert), _read_centroids(Path(kmeans)))
         elif "hubert" in given:
-            model = build_model(given["hubert"], "vocoder unit_hifigan: config.hubert")
-            centroids = torch.randn(self.num_units, model.config.hidden_size)
-            self._add_tokenizer(model, centroids, given.get("normalize", True))
+            normalize = given.get("normalize", True)
+            encoder = _ssl_encoder(hubert_layer, config=given["hubert"], normalize=normalize)
+            self._add_tokenizer(encoder, torch.randn(self.num_units, encoder.width))
         self.eval()
 
-    def _add_tokenizer(self, hubert: Any, centroids: Tensor, normalize: bool) -> None:
-        """Check that the SSL model, the centroids and the vocoder speak of the same units."""
-        layers, width = hubert.config.num_hidden_layers, hubert.config.hidden_size
-        if not 1 <= self.hubert_layer <= layers:
-            raise ValueError(f"vocoder unit_hifigan: hubert_layer: got {self.hubert_layer}; hubert has 1..{layers}")
-        if centroids.dim() != 2 or centroids.shape[1] != width or len(centroids) > self.num_units:
+    def _add_tokenizer(self, hubert: SslEncoder, centroids: Tensor) -> None:
+        """Check that the SSL model, the centroids and the vocoder agree on the units."""
+        if centroids.dim() != 2 or centroids.shape[1] != hubert.width or len(centroids) > self.num_units:
             raise ValueError(
                 f"vocoder unit_hifigan: kmeans has shape {tuple(centroids.shape)}; at most {self.num_units} centroids "
-                f"(the vocoder's units) of width {width} (the hidden states of hubert) are needed"
+                f"(the vocoder's units) of width {hubert.width} (the hidden states of hubert) are needed"
             )
-        hop = int(torch.tensor(hubert.config.conv_stride).prod())
+        hop = round(self.sample_rate / hubert.frame_rate_hz)
         if hop != self.samples_per_unit:
             raise ValueError(
                 f"vocoder unit_hifigan: hubert has a frame in {hop} samples, the vocoder in {self.samples_per_unit}; "
                 "they must be equal"
             )
-        fold_weight_norms(hubert)
-        self.hubert, self.normalize = hubert, normalize
+        self.hubert = hubert
         self.register_buffer("centroids", centroids)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = {"vocoder": without_code(self.vocoder.config)}
         if self.hubert is not None:
-            config |= {"hubert": without_code(self.hubert.config), "normalize": self.normalize}
+            encoder = self.hubert.pretrained_args(folder)
+            config |= {"hubert": encoder["config"], "normalize": encoder["normalize"]}
         return self.init_args | {"checkpoint": None, "hubert": None, "kmeans": None, "config": config}
 
     def train(self, mode: bool = True) -> UnitHifiganVocoder:
-        """Used as it is: it stays in eval mode, without dropout."""
+        """Stays in eval mode, without dropout."""
         return super().train(False)
 
     # --- waveform -> units --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) at 16 kHz, right-padded, and (B,) samples -> units (B, U) and (B,) counts; one in 320 samples before
-        equal neighbours become one.
+        """(B, T) at 16 kHz, right-padded, and (B,) samples -> units (B, U) and (B,) counts.
+
+        There is one unit for 320 samples, before repeated units are merged.
 
         Raises:
-            ValueError: the vocoder was built without an SSL model.
+            ValueError: The vocoder was built without an SSL model.
         """
         if self.hubert is None:
             raise ValueError(
@@ -162,19 +165,17 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
     def _tokenize_clip(self, clip: Tensor) -> Tensor:
         """(T,) -> (U,)."""
         assert self.hubert is not None
-        if int(self.hubert._get_feat_extract_output_lengths(torch.tensor(len(clip)))) < 1:
+        if len(clip) < self.hubert.min_samples:
             return torch.zeros(0, dtype=torch.long, device=clip.device)
-        if self.normalize:
-            clip = (clip - clip.mean()) / (clip.var(unbiased=False) + 1e-7).sqrt()
-        hidden = self.hubert(clip[None], output_hidden_states=True).hidden_states[self.hubert_layer][0]
-        units = torch.cdist(hidden, self.get_buffer("centroids")).argmin(-1)
+        hidden_states, _ = self.hubert(clip[None], torch.tensor([len(clip)], device=clip.device))
+        units = torch.cdist(hidden_states[0], self.get_buffer("centroids")).argmin(-1)
         return units.unique_consecutive() if self.deduplicate else units
 
     # --- units -> waveform --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, T); rows whose predicted durations make them shorter than the longest end in zeros."""
+        """Units (B, U) -> (B, T); rows that are shorter by their predicted durations are padded with zeros."""
         self.check_units(units)
         if not units.shape[1]:
             return torch.zeros(len(units), 0, device=units.device)
@@ -193,11 +194,11 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
 
     @torch.inference_mode()
     def stream(self, units: Tensor, state: UnitHifiganStream, last: bool) -> Tensor:
-        """The next units (B, U) -> the samples (B, T) that are final now.
+        """Append units (B, U) and return the samples (B, T) that are final now.
 
         Raises:
-            ValueError: a unit lies outside the codebook, the stream was closed, or several replies whose durations
-                differ are streamed together.
+            ValueError: A unit lies outside the codebook, the stream was closed, or a batch of replies is streamed with
+                predicted durations.
         """
         self.check_units(units)
         if state.closed:
@@ -213,7 +214,7 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
         return self._speak(self._with_voice(embedded), state, last)
 
     def _lengthen(self, embedded: Tensor, state: UnitHifiganStream, last: bool) -> Tensor:
-        """The next units (1, C, U) -> frames (1, C, F) of those whose duration is final."""
+        """Append units (1, C, U) and return the frames (1, C, F) of those whose duration is final."""
         predictor = self.vocoder.dur_predictor
         x = predictor.activation_function(state.conv(predictor.conv1, embedded, last)).transpose(1, 2)
         x = state.conv(predictor.conv2, predictor.ln1(x).transpose(1, 2), last)
@@ -224,14 +225,14 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
         return waiting[..., : len(durations)].repeat_interleave(durations, dim=2)
 
     def _with_voice(self, frames: Tensor) -> Tensor:
-        """(B, C, F) -> (B, C', F) with language in front and speaker behind."""
+        """(B, C, F) -> (B, C', F): language embedding, frames and speaker embedding, concatenated."""
         language = self.vocoder.language_embedding.weight[self.language_id]
         speaker = self.vocoder.speaker_embedding.weight[self.speaker_id]
         wide = [part[None, :, None].expand(len(frames), -1, frames.shape[-1]) for part in (language, speaker)]
         return torch.cat([wide[0], frames, wide[1]], dim=1)
 
     def _speak(self, frames: Tensor, state: ConvStream, last: bool) -> Tensor:
-        """The next frames (B, C, F) through HiFi-GAN (Kong et al., arXiv:2010.05646) -> (B, T)."""
+        """Pass frames (B, C, F) through HiFi-GAN (Kong et al., arXiv:2010.05646) -> (B, T)."""
         generator, slope = self.vocoder.hifi_gan, self.vocoder.config.leaky_relu_slope
         x = state.conv(generator.conv_pre, frames, last)
         for number, upsampler in enumerate(generator.upsampler):
@@ -252,35 +253,20 @@ class UnitHifiganVocoder(Vocoder[UnitHifiganStream]):
 
 
 def to_durations(logarithms: Tensor) -> Tensor:
-    """What the duration predictor says (B, U) -> frames (B, U) int64, at least 1: log(1 + frames), rounded."""
+    """The duration predictor's log(1 + frames) (B, U) -> frames (B, U) int64, rounded, at least 1."""
     return torch.expm1(logarithms).round().long().clamp(min=1)
 
 
-def _vocoder_classes() -> dict[str, tuple[Any, Any]]:
-    from transformers import SeamlessM4TCodeHifiGan, SeamlessM4TConfig, SeamlessM4Tv2Config
+def _build_vocoder(config: dict[str, Any], where: str) -> Any:
+    """SeamlessM4T's vocoder with random weights."""
+    from transformers import SeamlessM4TCodeHifiGan
     from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2CodeHifiGan
 
-    return {
-        "seamless_m4t": (SeamlessM4TConfig, SeamlessM4TCodeHifiGan),
-        "seamless_m4t_v2": (SeamlessM4Tv2Config, SeamlessM4Tv2CodeHifiGan),
-    }
-
-
-def _build_vocoder(config: dict[str, Any], source: str = "config.vocoder") -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-
-    settings, classes = dict(config), _vocoder_classes()
-    model_type = settings.pop("model_type", None)
-    if model_type not in classes:
-        raise ValueError(
-            f"vocoder unit_hifigan: {source}: model_type must be one of {', '.join(classes)}; got {model_type!r}"
-        )
-    make_config, make_vocoder = classes[model_type]
-    try:
-        return make_vocoder(make_config(**settings))
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"vocoder unit_hifigan: {source}: {reason}") from None
+    classes = {"seamless_m4t": SeamlessM4TCodeHifiGan, "seamless_m4t_v2": SeamlessM4Tv2CodeHifiGan}
+    check_model_type(config.get("model_type"), classes, where)
+    settings = model_config(config, where)
+    with reading(where, "configuration"):
+        return classes[settings.model_type](settings)
 
 
 def _load_vocoder(folder: Path) -> Any:
@@ -289,21 +275,17 @@ def _load_vocoder(folder: Path) -> Any:
         raise ValueError(f"{folder}: no such folder; expected SeamlessM4T or its vocoder, with config.json")
     shards = Shards(folder, lambda name: name.startswith(PREFIX))
     prefix = PREFIX if any(name.startswith(PREFIX) for name in shards.files) else ""
-    names = {name: name.removeprefix(prefix) for name in shards.files if name.startswith(prefix)}
     with parameters_on_meta():
         vocoder = _build_vocoder(read_json(folder / "config.json"), str(folder / "config.json"))
-    tensors = {names[name]: tensor.clone() for name, tensor in shards.load(names).items()}
-    files = {short: str(shards.files[name]) for name, short in names.items()}
-    assign_tensors(vocoder, tensors, files, str(folder))
+    load_part(vocoder, shards, {name: name.removeprefix(prefix) for name in shards.files if name.startswith(prefix)})
     return vocoder.float()
 
 
-def _load_hubert(name: str) -> Any:
-    return load_pretrained("AutoModel", name, dtype="float32")
-
-
-def _normalizes(name: str) -> bool:
-    return bool(load_pretrained("Wav2Vec2FeatureExtractor", name).do_normalize)
+def _ssl_encoder(layer: int, **options: Any) -> SslEncoder:
+    try:
+        return SslEncoder(layers=layer, **options)
+    except ValueError as error:
+        raise ValueError(f"vocoder unit_hifigan: hubert, hubert_layer {layer}: {error}") from None
 
 
 def _read_centroids(path: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Streams of decoders that look at a whole reply: a window of bounded cost instead, cross-faded at its seams."""
+"""Streaming for decoders that need the whole reply: a sliding window of bounded cost, cross-faded at its boundaries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """What a chunk sees, in frames.
+    """Sizes of the window, in frames.
 
     Attributes:
-        chunk: frames that become sound together.
-        left: past frames in front of them.
-        right: frames behind them that must be known; the first of them is spoken twice, and cross-faded.
+        chunk: Frames that are decoded together.
+        left: Past frames before the chunk.
+        right: Frames of look-ahead after the chunk; the first of them is decoded twice, and cross-faded.
     """
 
     chunk: int
@@ -26,12 +26,12 @@ class Window:
 
 @dataclass
 class WindowState:
-    """A running stream.
+    """State of a stream.
 
     Attributes:
-        codes: (B, K, F) of the window and those that wait.
-        num_past: frames of them that were spoken.
-        faded: (B, T) how the last window would have gone on.
+        codes: (B, K, F) codes of the window and pending codes.
+        num_past: How many of these frames were decoded.
+        faded: (B, T) continuation of the last chunk, to be cross-faded with the next.
     """
 
     codes: Tensor | None = None
@@ -47,15 +47,15 @@ def stream_window(
     window: Window,
     samples_per_frame: int,
 ) -> Tensor:
-    """The next codes (B, K, F) -> the samples (B, T) that are final now; how codes are cut into calls doesn't matter.
+    """Append codes (B, K, F) and return the samples (B, T) that are final now, however codes are split into calls.
 
     Args:
-        decode: codes (B, K, F) -> (B, F * samples_per_frame).
-        codes: may have no frames.
-        state: changed in place.
-        last: no codes follow.
-        window: what a chunk sees.
-        samples_per_frame: of `decode`.
+        decode: Maps codes (B, K, F) to (B, F * samples_per_frame).
+        codes: The next codes; may have no frames.
+        state: State of the stream, updated in place.
+        last: Whether no codes follow.
+        window: Sizes of the window.
+        samples_per_frame: Samples that `decode` returns for a frame.
     """
     state.codes = codes if state.codes is None else torch.cat([state.codes, codes], dim=-1)
     pieces = [torch.zeros(len(codes), 0, device=codes.device)]
@@ -67,12 +67,17 @@ def stream_window(
         seen = state.num_past + min(size + window.right, waiting)
         sound = decode(state.codes[..., :seen])[:, state.num_past * samples_per_frame :]
         if state.faded is not None:
-            overlap = state.faded.shape[1]
-            weight = torch.arange(1, overlap + 1, device=sound.device, dtype=sound.dtype) / (overlap + 1)
-            sound = torch.cat([torch.lerp(state.faded, sound[:, :overlap], weight), sound[:, overlap:]], dim=1)
+            sound = cross_fade(state.faded, sound)
         end = size * samples_per_frame
         pieces.append(sound[:, :end])
         state.faded = sound[:, end : end + samples_per_frame]
-        forgotten = max(0, state.num_past + size - window.left)
-        state.codes = state.codes[..., forgotten:]
-        state.num_past += size - forgotten
+        dropped = max(0, state.num_past + size - window.left)
+        state.codes = state.codes[..., dropped:]
+        state.num_past += size - dropped
+
+
+def cross_fade(before: Tensor, after: Tensor) -> Tensor:
+    """(..., n) and (..., N) -> (..., N): the first n positions fade linearly from `before` to `after`."""
+    overlap = before.shape[-1]
+    weight = torch.arange(1, overlap + 1, device=after.device, dtype=after.dtype) / (overlap + 1)
+    return torch.cat([torch.lerp(before, after[..., :overlap], weight), after[..., overlap:]], dim=-1)

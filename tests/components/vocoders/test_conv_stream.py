@@ -45,7 +45,7 @@ def test_a_causal_convolution(x, mode, num_frames, cut):
     missing = max(0, 7 - num_frames) if mode == "reflect" else 0
     expected = layer(F.pad(F.pad(x, (0, missing)), (6, 0), mode))[..., :num_frames]
     cut = cut if num_frames == NUM_FRAMES else [1] * num_frames
-    streamed = run(lambda state, frames, last: state.conv(layer, frames, last, left=6, mode=mode), x, cut)
+    streamed = run(lambda state, frames, last: state.conv(layer, frames, last, lookahead=0, mode=mode), x, cut)
     assert_equal_but_for_rounding(streamed, expected)
 
 

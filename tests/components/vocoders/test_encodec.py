@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components.vocoders.encodec import EncodecVocoder, build_encodec
 from lightning_s2s.streaming.session import respond
+from lightning_s2s.support.extras import MissingPackageError
 from parts.small_codecs import assert_same_sound, noise, random_units, speaking_model, stream, tensors_in
 from parts.sounds import sweep
 from parts.tolerances import assert_equal_but_for_rounding
@@ -164,7 +165,7 @@ def test_pickled_code_is_refused(tmp_path):
 
 def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "encodec.model", None)
-    with pytest.raises(ValueError, match=r"pip install 'lightning-s2s\[codecs\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'lightning-s2s\[codecs\]'"):
         EncodecVocoder(config=SMALL)
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
-from lightning_s2s.components.vocoders.glm4_voice.config import estimator_heads
 from lightning_s2s.components.vocoders.glm4_voice.conformer import block_causal_mask, relative_positions
 from lightning_s2s.components.vocoders.glm4_voice.hift import HiftStreamState
 from parts import small_codecs
@@ -211,13 +210,6 @@ def test_a_block_hears_nothing_of_later_blocks_and_all_of_its_own(vocoder, units
     changed[:, 29] = (changed[:, 29] + 7) % 50
     differs = (vocoder.flow.encode(changed) - whole).abs().amax(dim=(0, 1)) > 1e-6
     assert not differs[:20].any() and differs[20:].all()
-
-
-def test_heads_that_no_tensor_tells_are_the_encoders_where_they_can_be():
-    assert estimator_heads(512, 8, 64)[0] == 8
-    assert estimator_heads(32, 4, 16)[0] == 4  # the encoder's number
-    assert estimator_heads(24, 5, 12)[:2] == [2, 1]  # the encoder's width, then any divisor
-    assert sorted(estimator_heads(12, 4, 5)) == [1, 2, 3, 4, 6, 12]
 
 
 # --- the tokenizer ------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_the_state_does_not_grow(vocoder, units):
 
     def size() -> int:
         synthesis = state.synthesis
-        kept = [*state.context.values(), synthesis.tail, synthesis.phase, synthesis.cycles, *(synthesis.filters or ())]
+        kept = [*state.past.values(), synthesis.tail, synthesis.phase, synthesis.cycles, *(synthesis.filters or ())]
         return sum(tensor.numel() for tensor in kept if tensor is not None)
 
     sizes = set()

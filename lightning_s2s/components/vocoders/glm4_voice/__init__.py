@@ -1,7 +1,7 @@
 """`glm4_voice`: GLM-4-Voice's tokenizer and decoder, 16,384 units at 12.5 Hz, 22,050 Hz out, streaming.
 
-Zeng et al., arXiv:2412.02612; OpenS2S (arXiv:2507.05177) speaks through it. The parts, in the order in which a unit
-passes them: `conformer`, `flow`, `hift`, and `streaming` for all three in chunks; `tokenizer` goes the other way.
+Zeng et al., arXiv:2412.02612; OpenS2S (arXiv:2507.05177) speaks through it. Units pass through `conformer`, `flow` and
+`hift`, in chunks by `streaming`; `tokenizer` is the opposite direction.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.contracts import Vocoder
 from lightning_s2s.components.registry import VOCODERS
 from lightning_s2s.components.vocoders.glm4_voice.checkpoint import (
+    load_tokenizer,
     read_decoder,
     read_tokenizer_config,
-    read_tokenizer_tensors,
 )
 from lightning_s2s.components.vocoders.glm4_voice.config import (
     FlowConfig,
@@ -40,28 +40,28 @@ from lightning_s2s.support.ranges import Count, Natural, NonNegative, Range, See
 class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
     """GLM-4-Voice's tokenizer and flow-matching decoder: 16,384 units at 12.5 Hz, 22,050 Hz, streaming.
 
-    One-shot synthesis is the published one. It has whole mel frames alone, so U units give up to one frame (256
-    samples, 12 ms) less than U x 1,764 samples. Streaming keeps a bounded window of the past and therefore differs from
-    it, see `docs/components.md`; it has the same length.
+    One-shot synthesis computes what the published code does. It produces whole mel frames, so U units give up to one
+    frame (256 samples, 12 ms) less than U x 1,764 samples. Streaming keeps a bounded window of the past and therefore
+    differs from it, see `docs/components.md`; its output has the same length.
 
     Args:
-        decoder: folder with `flow.pt`, `hift.pt` and, as published, `config.yaml`; without that file the tensors tell
-            the sizes. None starts from random weights.
-        tokenizer: folder with `config.json`, `preprocessor_config.json` and `model.safetensors`; None leaves
-            `tokenize` out, unless `config` has its sizes.
-        config: sizes that replace the folders' or, without folders, the published ones: mappings `flow`, `hift` and
-            `tokenizer` with the keys of `FlowConfig`, `HiftConfig` and `TokenizerConfig`.
-        first_chunk_units: units that a stream waits for before its first chunk; a multiple of the block, 10.
-        chunk_units: units of each later chunk, a multiple of the block.
-        left_context_units: past units whose mel leads a chunk, a multiple of the block; a chunk costs as much as
-            synthesising `left_context_units + chunk_units` units.
-        overlap_units: units at a chunk's end whose mel is made again with what follows, and cross-faded.
-        num_steps: Euler steps of the flow.
-        guidance: classifier-free guidance of the flow.
-        seed: of the flow's noise and of the phases and noise of HiFT's source; all else is fixed.
+        decoder: Folder with `flow.pt`, `hift.pt` and, as published, `config.yaml`; without that file the sizes are the
+            published ones. None starts from random weights.
+        tokenizer: Folder with `config.json`, `preprocessor_config.json` and `model.safetensors`. With None there is no
+            `tokenize`, unless `config` has the tokenizer's sizes.
+        config: Sizes that override those of the folders or the published ones: mappings `flow`, `hift` and `tokenizer`
+            with the keys of `FlowConfig`, `HiftConfig` and `TokenizerConfig`.
+        first_chunk_units: Units that a stream collects before its first chunk; a multiple of the block size, 10.
+        chunk_units: Units in each later chunk; a multiple of the block size.
+        left_context_units: Past units whose mel conditions a chunk, a multiple of the block size. A chunk costs as much
+            as synthesising `left_context_units + chunk_units` units.
+        overlap_units: Units at the end of a chunk whose mel is recomputed with the next chunk and cross-faded.
+        num_steps: Number of Euler steps of the flow.
+        guidance: Strength of the flow's classifier-free guidance.
+        seed: Seed of the flow's noise and of the phases and noise of HiFT's source; all else is deterministic.
 
     Raises:
-        ValueError: a folder is missing or broken, or options don't fit each other.
+        ValueError: A folder is missing or broken, or options contradict each other.
     """
 
     paper = "arXiv:2412.02612"
@@ -84,12 +84,12 @@ class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
         seed: Seed = 42,
     ):
         super().__init__()
-        given = dict(config or {})
+        given: dict[str, Any] = dict(config or {})
         if unknown := sorted(given.keys() - {"flow", "hift", "tokenizer"}):
             raise ValueError(f"config: unknown key {unknown[0]!r}; known: flow, hift, tokenizer")
-        flow_config, hift_config, tensors = FlowConfig(), HiftConfig(), None
+        flow_config, hift_config = FlowConfig(), HiftConfig()
         if decoder is not None:
-            flow_config, hift_config, *tensors = read_decoder(Path(decoder))
+            flow_config, hift_config, flow_tensors, hift_tensors = read_decoder(Path(decoder))
         flow_config = with_values(flow_config, given.get("flow") or {}, "config.flow")
         hift_config = with_values(hift_config, given.get("hift") or {}, "config.hift")
         check_sizes(flow_config, hift_config)
@@ -105,9 +105,9 @@ class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
                     f"(vocab_size); they must be equal"
                 )
         self.flow, self.hift = UnitToMel(flow_config), HiftGenerator(hift_config)
-        if tensors is not None:
-            load_tensors(self.flow, tensors[0], Path(decoder) / "flow.pt")
-            load_tensors(self.hift, tensors[1], Path(decoder) / "hift.pt")
+        if decoder is not None:
+            load_tensors(self.flow, flow_tensors, Path(decoder) / "flow.pt")
+            load_tensors(self.hift, hift_tensors, Path(decoder) / "hift.pt")
         self.sample_rate = hift_config.sampling_rate
         self.samples_per_unit = round(self.sample_rate / flow_config.input_frame_rate)
         self.num_units = flow_config.vocab_size
@@ -142,7 +142,7 @@ class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
         """(B, T) at 16 kHz, right-padded, and (B,) samples -> units (B, U) and (B,) counts, U = ceil(T / 1280).
 
         Raises:
-            ValueError: the vocoder was built without a tokenizer.
+            ValueError: The vocoder was built without a tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -165,16 +165,15 @@ class Glm4VoiceVocoder(Vocoder[Glm4VoiceStreamState]):
 
     @torch.inference_mode()
     def stream(self, units: Tensor, state: Glm4VoiceStreamState, last: bool) -> Tensor:
-        """The next units (B, U) -> the samples (B, T) that are final now; as many in all as `synthesize` gives."""
+        """Append units (B, U) and return the samples (B, T) that are final now; in total as many as one-shot."""
         self.check_units(units)
         return stream_units(self, units, state, last)
 
 
 def _build_tokenizer(folder: str | None, values: dict[str, Any]) -> Glm4VoiceTokenizer:
-    """From a folder with weights, or from sizes alone."""
+    """A tokenizer with the weights of a folder, or a random one of the given sizes."""
     config = TokenizerConfig() if folder is None else read_tokenizer_config(Path(folder))
     tokenizer = Glm4VoiceTokenizer(with_values(config, values, "config.tokenizer"))
     if folder is not None:
-        tensors, path = read_tokenizer_tensors(Path(folder), list(tokenizer.state_dict()))
-        load_tensors(tokenizer, tensors, path)
+        load_tokenizer(Path(folder), tokenizer)
     return tokenizer

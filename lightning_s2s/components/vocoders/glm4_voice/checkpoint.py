@@ -1,4 +1,4 @@
-"""Reading the published files safely: tensors alone, weight norm folded, every problem named with file and tensor."""
+"""Reads the published files as plain tensors and folds the weight norm; errors name the file and the tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from lightning_s2s.components.vocoders.glm4_voice.config import (
     FlowConfig,
     HiftConfig,
     TokenizerConfig,
-    infer_flow,
-    infer_hift,
     read_yaml,
     with_values,
 )
-from lightning_s2s.components.weights import read_state_dict
+from lightning_s2s.components.vocoders.glm4_voice.tokenizer import Glm4VoiceTokenizer
+from lightning_s2s.components.weights import Shards, load_part, read_state_dict
 from lightning_s2s.support.reading import read_json
 
 WHAT = "a state dict of GLM-4-Voice's decoder"
@@ -33,44 +32,39 @@ def fold_weight_norm(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor
     """`weight_g` and `weight_v`, or torch's newer names of the same, -> `weight` = g v / |v|.
 
     Raises:
-        ValueError: one of a pair is missing, or their shapes don't fit.
+        ValueError: One of a pair is missing, or their shapes don't match.
     """
-    folded = {}
-    for name, tensor in tensors.items():
-        for gain, direction in WEIGHT_NORM:
-            if name.endswith(f".{gain}") and name.removesuffix(gain) + direction not in tensors:
-                raise ValueError(f"{path}: {name} has no {direction} beside it")
-            if name.endswith(f".{direction}"):
-                prefix = name.removesuffix(direction)
-                if prefix + gain not in tensors:
-                    raise ValueError(f"{path}: {name} has no {gain} beside it")
-                size = tensors[prefix + gain]
-                if tensor.dim() < 2 or size.shape != (len(tensor), *[1] * (tensor.dim() - 1)):
-                    raise ValueError(
-                        f"{path}: {prefix + gain} has shape {tuple(size.shape)}, {name} {tuple(tensor.shape)}; "
-                        f"one gain for each first index is needed"
-                    )
-                folded[prefix + "weight"] = torch._weight_norm(tensor, size, 0)
-        if not name.endswith(tuple(f".{part}" for pair in WEIGHT_NORM for part in pair)):
-            folded[name] = tensor
+    folded = dict(tensors)
+    for gain, direction in WEIGHT_NORM:
+        both = (gain, direction)
+        found = {name.removesuffix(part): part for part in both for name in tensors if name.endswith(f".{part}")}
+        for prefix, part in found.items():
+            if missing := {prefix + gain, prefix + direction} - tensors.keys():
+                raise ValueError(f"{path}: {prefix}{part} has no {missing.pop().removeprefix(prefix)} beside it")
+            size, tensor = folded.pop(prefix + gain), folded.pop(prefix + direction)
+            if tensor.dim() < 2 or size.shape != (len(tensor), *[1] * (tensor.dim() - 1)):
+                raise ValueError(
+                    f"{path}: {prefix}{gain} has shape {tuple(size.shape)}, {prefix}{direction} {tuple(tensor.shape)}; "
+                    "one gain for each first index is needed"
+                )
+            folded[prefix + "weight"] = torch._weight_norm(tensor, size, 0)
     return folded
 
 
 def read_decoder(folder: Path) -> tuple[FlowConfig, HiftConfig, dict[str, Tensor], dict[str, Tensor]]:
     """Sizes and tensors of a decoder folder: `flow.pt`, `hift.pt` and, as published, `config.yaml`.
 
+    Without `config.yaml`, the sizes are the published ones.
+
     Raises:
-        ValueError: a file is missing, broken or no decoder.
+        ValueError: A file is missing, broken or not part of a decoder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected GLM-4-Voice's decoder with flow.pt and hift.pt")
     flow_path, hift_path, yaml_path = folder / "flow.pt", folder / "hift.pt", folder / "config.yaml"
     flow = read_state_dict(flow_path, WHAT)
     hift = fold_weight_norm(read_state_dict(hift_path, WHAT), hift_path)
-    if yaml_path.is_file():
-        flow_config, hift_config = read_yaml(yaml_path)
-    else:
-        flow_config, hift_config = infer_flow(flow, flow_path), infer_hift(hift, hift_path)
+    flow_config, hift_config = read_yaml(yaml_path) if yaml_path.is_file() else (FlowConfig(), HiftConfig())
     return flow_config, hift_config, flow, hift
 
 
@@ -78,7 +72,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     """The sizes in a tokenizer folder's `config.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: a file is missing or broken, or asks for a layer that isn't GLM-4-Voice's.
+        ValueError: A file is missing or broken, or describes another architecture than GLM-4-Voice's.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected GLM-4-Voice's tokenizer with config.json")
@@ -112,23 +106,13 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     return with_values(TokenizerConfig(), values, str(folder))
 
 
-def read_tokenizer_tensors(folder: Path, names: list[str]) -> tuple[dict[str, Tensor], Path]:
-    """The tokenizer's tensors without their prefix; what comes behind the quantiser is not read.
+def load_tokenizer(folder: Path, tokenizer: Glm4VoiceTokenizer) -> None:
+    """Load the published weights; the layers behind the quantiser are not read.
 
     Raises:
-        ValueError: the file is missing or broken, or lacks a tensor.
+        ValueError: The file is missing or broken, or lacks a tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the weights of GLM-4-Voice's tokenizer")
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-            missing = [TOKENIZER_PREFIX + name for name in names if TOKENIZER_PREFIX + name not in stored]
-            if missing:
-                raise ValueError(f"{path}: lacks {len(missing)} tensors, first {missing[0]}")
-            return {name: file.get_tensor(TOKENIZER_PREFIX + name) for name in names}, path
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    shards = Shards(folder)
+    names = {TOKENIZER_PREFIX + name: name for name in tokenizer.state_dict()}
+    load_part(tokenizer, shards, {name: own for name, own in names.items() if name in shards.files})
+    tokenizer.float()

@@ -1,4 +1,4 @@
-"""Block conformer encoder of GLM-4-Voice's decoder: units see all earlier units and those of their own block.
+"""Block conformer encoder of GLM-4-Voice's decoder: units attend to all earlier units and to their own block.
 
 The convolution and macaron parts of a conformer (Gulati et al., arXiv:2005.08100) are switched off in the published
 model, so a layer is relative self-attention (Dai et al., arXiv:1901.02860, App. B) and a feed-forward network.
@@ -8,14 +8,20 @@ B batch, U units, D width. Attribute names are those of the published state dict
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Layers in sequence, under the names that they have in the published state dict."""
+    return nn.Sequential(OrderedDict(layers))
+
+
 def block_causal_mask(length: int, block_size: int, device: torch.device | None = None) -> Tensor:
-    """(U, U) bool, True where row may see column: earlier positions and the row's own block."""
+    """(U, U) bool, True where the row may attend to the column: earlier positions and the row's own block."""
     place = torch.arange(length, device=device)
     block = place // block_size
     return (place.unsqueeze(1) >= place) | (block.unsqueeze(1) == block)
@@ -61,26 +67,13 @@ class BlockRelativeAttention(nn.Module):
         return self.linear_out(mixed.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """Linear, SiLU, linear."""
-
-    def __init__(self, width: int, inner: int):
-        super().__init__()
-        self.w_1 = nn.Linear(width, inner)
-        self.w_2 = nn.Linear(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, U, D) -> (B, U, D)."""
-        return self.w_2(F.silu(self.w_1(x)))
-
-
 class ConformerLayer(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and beside a residual."""
+    """Pre-norm attention and feed-forward network, each with a residual connection."""
 
     def __init__(self, width: int, num_heads: int, inner: int, block_size: int):
         super().__init__()
         self.self_attn = BlockRelativeAttention(width, num_heads, block_size)
-        self.feed_forward = FeedForward(width, inner)
+        self.feed_forward = named(w_1=nn.Linear(width, inner), silu=nn.SiLU(), w_2=nn.Linear(inner, width))
         self.norm_ff = nn.LayerNorm(width)
         self.norm_mha = nn.LayerNorm(width)
 
@@ -90,42 +83,30 @@ class ConformerLayer(nn.Module):
         return x + self.feed_forward(self.norm_ff(x))
 
 
-class InputLayer(nn.Module):
-    """Linear and LayerNorm, scaled by the root of the width."""
-
-    def __init__(self, input_width: int, width: int):
-        super().__init__()
-        self.out = nn.Sequential(nn.Linear(input_width, width), nn.LayerNorm(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, U, D_in) -> (B, U, D)."""
-        x = self.out(x)
-        return x * math.sqrt(x.shape[-1])
-
-
 class BlockConformerEncoder(nn.Module):
     """Unit embeddings -> hidden states at the same rate.
 
-    A block's output depends on its own and earlier blocks alone, and on distances, not on absolute places.
+    A block's output depends only on its own and earlier blocks, and on relative, not absolute, positions.
 
     Args:
-        input_width: D of the embeddings.
-        width: D of the hidden states.
-        num_heads: of the attention.
-        inner: width of the feed-forward network.
-        num_layers: layers.
-        block_size: units of a block.
+        input_width: Width of the embeddings.
+        width: Width of the hidden states.
+        num_heads: Number of attention heads.
+        inner: Width of the feed-forward network.
+        num_layers: Number of layers.
+        block_size: Units in a block.
     """
 
     def __init__(self, input_width: int, width: int, num_heads: int, inner: int, num_layers: int, block_size: int):
         super().__init__()
-        self.embed = InputLayer(input_width, width)
+        self.width = width
+        self.embed = named(out=nn.Sequential(nn.Linear(input_width, width), nn.LayerNorm(width)))
         self.encoders = nn.ModuleList(ConformerLayer(width, num_heads, inner, block_size) for _ in range(num_layers))
         self.after_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, U, D_in) -> (B, U, D)."""
-        x = self.embed(x)
+        x = self.embed(x) * math.sqrt(self.width)
         for layer in self.encoders:
             x = layer(x)
         return self.after_norm(x)

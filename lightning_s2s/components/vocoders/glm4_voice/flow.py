@@ -14,34 +14,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_s2s.components.vocoders.glm4_voice.config import NORM_GROUPS, FlowConfig
-from lightning_s2s.components.vocoders.glm4_voice.conformer import BlockConformerEncoder
+from lightning_s2s.components.vocoders.glm4_voice.conformer import BlockConformerEncoder, named
 
 TIME_SCALE = 1000
-"""What Matcha-TTS multiplies the flow's time in [0, 1] with before it becomes sinusoids."""
+"""Factor by which Matcha-TTS scales the flow's time in [0, 1] before the sinusoidal embedding."""
 
 
-class ConvBlock(nn.Module):
-    """Convolution, GroupNorm over the whole length, Mish."""
-
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv1d(channels, out_channels, 3, padding=1), nn.GroupNorm(NORM_GROUPS, out_channels), nn.Mish()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, F) -> (B, C', F)."""
-        return self.block(x)
+def _conv_block(channels: int, out_channels: int) -> nn.Sequential:
+    """(B, C, F) -> (B, C', F): convolution, GroupNorm over the whole length, Mish."""
+    conv = nn.Conv1d(channels, out_channels, 3, padding=1)
+    return named(block=nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, out_channels), nn.Mish()))
 
 
 class ResnetBlock(nn.Module):
-    """Two convolution blocks with the time added in between, and a residual."""
+    """Two convolution blocks with the time embedding added in between, and a residual connection."""
 
     def __init__(self, channels: int, out_channels: int, time_width: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, out_channels))
-        self.block1 = ConvBlock(channels, out_channels)
-        self.block2 = ConvBlock(out_channels, out_channels)
+        self.block1 = _conv_block(channels, out_channels)
+        self.block2 = _conv_block(out_channels, out_channels)
         self.res_conv = nn.Conv1d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -68,58 +60,22 @@ class Attention(nn.Module):
         return self.to_out[0](F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-class FeedForwardInput(nn.Module):
-    """Linear and GELU."""
-
-    def __init__(self, channels: int, inner: int):
-        super().__init__()
-        self.proj = nn.Linear(channels, inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F, C) -> (B, F, C')."""
-        return F.gelu(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    """A layer of four times the width and back; the index 1 of `net` is a dropout of the published code."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.net = nn.Sequential(
-            FeedForwardInput(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, F, C) -> (B, F, C)."""
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and beside a residual."""
+    """Pre-norm attention and feed-forward network, each with a residual connection."""
 
     def __init__(self, channels: int, num_heads: int, head_width: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, num_heads, head_width)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        # Index 1 of `net` is a dropout in the published code.
+        widen = named(proj=nn.Linear(channels, 4 * channels), gelu=nn.GELU())
+        self.ff = named(net=nn.Sequential(widen, nn.Identity(), nn.Linear(4 * channels, channels)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, C) -> (B, F, C)."""
         x = x + self.attn1(self.norm1(x))
         return x + self.ff(self.norm3(x))
-
-
-class Resample(nn.Module):
-    """Half the frames by a strided convolution, or twice as many by a transposed one."""
-
-    def __init__(self, channels: int, up: bool):
-        super().__init__()
-        self.conv = nn.ConvTranspose1d(channels, channels, 4, 2, 1) if up else nn.Conv1d(channels, channels, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, F) -> (B, C, ceil(F / 2)) or (B, C, 2 F)."""
-        return self.conv(x)
 
 
 class TimeMLP(nn.Module):
@@ -139,62 +95,64 @@ class TimeMLP(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
+class Stage(nn.ModuleList):
+    """A level of the U-Net: a ResNet block, Transformer blocks and, where the level has one, a change of the rate."""
+
+    def __init__(self, config: FlowConfig, channels: int, out_channels: int, *resample: nn.Module):
+        blocks = [
+            TransformerBlock(out_channels, config.num_heads, config.attention_head_dim) for _ in range(config.n_blocks)
+        ]
+        resnet = ResnetBlock(channels, out_channels, 4 * config.channels[0])
+        super().__init__([resnet, nn.Sequential(*blocks), *resample])
+
+    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, F) and (B, T) -> (B, C', F) before, and (B, C', F') after the change of the rate."""
+        x = self[1](self[0](x, time).transpose(1, 2)).transpose(1, 2)
+        return x, self[2](x) if len(self) > 2 else x
+
+
 class Estimator(nn.Module):
     """The U-Net that gives the flow's direction at a time, from noisy mel, `mu`, speaker and mel prompt."""
 
     def __init__(self, config: FlowConfig):
         super().__init__()
-        channels, time_width = list(config.channels), 4 * config.channels[0]
-        self.time_mlp = TimeMLP(config.estimator_in_channels, time_width)
+        channels = list(config.channels)
+        self.time_mlp = TimeMLP(config.estimator_in_channels, 4 * channels[0])
 
-        def stage(before: int, after: int, *tail: nn.Module) -> nn.ModuleList:
-            blocks = [
-                TransformerBlock(after, config.num_heads, config.attention_head_dim) for _ in range(config.n_blocks)
-            ]
-            return nn.ModuleList([ResnetBlock(before, after, time_width), nn.ModuleList(blocks), *tail])
-
-        def tail(width: int, last: bool, up: bool) -> nn.Module:
-            return nn.Conv1d(width, width, 3, padding=1) if last else Resample(width, up)
+        def resample(width: int, level: int, up: bool) -> nn.Module:
+            if level == len(channels) - 1:
+                return nn.Conv1d(width, width, 3, padding=1)
+            return named(conv=nn.ConvTranspose1d(width, width, 4, 2, 1) if up else nn.Conv1d(width, width, 3, 2, 1))
 
         self.down_blocks = nn.ModuleList(
-            stage(before, after, tail(after, number == len(channels) - 1, up=False))
-            for number, (before, after) in enumerate(
+            Stage(config, before, after, resample(after, level, up=False))
+            for level, (before, after) in enumerate(
                 zip([config.estimator_in_channels, *channels], channels, strict=False)
             )
         )
-        self.mid_blocks = nn.ModuleList(stage(channels[-1], channels[-1]) for _ in range(config.num_mid_blocks))
+        self.mid_blocks = nn.ModuleList(Stage(config, channels[-1], channels[-1]) for _ in range(config.num_mid_blocks))
         upwards = [*channels[::-1], channels[0]]
         self.up_blocks = nn.ModuleList(
-            stage(2 * before, after, tail(after, number == len(channels) - 1, up=True))
-            for number, (before, after) in enumerate(zip(upwards, upwards[1:], strict=False))
+            Stage(config, 2 * before, after, resample(after, level, up=True))
+            for level, (before, after) in enumerate(zip(upwards, upwards[1:], strict=False))
         )
-        self.final_block = ConvBlock(channels[0], channels[0])
+        self.final_block = _conv_block(channels[0], channels[0])
         self.final_proj = nn.Conv1d(channels[0], config.output_size, 1)
 
     def forward(self, x: Tensor, mu: Tensor, time: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
-        """(B, C, F), (B, C, F), (B,), (B, C) and (B, C, F) -> (B, C, F); all frames of a row are real."""
+        """(B, C, F), (B, C, F), (B,), (B, C) and (B, C, F) -> (B, C, F), without padding."""
         embedded = self.time_mlp(time)
         x = torch.cat([x, mu, speaker.unsqueeze(-1).expand(-1, -1, x.shape[-1]), prompt], dim=1)
         skips = []
         for stage in self.down_blocks:
-            x = self._run(stage, x, embedded)
-            skips.append(x)
-            x = stage[2](x)
+            skip, x = stage(x, embedded)
+            skips.append(skip)
         for stage in self.mid_blocks:
-            x = self._run(stage, x, embedded)
+            x, _ = stage(x, embedded)
         for stage in self.up_blocks:
             skip = skips.pop()
-            x = torch.cat([x[..., : skip.shape[-1]], skip], dim=1)
-            x = stage[2](self._run(stage, x, embedded))
+            _, x = stage(torch.cat([x[..., : skip.shape[-1]], skip], dim=1), embedded)
         return self.final_proj(self.final_block(x))
-
-    @staticmethod
-    def _run(stage: nn.Module, x: Tensor, embedded: Tensor) -> Tensor:
-        """A stage's ResNet block and Transformer blocks."""
-        x = stage[0](x, embedded).transpose(1, 2)
-        for block in stage[1]:
-            x = block(x)
-        return x.transpose(1, 2)
 
 
 class FlowDecoder(nn.Module):
@@ -220,25 +178,18 @@ class FlowDecoder(nn.Module):
         return x
 
 
-class LengthRegulator(nn.Module):
-    """Hidden states that were repeated to the mel's rate -> `mu`; GroupNorm over the whole length."""
-
-    def __init__(self, channels: int, num_convolutions: int):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(num_convolutions):
-            layers += [nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish()]
-        self.model = nn.Sequential(*layers, nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, F) -> (B, C, F)."""
-        return self.model(x)
+def _length_regulator(channels: int, num_convolutions: int) -> nn.Sequential:
+    """(B, C, F) hidden states, repeated to the mel's rate -> (B, C, F) `mu`; GroupNorm over the whole length."""
+    layers: list[nn.Module] = []
+    for _ in range(num_convolutions):
+        layers += [nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish()]
+    return named(model=nn.Sequential(*layers, nn.Conv1d(channels, channels, 1)))
 
 
 class UnitToMel(nn.Module):
     """Units -> log-mel of 80 bands, 86.13 frames a second.
 
-    The published model takes a speaker embedding and always gets zeros, so its projection's bias is the speaker.
+    The published code always passes zeros as the speaker embedding, so the bias of its projection is the speaker.
     """
 
     def __init__(self, config: FlowConfig):
@@ -256,10 +207,10 @@ class UnitToMel(nn.Module):
         )
         self.encoder_proj = nn.Linear(config.encoder_size, config.output_size)
         self.decoder = FlowDecoder(config)
-        self.length_regulator = LengthRegulator(config.output_size, config.regulator_convolutions)
+        self.length_regulator = _length_regulator(config.output_size, config.regulator_convolutions)
 
     def num_frames(self, num_units: int) -> int:
-        """Mel frames of so many units: the whole ones, in the published code's float32 arithmetic."""
+        """Mel frames of `num_units` units, rounded down in the published code's float32 arithmetic."""
         config = self.config
         units = torch.tensor(num_units, dtype=torch.float32)
         return int(units / config.input_frame_rate * config.sampling_rate / config.mel_hop_length)
@@ -289,15 +240,15 @@ class UnitToMel(nn.Module):
         guidance: float = 0.7,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Units (B, U) -> mel (B, C, F) as published, F = `num_frames(U)`; a prompt's frames are left out.
+        """Units (B, U) -> mel (B, C, F) as published, F = `num_frames(U)`, without the frames of the prompt.
 
         Args:
-            units: of the prompt, then the new ones.
+            units: Units of the prompt, followed by the new ones.
             prompt: (B, C, F') mel of the first units.
-            seed: of the noise, which all rows share, so that a row gives what it gives alone.
-            num_steps: Euler steps.
-            guidance: how far to lead away from what the model does without units.
-            noise: (1, C, F) in place of what the seed draws.
+            seed: Seed of the noise. All rows share the noise, so that batched equals single.
+            num_steps: Number of Euler steps.
+            guidance: Strength of classifier-free guidance.
+            noise: (1, C, F) noise to use instead of drawing it from `seed`.
         """
         num_frames = self.num_frames(units.shape[1])
         repeated = F.interpolate(self.encode(units), size=num_frames, mode="nearest")

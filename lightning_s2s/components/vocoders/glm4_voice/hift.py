@@ -3,8 +3,8 @@
 Li et al., HiFTNet, arXiv:2309.09493; the source is Wang et al., arXiv:1904.12088. B batch, F mel frames, C channels, T
 samples. Attribute names are those of the published state dict, whose weight norm is folded when it is loaded.
 
-Apart from the source's phase, every sample depends on a few frames around it. So the network runs over a window that
-moves on, with the source kept, and gives the same samples as over the whole: `HiftStreamState`.
+Apart from the source's phase, every sample depends on a few frames around it. A sliding window over the mel and the
+source therefore gives the same samples as one pass over the whole: `HiftStreamState`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lightning_s2s.components.vocoders.glm4_voice.config import HiftConfig
 
 @dataclass
 class SourceState:
-    """Where the source stands between two frames.
+    """State of the source between two frames.
 
     Attributes:
-        generator: draws what is random in the source, frame by frame, so that chunks don't matter.
+        generator: Draws the source's noise frame by frame, so that it doesn't depend on how the mel is chunked.
         start: (H,) phases at the first sample, in cycles.
-        phase: (B, 1) float64, of the fundamental, in cycles.
+        phase: (B, 1) float64 phase of the fundamental, in cycles.
     """
 
     generator: torch.Generator
@@ -36,14 +36,14 @@ class SourceState:
 
 @dataclass
 class HiftStreamState:
-    """The window of a running synthesis; its size doesn't depend on how much was said.
+    """The sliding window of a stream; its size doesn't depend on the length of the reply.
 
     Attributes:
-        source_state: of the source.
-        mel: (B, C, F) of the frames from `first_frame` on.
-        source: (B, 1, T) from the same frame on, final as far as it goes.
-        first_frame: number of the window's first frame.
-        num_frames: frames whose sound was given out.
+        source_state: State of the source.
+        mel: (B, C, F) mel from frame `first_frame` on.
+        source: (B, 1, T) final source from the same frame on.
+        first_frame: Index of the window's first frame.
+        num_frames: Frames whose samples have been returned.
     """
 
     source_state: SourceState | None = None
@@ -71,7 +71,7 @@ def _same_conv(channels: int, out_channels: int, kernel: int, dilation: int = 1)
 
 
 class ResBlock(nn.Module):
-    """Pairs of convolutions, the first of each dilated, behind Snakes and beside a residual."""
+    """Pairs of convolutions, the first of each dilated, with Snake activations and residual connections."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
         super().__init__()
@@ -88,10 +88,10 @@ class ResBlock(nn.Module):
             x = x + second(between(first(before(x))))
         return x
 
-    @property
-    def reach(self) -> int:
-        """Positions to either side that an output depends on."""
-        return sum(conv.padding[0] for conv in [*self.convs1, *self.convs2])
+
+def _block_reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    """Positions to either side that an output of a `ResBlock` depends on."""
+    return sum(dilation * (kernel - 1) // 2 + (kernel - 1) // 2 for dilation in dilations)
 
 
 class PitchPredictor(nn.Module):
@@ -127,7 +127,7 @@ class HarmonicSource(nn.Module):
         return SourceState(generator, start.to(device), torch.zeros(batch, 1, dtype=torch.float64, device=device))
 
     def forward(self, pitch: Tensor, state: SourceState) -> Tensor:
-        """(B, F) Hz -> (B, 1, T); the same noise in all rows, so that a row gives what it gives alone."""
+        """(B, F) Hz -> (B, 1, T); all rows share the noise, so that batched equals single."""
         config, size = self.config, (self.frame_length, self.config.nb_harmonics + 1)
         batch, num_frames = pitch.shape
         step = pitch.double().unsqueeze(-1) / config.sampling_rate  # cycles in a sample
@@ -174,19 +174,19 @@ class HiftGenerator(nn.Module):
         self.reach = self._reach()
 
     def _reach(self) -> int:
-        """Frames to either side of a frame, of mel and of source, that its samples depend on."""
-        config, num_kernels = self.config, len(self.config.resblock_kernel_sizes)
-        positions = config.n_fft // config.hop_len + self.conv_post.padding[0]
+        """Frames of mel and of source, to either side of a frame, that its samples depend on."""
+        config = self.config
+        positions = config.n_fft // config.hop_len + 3  # and the last convolution's padding
         samples = 0
         for stage in reversed(range(len(config.upsample_rates))):
-            blocks = self.resblocks[stage * num_kernels : (stage + 1) * num_kernels]
-            positions += max(int(block.reach) for block in blocks)
+            positions += max(map(_block_reach, config.resblock_kernel_sizes, config.resblock_dilation_sizes))
             stride = config.hop_len * math.prod(config.upsample_rates[stage + 1 :])
-            of_source = (positions + self.source_resblocks[stage].reach + 2) * stride + config.n_fft
+            kernel, dilations = config.source_resblock_kernel_sizes[stage], config.source_resblock_dilation_sizes[stage]
+            of_source = (positions + _block_reach(kernel, dilations) + 2) * stride + config.n_fft
             samples = max(samples, of_source)
             rate, kernel = config.upsample_rates[stage], config.upsample_kernel_sizes[stage]
             positions = -(-(positions + 1 + kernel) // rate)
-        return max(positions + self.conv_pre.padding[0], -(-samples // self.frame_length)) + 1
+        return max(positions + 3, -(-samples // self.frame_length)) + 1
 
     def decode(self, mel: Tensor, source: Tensor) -> Tensor:
         """Mel (B, C, F) and its source (B, 1, T) -> samples (B, T), T = F * `frame_length`."""
@@ -212,14 +212,13 @@ class HiftGenerator(nn.Module):
         return samples.clamp(-config.audio_limit, config.audio_limit)
 
     def forward(self, mel: Tensor, seed: int = 42) -> Tensor:
-        """Mel (B, C, F) -> samples (B, T), in one shot, with a source that the seed decides."""
+        """Mel (B, C, F) -> samples (B, T), in one shot; the seed determines the source."""
         return self.stream(mel, HiftStreamState(), seed, last=True)
 
     def stream(self, mel: Tensor, state: HiftStreamState, seed: int, last: bool) -> Tensor:
-        """The next frames (B, C, F), any number -> the samples (B, T) that they make final.
+        """Append F frames (B, C, F) and return the samples (B, T) that are final now; `state` is updated in place.
 
-        Sound comes `lookahead` frames behind the mel; all chunks joined equal `forward` of all frames. The state is
-        updated in place.
+        Samples lag `lookahead` frames behind the mel; the joined chunks equal `forward` of all frames.
         """
         if state.mel is None:
             state.mel, state.source = mel[..., :0], mel.new_zeros(len(mel), 1, 0, dtype=torch.float32)
@@ -247,5 +246,5 @@ class HiftGenerator(nn.Module):
 
     @property
     def lookahead(self) -> int:
-        """Frames that must follow before a frame's sound is final."""
+        """Number of frames that must follow before a frame's samples are final."""
         return self.reach + self.f0_predictor.reach

@@ -1,9 +1,9 @@
-"""Units in, sound out, at a cost per chunk that doesn't grow: a window of past mel leads the flow.
+"""Streaming synthesis at a constant cost per chunk: a bounded window of past mel is the flow's prompt.
 
-The published worker hands ALL past mel to the flow as its prompt. Here the prompt is the mel of the last
-`left_context_units`, so the flow always sees prompt + chunk. The last `overlap_units` of a chunk's mel are held back,
-made again with the units that follow, and cross-faded. Mel becomes sound through HiFT's window, which is exact: the
-streamed waveform is HiFT's waveform of the streamed mel, so its seams can't click.
+The published worker prompts the flow with ALL past mel. Here the prompt is the mel of the last `left_context_units`, so
+the flow always runs over prompt + chunk. The mel of a chunk's last `overlap_units` is held back, recomputed with the
+units that follow, and cross-faded. HiFT's window is exact: the streamed waveform is HiFT's waveform of the streamed
+mel, so there are no clicks at the chunk boundaries.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lightning_s2s.components.vocoders.glm4_voice.flow import UnitToMel
 from lightning_s2s.components.vocoders.glm4_voice.hift import HiftGenerator, HiftStreamState
+from lightning_s2s.components.vocoders.windowed import cross_fade
 
 
 class Decoder(Protocol):
-    """What streaming reads of the vocoder; see `Glm4VoiceVocoder`."""
+    """The parts of `Glm4VoiceVocoder` that streaming uses."""
 
     flow: UnitToMel
     hift: HiftGenerator
@@ -34,18 +35,18 @@ class Decoder(Protocol):
 
 @dataclass
 class Glm4VoiceStreamState:
-    """What a running stream keeps; bounded by the window, whatever was said before.
+    """State of a stream; its size is bounded by the window.
 
     Attributes:
-        generator: draws the flow's noise frame by frame, so that a frame's noise doesn't depend on chunks.
-        units: (B, U) of the window and those that wait, from `first_unit` on.
-        first_unit: number of the first of them.
-        num_spoken: units that went through the flow.
-        noise: (1, C, F) from the window's first frame on.
+        generator: Draws the flow's noise frame by frame, so that it doesn't depend on how the units are chunked.
+        units: (B, U) units of the window and pending units, from `first_unit` on.
+        first_unit: Index of the first of these units.
+        num_spoken: Units that went through the flow.
+        noise: (1, C, F) noise from the window's first frame on.
         mel: (B, C, F) final mel from the window's first frame on.
-        held: (B, C, F) mel after it that the next chunk makes again.
-        hift: of the mel that became sound.
-        closed: nothing may follow.
+        held: (B, C, F) mel after it that the next chunk recomputes.
+        hift: State of HiFT.
+        closed: Whether the last units were given.
     """
 
     generator: torch.Generator
@@ -60,7 +61,7 @@ class Glm4VoiceStreamState:
 
 
 def stream_units(vocoder: Decoder, units: Tensor, state: Glm4VoiceStreamState, last: bool) -> Tensor:
-    """The next units (B, U) -> the samples (B, T) that are final now; how units are cut into calls doesn't matter."""
+    """Append units (B, U) and return the samples (B, T) that are final now, however the units are split into calls."""
     mel = stream_mel(vocoder, units, state, last)
     if not mel.shape[-1] and state.hift.mel is None:
         return mel.new_zeros(len(units), 0, dtype=torch.float32)
@@ -68,10 +69,10 @@ def stream_units(vocoder: Decoder, units: Tensor, state: Glm4VoiceStreamState, l
 
 
 def stream_mel(vocoder: Decoder, units: Tensor, state: Glm4VoiceStreamState, last: bool) -> Tensor:
-    """The next units (B, U) -> the mel (B, C, F) that is final now.
+    """Append units (B, U) and return the mel (B, C, F) that is final now.
 
     Raises:
-        ValueError: the stream was closed.
+        ValueError: The stream was closed.
     """
     if state.closed:
         raise ValueError("this stream was closed by last=True; start a new one")
@@ -92,15 +93,16 @@ def stream_mel(vocoder: Decoder, units: Tensor, state: Glm4VoiceStreamState, las
 
 
 def frame_noise(generator: torch.Generator, num_channels: int, num_frames: int) -> Tensor:
-    """(1, C, F) drawn frame by frame: the same numbers whether frames are drawn together or one after the other."""
+    """(1, C, F) drawn frame by frame: the same values whether frames are drawn together or one at a time."""
     drawn = [torch.randn(1, num_channels, 1, generator=generator) for _ in range(num_frames)]
     return torch.cat(drawn, dim=-1) if drawn else torch.zeros(1, num_channels, 0)
 
 
 def _next_mel(vocoder: Decoder, state: Glm4VoiceStreamState, size: int) -> Tensor:
-    """Run the flow over the next `size` units behind their context; gives the mel that is final by that."""
+    """Run the flow over the next `size` units after their context, and return the mel that is final now."""
     flow = vocoder.flow
     _move_window(vocoder, state)
+    assert state.units is not None
     first_frame, end_unit = flow.num_frames(state.first_unit), state.num_spoken + size
     num_frames = flow.num_frames(end_unit) - first_frame
     known_noise = frame_noise(state.generator, flow.config.output_size, 0) if state.noise is None else state.noise
@@ -111,10 +113,7 @@ def _next_mel(vocoder: Decoder, state: Glm4VoiceStreamState, size: int) -> Tenso
     prompt = repeated[..., :0] if state.mel is None else state.mel
     known = prompt.shape[-1]
     mel = flow.solve(repeated, state.noise, prompt, vocoder.num_steps, vocoder.guidance)[..., known:]
-    if state.held is not None and (overlap := state.held.shape[-1]):
-        weight = torch.arange(1, overlap + 1, device=mel.device, dtype=mel.dtype) / (overlap + 1)
-        blended = weight * mel[..., :overlap] + (1 - weight) * state.held
-        mel = torch.cat([blended, mel[..., overlap:]], dim=-1)
+    mel = mel if state.held is None else cross_fade(state.held, mel)
     state.num_spoken = end_unit
     settled = flow.num_frames(max(0, end_unit - vocoder.overlap_units)) - first_frame - known
     settled = max(0, settled)  # a last chunk may be shorter than the overlap
@@ -124,10 +123,11 @@ def _next_mel(vocoder: Decoder, state: Glm4VoiceStreamState, size: int) -> Tenso
 
 
 def _move_window(vocoder: Decoder, state: Glm4VoiceStreamState) -> None:
-    """Forget what lies more than `left_context_units` behind the next unit; the window starts with a block."""
+    """Drop what lies more than `left_context_units` behind the next unit; the window starts at a block boundary."""
     block = vocoder.flow.config.block_size
     start = max(0, (state.num_spoken - vocoder.left_context_units) // block * block)
     frames = vocoder.flow.num_frames(start) - vocoder.flow.num_frames(state.first_unit)
+    assert state.units is not None
     state.units = state.units[:, start - state.first_unit :]
     if frames and state.mel is not None and state.noise is not None:
         state.mel, state.noise = state.mel[..., frames:], state.noise[..., frames:]
@@ -135,7 +135,7 @@ def _move_window(vocoder: Decoder, state: Glm4VoiceStreamState) -> None:
 
 
 def _units_of_frames(vocoder: Decoder, first: int, count: int, device: torch.device) -> Tensor:
-    """(F,) the unit that each frame belongs to by its place in time."""
+    """(F,) index of the unit that each frame belongs to in time."""
     config = vocoder.flow.config
     frames = torch.arange(first, first + count, dtype=torch.float64)
     return (frames * config.mel_hop_length * config.input_frame_rate / config.sampling_rate).long().to(device)

@@ -1,7 +1,7 @@
 """GLM-4-Voice's tokenizer: the first layers of a Whisper encoder, causal in blocks, and a codebook.
 
-Zeng et al., arXiv:2412.02612. A departure from batched calls of the published code: each clip's features are made on
-their own, so that a clip gets the same units in any batch. B batch, T samples, F mel frames, S positions, U units.
+Zeng et al., arXiv:2412.02612. Departure from batched calls of the published code: each clip's features are computed
+separately, so that a clip gets the same units in any batch. B batch, T samples, F mel frames, S positions, U units.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_s2s.components.pretrained import model_config
 from lightning_s2s.components.vocoders.glm4_voice.config import TokenizerConfig
 from lightning_s2s.components.vocoders.glm4_voice.conformer import block_causal_mask
 
@@ -21,60 +22,24 @@ MAX_WINDOWS = 32
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution over a position and those before it."""
+    """Convolution over the current and earlier positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, F) -> (B, C', F / stride)."""
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
-class SelfAttention(nn.Module):
-    """Whisper's attention."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D) and (B, 1, S, S) -> (B, S, D)."""
-        query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-
-class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and beside a residual."""
-
-    def __init__(self, width: int, num_heads: int, inner: int):
-        super().__init__()
-        self.self_attn = SelfAttention(width, num_heads)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
-        self.final_layer_norm = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D) and (B, 1, S, S) -> (B, S, D)."""
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
-
-
 class Glm4VoiceTokenizer(nn.Module):
     """Waveform at 16 kHz -> units at 12.5 Hz.
 
-    Args:
-        config: sizes.
+    Raises:
+        ValueError: Two sizes of the configuration contradict each other.
     """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
+        from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
         if config.d_model % config.encoder_attention_heads:
             raise ValueError(
                 f"tokenizer: d_model {config.d_model} is no multiple of encoder_attention_heads "
@@ -96,20 +61,20 @@ class Glm4VoiceTokenizer(nn.Module):
         self.conv1 = CausalConv1d(config.num_mel_bins, width, 3)
         self.conv2 = CausalConv1d(width, width, 3, stride=CONVOLUTION_STRIDE)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, config.encoder_attention_heads, config.encoder_ffn_dim)
-            for _ in range(config.quantize_position)
-        )
+        layer = {"d_model": width, "encoder_attention_heads": config.encoder_attention_heads}
+        layer |= {"encoder_ffn_dim": config.encoder_ffn_dim}
+        options = {"model_type": "whisper", "attn_implementation": "sdpa", **layer}
+        whisper = model_config(options, "vocoder glm4_voice: tokenizer")
+        self.layers = nn.ModuleList(WhisperEncoderLayer(whisper) for _ in range(config.quantize_position))
         self.codebook = nn.Embedding(config.quantize_vocab_size, width)
         self._extractor: Any = None
 
     @property
     def samples_per_unit(self) -> int:
-        """Samples that one unit stands for."""
         return self.config.hop_length * CONVOLUTION_STRIDE * self.config.pooling_kernel_size
 
     def _features(self, clip: Tensor) -> list[tuple[Tensor, int]]:
-        """(T,) -> log-mel (F, C) and number of frames with audio of each 30 s window; F covers whole units."""
+        """(T,) -> log-mel (F, C) and number of audio frames of each 30 s window; F is a whole number of units."""
         from transformers import WhisperFeatureExtractor
 
         config = self.config
@@ -134,7 +99,7 @@ class Glm4VoiceTokenizer(nn.Module):
         return list(zip(features.transpose(1, 2), counts, strict=True))
 
     def encode(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mel (B, C, F) and its frames with audio (B,) -> (B, U, D) before the quantiser."""
+        """Log-mel (B, C, F) and its audio frames (B,) -> (B, U, D) before the quantiser."""
         config = self.config
         num_positions = -(-features.shape[-1] // CONVOLUTION_STRIDE)
         seen = torch.arange(num_positions, device=features.device) * CONVOLUTION_STRIDE < lengths.unsqueeze(1)
@@ -154,7 +119,7 @@ class Glm4VoiceTokenizer(nn.Module):
         return x
 
     def nearest(self, x: Tensor) -> Tensor:
-        """(..., D) -> (...), the codebook's row with the smallest squared distance."""
+        """(..., D) -> (...), the codebook row at the smallest squared distance."""
         codes, flat = self.codebook.weight.float(), x.flatten(0, -2).float()
         square = codes.square().sum(1) + flat.square().sum(1, keepdim=True)
         return torch.addmm(square, flat, codes.t(), alpha=-2.0).argmin(1).view(x.shape[:-1])
@@ -171,7 +136,7 @@ class Glm4VoiceTokenizer(nn.Module):
         units: list[list[Tensor]] = [[] for _ in waveform]
         for start in range(0, len(windows), MAX_WINDOWS):
             rows, features, counts = zip(*windows[start : start + MAX_WINDOWS], strict=True)
-            batch = nn.utils.rnn.pad_sequence(features, batch_first=True).transpose(1, 2).to(self.conv1.weight)
+            batch = nn.utils.rnn.pad_sequence(list(features), batch_first=True).transpose(1, 2).to(self.conv1.weight)
             found = self.nearest(self.encode(batch, torch.tensor(counts, device=batch.device)))
             for row, count, ids in zip(rows, counts, found, strict=True):
                 units[row].append(ids[: -(-count // frames_per_unit)])
