@@ -56,7 +56,7 @@ def _repaired(file: BinaryIO, size: int) -> bytes | None:
     if start[:3] == b"ID3":  # a tag before mp3, or before flac, which libsndfile accepts as well
         content = _read_all(file, size)
         begin = skip_id3(content)
-        return _flac(file, begin) if content[begin : begin + 4] == b"fLaC" else _mp3(file, size)
+        return _flac(file, begin) if content[begin : begin + 4] == b"fLaC" else _mp3(content)
     if start[:4] in (b"RIFF", b"RIFX", b"RF64") and start[8:] == b"WAVE":
         return _wav(file, size, start[:4])
     if start == _W64_BEGIN:
@@ -83,7 +83,7 @@ def _repaired(file: BinaryIO, size: int) -> bytes | None:
     elif start[:4] == b"fLaC":
         return _flac(file, 0)
     elif read_frame(*struct.unpack(">I", start[:4])):
-        return _mp3(file, size)
+        return _mp3(_read_all(file, size))
     return None
 
 
@@ -94,8 +94,7 @@ def _read_all(file: BinaryIO, size: int) -> bytes:
     return file.read()
 
 
-def _mp3(file: BinaryIO, size: int) -> bytes | None:
-    content = _read_all(file, size)
+def _mp3(content: bytes) -> bytes | None:
     complete = complete_mp3(content)
     return None if complete is content else complete
 

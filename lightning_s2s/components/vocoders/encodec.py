@@ -24,7 +24,7 @@ SIZES = {"n_filters": 32, "dimension": 128, "lstm": 2}
 
 
 @VOCODERS.register("encodec")
-class EncodecVocoder(FlattenedCodecVocoder):
+class EncodecVocoder(FlattenedCodecVocoder[ConvStream]):
     """EnCodec of the package `encodec`: 24 kHz, 75 frames per second of 2 to 32 codebooks, flattened; streams exactly.
 
     Défossez et al., arXiv:2210.13438. Encoder and decoder are causal. A stream keeps the LSTM's state and the left

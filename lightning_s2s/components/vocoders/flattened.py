@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_s2s.components.contracts import Vocoder
+
+DecoderT = TypeVar("DecoderT")
+"""State of a codec's decoder."""
 
 
 def flatten_codes(codes: Tensor, codebook_size: int) -> Tensor:
@@ -35,7 +38,7 @@ def unflatten_units(units: Tensor, num_codebooks: int, codebook_size: int) -> Te
 
 
 @dataclass
-class FlattenedStreamState:
+class FlattenedStreamState(Generic[DecoderT]):
     """State of a stream.
 
     Attributes:
@@ -44,12 +47,12 @@ class FlattenedStreamState:
         closed: Whether the last units were given.
     """
 
-    decoder: Any
+    decoder: DecoderT
     waiting: Tensor | None = None
     closed: bool = False
 
 
-class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
+class FlattenedCodecVocoder(Vocoder[FlattenedStreamState[DecoderT]], Generic[DecoderT]):
     """Base of vocoders around a codec of K codebooks; a subclass encodes and decodes frames.
 
     The codec always stays in eval mode, since some codecs encode at random in training mode.
@@ -70,14 +73,14 @@ class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
         """Codes (B, K, F), F at least 1 -> (B, T) in one shot."""
 
     @abstractmethod
-    def start_decoder(self) -> Any:
+    def start_decoder(self) -> DecoderT:
         """The state of a new decode."""
 
     @abstractmethod
-    def decode_next(self, codes: Tensor, state: Any, last: bool) -> Tensor:
+    def decode_next(self, codes: Tensor, state: DecoderT, last: bool) -> Tensor:
         """Append codes (B, K, F), F may be 0, and return the samples (B, T) that are final now."""
 
-    def train(self, mode: bool = True) -> FlattenedCodecVocoder:
+    def train(self, mode: bool = True) -> FlattenedCodecVocoder[DecoderT]:
         return super().train(False)
 
     @torch.inference_mode()
@@ -97,11 +100,11 @@ class FlattenedCodecVocoder(Vocoder[FlattenedStreamState]):
         codes = unflatten_units(units, self.codebooks_per_frame, self.codebook_size)
         return self.decode(codes) if codes.shape[-1] else torch.zeros(len(units), 0, device=units.device)
 
-    def start_stream(self) -> FlattenedStreamState:
+    def start_stream(self) -> FlattenedStreamState[DecoderT]:
         return FlattenedStreamState(self.start_decoder())
 
     @torch.inference_mode()
-    def stream(self, units: Tensor, state: FlattenedStreamState, last: bool) -> Tensor:
+    def stream(self, units: Tensor, state: FlattenedStreamState[DecoderT], last: bool) -> Tensor:
         """Append units (B, U) and return the samples (B, T) that are final now; units of an incomplete frame wait.
 
         Raises:

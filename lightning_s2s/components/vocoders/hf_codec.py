@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.pretrained import build_model, check_model_type, load_pretrained, without_code
 from lightning_s2s.components.registry import VOCODERS
 from lightning_s2s.components.vocoders.conv_stream import ConvStream, fold_weight_norms, stream_seanet
-from lightning_s2s.components.vocoders.flattened import FlattenedCodecVocoder
+from lightning_s2s.components.vocoders.flattened import DecoderT, FlattenedCodecVocoder
 from lightning_s2s.components.vocoders.windowed import Window, WindowState, stream_window
 from lightning_s2s.support.extras import install_command
 from lightning_s2s.support.ranges import Count, Natural
@@ -25,7 +25,7 @@ WINDOW_OPTIONS = {"chunk_units": 25, "left_context_units": 50, "lookahead_units"
 """Defaults for a codec that can't be streamed exactly; the others don't use them."""
 
 
-class Codec(ABC):
+class Codec(ABC, Generic[DecoderT]):
     """The differences between the codecs of transformers. B batch, K codebooks, F frames, T samples.
 
     Attributes:
@@ -52,12 +52,12 @@ class Codec(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """(B, K, F) -> (B, T)."""
 
-    def start(self) -> Any:
+    @abstractmethod
+    def start(self) -> DecoderT:
         """The state of a new decode."""
-        return ConvStream()
 
     @abstractmethod
-    def decode_next(self, codes: Tensor, state: Any, last: bool) -> Tensor:
+    def decode_next(self, codes: Tensor, state: DecoderT, last: bool) -> Tensor:
         """Append codes (B, K, F) and return the samples (B, T) that are final now."""
 
     def check(self, **needed: Any) -> None:
@@ -70,7 +70,7 @@ class Codec(ABC):
                 )
 
 
-class EncodecCodec(Codec):
+class EncodecCodec(Codec[ConvStream]):
     """EnCodec (arXiv:2210.13438) in its causal, mono form at 24 kHz."""
 
     def __init__(self, model: Any):
@@ -89,6 +89,9 @@ class EncodecCodec(Codec):
     def decode(self, codes: Tensor) -> Tensor:
         return self.model.decode(codes[None], [None]).audio_values[:, 0]
 
+    def start(self) -> ConvStream:
+        return ConvStream()
+
     def decode_next(self, codes: Tensor, state: ConvStream, last: bool) -> Tensor:
         vectors = self.model.quantizer.decode(codes.transpose(0, 1))
         return stream_seanet(self.model.decoder.layers, vectors, state, last)[:, 0]
@@ -101,7 +104,7 @@ class MimiStream(ConvStream):
     cache: Any = None
 
 
-class MimiCodec(Codec):
+class MimiCodec(Codec[MimiStream]):
     """Mimi (arXiv:2410.00037): causal throughout, a Transformer with a sliding window between convolutions."""
 
     def __init__(self, model: Any):
@@ -133,7 +136,7 @@ class MimiCodec(Codec):
         return stream_seanet(decoder.decoder_seanet.layers, x, state, last)[:, 0]
 
 
-class DacCodec(Codec):
+class DacCodec(Codec[ConvStream]):
     """Descript Audio Codec (arXiv:2306.06546): convolutions that look ahead by some ten frames."""
 
     def __init__(self, model: Any):
@@ -147,6 +150,9 @@ class DacCodec(Codec):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.model.decode(audio_codes=codes).audio_values
+
+    def start(self) -> ConvStream:
+        return ConvStream()
 
     def decode_next(self, codes: Tensor, state: ConvStream, last: bool) -> Tensor:
         decoder = self.model.decoder
@@ -163,7 +169,7 @@ class DacCodec(Codec):
         return decoder.tanh(state.conv(decoder.conv2, decoder.snake1(x), last))[:, 0]
 
 
-class Xcodec2Codec(Codec):
+class Xcodec2Codec(Codec[WindowState]):
     """X-Codec 2 (arXiv:2502.04128): one codebook; attention and normalisation over the whole reply."""
 
     max_codebooks = 1
@@ -197,7 +203,7 @@ class Xcodec2Codec(Codec):
         return stream_window(self.decode, codes, state, last, self.window, self.samples_per_frame)
 
 
-CODECS: dict[str, type[Codec]] = {
+CODECS: dict[str, type[Codec[Any]]] = {
     "dac": DacCodec,
     "encodec": EncodecCodec,
     "mimi": MimiCodec,
@@ -207,7 +213,7 @@ CODECS: dict[str, type[Codec]] = {
 
 
 @VOCODERS.register("hf_codec")
-class HfCodecVocoder(FlattenedCodecVocoder):
+class HfCodecVocoder(FlattenedCodecVocoder[ConvStream | WindowState]):
     """A codec of transformers: Mimi, DAC or EnCodec (streamed exactly), or X-Codec 2 (in windows), flattened.
 
     The rates, the number of units and how it streams are the checkpoint's, see `docs/vocoders.md`.
@@ -297,10 +303,10 @@ class HfCodecVocoder(FlattenedCodecVocoder):
     def decode(self, codes: Tensor) -> Tensor:
         return self.codec.decode(codes)
 
-    def start_decoder(self) -> Any:
+    def start_decoder(self) -> ConvStream | WindowState:
         return self.codec.start()
 
-    def decode_next(self, codes: Tensor, state: Any, last: bool) -> Tensor:
+    def decode_next(self, codes: Tensor, state: ConvStream | WindowState, last: bool) -> Tensor:
         return self.codec.decode_next(codes, state, last)
 
 

@@ -107,7 +107,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 
 
 def load_tokenizer(folder: Path, tokenizer: Glm4VoiceTokenizer) -> None:
-    """Load the published weights; the layers behind the quantiser are not read.
+    """Load the published weights; the layers after the quantiser are not read.
 
     Raises:
         ValueError: The file is missing or broken, or lacks a tensor.
