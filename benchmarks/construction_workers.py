@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from lightning_s2s.construction.running import Local, Ray, Runner, run_step
-from lightning_s2s.construction.speaking import SpeakTexts
 from lightning_s2s.construction.speech import Kokoro
+from lightning_s2s.construction.speech.speaking import SpeakTexts
 
 SENTENCE = "My {who} told me about the {what} number {number}, and we talked about it."
 PEOPLE, THINGS = ("sister", "brother", "mother", "father"), ("house", "train", "party", "garden", "letter")

@@ -11,7 +11,7 @@ from lightning_s2s.components.registry import REGISTRY
 
 if TYPE_CHECKING:
     from lightning_s2s.construction.config import CorpusConfig
-    from lightning_s2s.construction.pipeline import Outcome
+    from lightning_s2s.construction.outcome import Outcome
 
 REPORT = "report.html"
 
@@ -54,7 +54,8 @@ def make_corpus(config: CorpusConfig) -> Outcome:
     Raises:
         ValueError: as `construct`; where no dialogue is left, the report is there all the same.
     """
-    from lightning_s2s.construction.pipeline import NothingKeptError, construct
+    from lightning_s2s.construction.outcome import NothingKeptError
+    from lightning_s2s.construction.pipeline import construct
     from lightning_s2s.reporting.construction_card import write_card
     from lightning_s2s.reporting.construction_report import write_report
 

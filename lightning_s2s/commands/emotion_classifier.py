@@ -12,12 +12,12 @@ def run(name: str, arguments: list[str]) -> int:
         CommandError: a mistake in the options or the YAML.
         ValueError: a manifest or a clip can't be used, or the splits don't fit each other.
     """
-    from lightning_s2s.construction.prosody_classifier import ClassifierConfig, train_classifier
+    from lightning_s2s.construction.emotion_classifier.training import ClassifierConfig, train_classifier
 
     config = parse_settings(f"lightning-s2s {name}", ClassifierConfig, arguments)
     figures = train_classifier(config)
     clips, speakers = figures["clips"]["train"], figures["speakers"]["train"]
-    print(f"{config.output_dir}: trained on {clips} clips of {speakers} speakers, {figures['epoch']} epochs")
+    print(f"{config.output_dir}: trained on {clips} clips of {speakers} speakers")
     for split in ("validation", "test"):
         found, normalised = figures[split]["as_recorded"], figures[split]["level_normalised"]
         recall = ", ".join(f"{key} {value:.1%}" for key, value in found["recall"].items() if value is not None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_s2s.components.contracts import Vocoder
-from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.filters import Filter
-from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.running import Local, Runner
 from lightning_s2s.construction.speech import SpeechSynthesizer
+from lightning_s2s.construction.speech.augmentation import Augmentation
+from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.writing import DialogueWriter
 from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.support.ranges import Seed, Share, Speed, checked

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_s2s.construction.corpora import Recording
+from lightning_s2s.construction.readers import Recording
 from lightning_s2s.data.chat_template import MARK, ChatTemplate
 
 SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)]*(?=\s|$|[^\x00-\x7f])")
@@ -65,7 +65,7 @@ class ContinuationWriter:
         for ids in output[:, batch.input_ids.shape[1] :].tolist():
             ended = any(token in ids for token in self._ends())
             text = " ".join(self.tokenizer.decode(ids, skip_special_tokens=True).split())
-            answers.append(text if ended else whole_sentences(text))
+            answers.append(text if ended else complete_sentences(text))
         return answers
 
     def _ends(self) -> list[int]:
@@ -74,7 +74,7 @@ class ContinuationWriter:
         return [token for token in {closing, self.tokenizer.eos_token_id} if token is not None]
 
 
-def whole_sentences(text: str) -> str:
+def complete_sentences(text: str) -> str:
     """A text that breaks off, up to its last whole sentence."""
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_s2s.construction.continuations import ContinuationWriter, continuation_prompt
-from lightning_s2s.construction.corpora import Recording, read_corpus
+from lightning_s2s.construction.readers import Recording, read_corpus
 from lightning_s2s.construction.rows import reading_row, recording_rows, write_manifest
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
 from lightning_s2s.support.journal import Journal

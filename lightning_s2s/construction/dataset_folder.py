@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,55 +11,56 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s2s.construction.dialogue import Candidate
-from lightning_s2s.construction.speaking import QUESTION_RATE
-from lightning_s2s.data.manifest import parse_units
+from lightning_s2s.construction.speech.speaking import QUESTION_RATE
 from lightning_s2s.data.tasks import SPLITS
 
-SHARD_BYTES = 500_000_000
-ROW_GROUP_BYTES = 32_000_000
-ROWS_PER_GROUP = 100
-"""What is held in memory at once, and what a reader that streams fetches at once."""
+SHARD_BYTES = 250_000_000
+"""Sound in a file, about; one file is held in memory at once."""
 
 
 def write_dataset(
     folder: Path,
     candidates: Iterable[Candidate],
     clips: Mapping[str, str],
-    units: Mapping[str, str] | None,
+    units: Mapping[str, Sequence[int]] | None,
     work: Path,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the dialogues that are kept as `data/SPLIT-00000-of-0000N.parquet`; the same input gives the same bytes.
 
-    A row is a dialogue with the features of `dataset_features`. The folder appears whole, in place of an older one; a
-    split without dialogues has no file.
+    A row is a dialogue with the features of `dataset_features`; names and layout are those of `Dataset.push_to_hub`.
+    The folder appears complete, in place of an older one; a split without dialogues has no file.
 
     Args:
-        folder: to write.
-        candidates: of which those that are kept are written, in their order.
-        clips: line's id -> its recording, augmented or not.
-        units: recording of a reply -> its units, as a manifest has them; None where there is no vocoder.
-        work: folder of all recordings.
-        shard_bytes: of sound in a file; one dialogue may be more.
+        folder: Folder to write.
+        candidates: Dialogues; those that are kept are written, in their order.
+        clips: Line's id -> its recording, augmented or not.
+        units: Recording of a reply -> its units; None where there is no vocoder.
+        work: Folder of all recordings.
+        shard_bytes: Sound in a file, about; one dialogue may be more.
 
     Raises:
-        ValueError: no dialogue is kept, or units can't be read.
+        ValueError: No dialogue is kept.
     """
+    import pyarrow
+    from datasets import Dataset
+
+    schema = dataset_features().arrow_schema
     kept = [candidate for candidate in candidates if candidate.kept]
     if not kept:
         raise ValueError(f"{folder}: no dialogue is kept, of which a dataset could be made")
     with _replacing_folder(folder) as temporary:
         (temporary / "data").mkdir()
         for split in SPLITS:
-            sized = [
-                (candidate, _sound_bytes(candidate, clips, work))
-                for candidate in kept
-                if candidate.dialogue.split == split
-            ]
-            shards = list(_parts(sized, shard_bytes))
-            for number, shard in enumerate(shards):
-                path = temporary / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-                _write_shard(path, shard, clips, units, work)
+            chosen = [candidate for candidate in kept if candidate.dialogue.split == split]
+            size = sum(_sound_bytes(candidate, clips, work) for candidate in chosen)
+            count = min(len(chosen), math.ceil(size / shard_bytes))
+            for number in range(count):
+                shard = chosen[len(chosen) * number // count : len(chosen) * (number + 1) // count]
+                rows = [dataset_row(candidate, clips, units, work) for candidate in shard]
+                path = temporary / "data" / f"{split}-{number:05d}-of-{count:05d}.parquet"
+                # Not `from_list`: its features would ask for torchcodec, though nothing is encoded anew.
+                Dataset(pyarrow.Table.from_pylist(rows, schema=schema)).to_parquet(path)
 
 
 def dataset_features() -> Any:
@@ -86,7 +88,7 @@ def dataset_features() -> Any:
 
 
 def dataset_row(
-    candidate: Candidate, clips: Mapping[str, str], units: Mapping[str, str] | None, work: Path
+    candidate: Candidate, clips: Mapping[str, str], units: Mapping[str, Sequence[int]] | None, work: Path
 ) -> dict[str, Any]:
     """One dialogue as `dataset_features` has it; arguments as those of `write_dataset`."""
     dialogue = candidate.dialogue
@@ -99,7 +101,7 @@ def dataset_row(
             "reply": turn.reply,
             "reply_emotion": turn.reply_emotion,
             "reply_audio": _sound(f"{name}-reply", work / reply),
-            "reply_units": None if units is None else parse_units(units[reply]),
+            "reply_units": None if units is None else list(units[reply]),
         }
         for name, turn, reply in zip(dialogue.clip_ids, dialogue.turns, candidate.replies, strict=True)
     ]
@@ -121,39 +123,6 @@ def _sound(name: str, path: Path) -> dict[str, Any]:
 def _sound_bytes(candidate: Candidate, clips: Mapping[str, str], work: Path) -> int:
     names = [*(clips[name] for name in candidate.dialogue.clip_ids), *candidate.replies]
     return sum((work / name).stat().st_size for name in names)
-
-
-def _parts(
-    sized: Sequence[tuple[Candidate, int]], most_bytes: int, most_rows: int | None = None
-) -> Iterator[list[tuple[Candidate, int]]]:
-    """The sequence cut into parts of bounded size, of at least one each."""
-    part: list[tuple[Candidate, int]] = []
-    filled = 0
-    for item in sized:
-        if part and (filled + item[1] > most_bytes or len(part) == most_rows):
-            yield part
-            part, filled = [], 0
-        part.append(item)
-        filled += item[1]
-    if part:
-        yield part
-
-
-def _write_shard(
-    path: Path,
-    shard: Sequence[tuple[Candidate, int]],
-    clips: Mapping[str, str],
-    units: Mapping[str, str] | None,
-    work: Path,
-) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = dataset_features().arrow_schema
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for group in _parts(shard, ROW_GROUP_BYTES, ROWS_PER_GROUP):
-            rows = [dataset_row(candidate, clips, units, work) for candidate, _ in group]
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
 @contextmanager

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lightning_s2s.construction.usage import Usage
+
 
 @dataclass(frozen=True)
-class Turn:
+class DialogueTurn:
     """What a user says, how, and the reply that fits both.
 
     Attributes:
@@ -45,7 +47,7 @@ class Dialogue:
     id: str
     split: str
     speaker: str
-    turns: tuple[Turn, ...]
+    turns: tuple[DialogueTurn, ...]
     pair: str
     ambiguous: bool = True
     seed: dict[str, str] = field(default_factory=dict)
@@ -62,11 +64,11 @@ class Dialogue:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Dialogue:
         """The inverse of `as_json`."""
-        return cls(**values | {"turns": tuple(Turn(**turn) for turn in values["turns"])})
+        return cls(**values | {"turns": tuple(DialogueTurn(**turn) for turn in values["turns"])})
 
 
 @dataclass(frozen=True)
-class Reading:
+class SpokenReply:
     """A reply behind a line, in words, that it fits: what stage 2 learns to speak from.
 
     Attributes:
@@ -86,6 +88,21 @@ class Reading:
     reply_emotion: str = "neutral"
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A limit that a figure is beyond.
+
+    Attributes:
+        figure: Name of the figure.
+        side: Side of the limit on which the figure lies: `above` or `below`.
+        value: The limit.
+    """
+
+    figure: str
+    side: str
+    value: float
+
+
 @dataclass
 class Candidate:
     """A dialogue, what was measured of it, and why it is left out, if it is.
@@ -95,7 +112,9 @@ class Candidate:
         figures: name -> what a filter, or the writer, found.
         rejected_by: the step that left it out; "" while it is kept.
         reason: what that step found, in words.
+        limit: the limit that was decisive, where the step has one.
         clips: the user's recordings, files of `work_dir`, one for each turn; as they were spoken, without augmentation.
+        augmentations: what happened to each of them for the corpus, plain values by name; None left it as it was.
         replies: the assistant's recordings.
     """
 
@@ -103,7 +122,9 @@ class Candidate:
     figures: dict[str, Any] = field(default_factory=dict)
     rejected_by: str = ""
     reason: str = ""
+    limit: Limit | None = None
     clips: list[str] = field(default_factory=list)
+    augmentations: list[dict[str, Any] | None] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
 
     @property
@@ -111,35 +132,10 @@ class Candidate:
         """Whether nothing has left it out yet."""
         return not self.rejected_by
 
-    def reject(self, step: str, reason: str) -> None:
+    def reject(self, step: str, reason: str, limit: Limit | None = None) -> None:
         """Leave it out; the first reason counts."""
         if self.kept:
-            self.rejected_by, self.reason = step, reason
-
-
-@dataclass
-class Usage:
-    """What servers and models were asked for.
-
-    Attributes:
-        input_tokens: that an LLM read.
-        output_tokens: that it wrote.
-        problems: what went wrong and was asked for again -> how often.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens, "problems": dict(self.problems)}
-
-    def add(self, values: dict[str, Any]) -> None:
-        """Add what `as_json` gave."""
-        self.input_tokens += values["input_tokens"]
-        self.output_tokens += values["output_tokens"]
-        self.problems.update(values["problems"])
+            self.rejected_by, self.reason, self.limit = step, reason, limit
 
 
 @dataclass
@@ -148,7 +144,7 @@ class Script:
 
     Attributes:
         candidates: the dialogues, those that could not be written among them, already left out.
-        readings: replies for stage 2; None takes those of the dialogues.
+        spoken_replies: replies for stage 2; None takes those of the dialogues.
         unspoken: dialogues for the LLM in text alone, with whether the reply is marked as a spoken one; None takes
             those that are spoken.
         usage: what writing it took.
@@ -156,7 +152,7 @@ class Script:
     """
 
     candidates: list[Candidate]
-    readings: list[Reading] | None = None
+    spoken_replies: list[SpokenReply] | None = None
     unspoken: list[tuple[Dialogue, bool]] | None = None
     usage: Usage = field(default_factory=Usage)
     incomplete: Counter[str] = field(default_factory=Counter)

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.construction.augmentation import Drawn
-from lightning_s2s.construction.corpora import Recording
-from lightning_s2s.construction.dialogue import Dialogue, Reading, Turn
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, DialogueTurn, SpokenReply
+from lightning_s2s.construction.readers import Recording
 from lightning_s2s.data.tasks import CONTINUE_WORDS, TASKS
 from lightning_s2s.support.files import write_bytes
 
@@ -27,41 +26,37 @@ def voice_row(reply: str, clip: str) -> dict[str, Any]:
     return {"id": Path(clip).stem, "messages": [{"role": "assistant", "content": [said]}]}
 
 
-def dialogue_row(
-    dialogue: Dialogue,
-    audio: Sequence[str],
-    units: Sequence[str],
-    drawn: Sequence[Drawn | None],
-    figures: Mapping[str, Any],
-) -> dict[str, Any]:
+def units_text(units: Iterable[int]) -> str:
+    """Units as OpenS2S's manifests have them: `<|audio_12|><|audio_7|>`."""
+    return "".join(f"<|audio_{unit}|>" for unit in units)
+
+
+def dialogue_row(candidate: Candidate, audio: Sequence[str], units: Sequence[Sequence[int]]) -> dict[str, Any]:
     """A line for stage 3: the spoken questions and the spoken replies.
 
     Args:
-        dialogue: the words.
-        audio: where each question's recording is.
-        units: of each reply.
-        drawn: how each question was augmented.
-        figures: what the filters found.
+        candidate: The dialogue, with what happened to its recordings and what filters found.
+        audio: Reference of each question's recording.
+        units: Units of each reply.
     """
-    messages = []
-    for turn, where, spoken, change in zip(dialogue.turns, audio, units, drawn, strict=True):
-        reply = {"text": turn.reply, "audio": "", "speech_units": spoken, "spk_emb": ""}
-        messages += [_message("user", _heard(turn, where, change)), _message("assistant", reply)]
+    dialogue, messages = candidate.dialogue, []
+    for turn, where, spoken, change in zip(dialogue.turns, audio, units, candidate.augmentations, strict=True):
+        reply = {"text": turn.reply, "audio": "", "speech_units": units_text(spoken), "spk_emb": ""}
+        messages += [_message("user", _question(turn, where, change)), _message("assistant", reply)]
     known = {"speaker": dialogue.speaker, "pair": dialogue.pair, "ambiguous": dialogue.ambiguous}
     known |= {"seed": dialogue.seed} if dialogue.seed else {}
-    known |= {"figures": dict(figures)} if figures else {}
+    known |= {"figures": candidate.figures} if candidate.figures else {}
     return {"id": dialogue.id, **known, "messages": messages}
 
 
-def understanding_rows(
-    dialogue: Dialogue, audio: Sequence[str], drawn: Sequence[Drawn | None]
-) -> Iterable[dict[str, Any]]:
+def understanding_rows(candidate: Candidate, audio: Sequence[str]) -> Iterable[dict[str, Any]]:
     """Lines for stage 1: transcribe, name the emotion, continue, and, where nothing came before, reply in text."""
+    dialogue = candidate.dialogue
     for number, (name, turn) in enumerate(zip(dialogue.clip_ids, dialogue.turns, strict=True)):
         for task, prompt, answer in task_answers(turn):
             if number and task == "reply":
                 continue
-            user = _heard(turn, audio[number], drawn[number]) | {"text": prompt}
+            user = _question(turn, audio[number], candidate.augmentations[number]) | {"text": prompt}
             yield _row(f"{name}-{task}", user, {"text": answer}, task=task, speaker=dialogue.speaker)
 
 
@@ -94,16 +89,17 @@ def reading_row(recording: Recording, audio: str) -> dict[str, Any]:
     return _row(recording.id, user, said, speaker=recording.speaker)
 
 
-def task_answers(turn: Turn) -> Iterable[tuple[str, str, str]]:
+def task_answers(turn: DialogueTurn) -> Iterable[tuple[str, str, str]]:
     """(task, prompt, answer) of a line, for the tasks whose answer is known."""
     answers = {"reply": turn.reply, "emotion": turn.emotion, "transcribe": turn.text, "continue": turn.continuation}
     return [(task, prompt, answers[task]) for task, prompt in TASKS.items() if answers[task]]
 
 
-def speech_row(reading: Reading, units: str) -> dict[str, Any]:
+def speech_row(reply: SpokenReply, units: Iterable[int]) -> dict[str, Any]:
     """A line for stage 2: a spoken reply behind a line, in words, that it fits."""
-    user = {"text": "", "audio_text": f"({reading.emotion}) {reading.text}"}
-    return _row(reading.id, user, {"text": reading.reply, "audio": "", "speech_units": units, "spk_emb": ""})
+    user = {"text": "", "audio_text": f"({reply.emotion}) {reply.text}"}
+    spoken = {"text": reply.reply, "audio": "", "speech_units": units_text(units), "spk_emb": ""}
+    return _row(reply.id, user, spoken)
 
 
 def language_rows(dialogue: Dialogue, speak: bool) -> Iterable[dict[str, Any]]:
@@ -120,7 +116,7 @@ def language_rows(dialogue: Dialogue, speak: bool) -> Iterable[dict[str, Any]]:
         yield _row(f"{dialogue.id}-{task}", user, spoken, task=task)
 
 
-def _heard(turn: Turn, audio: str, drawn: Drawn | None) -> dict[str, Any]:
+def _question(turn: DialogueTurn, audio: str, augmentation: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "text": "",
         "audio": audio,
@@ -128,7 +124,7 @@ def _heard(turn: Turn, audio: str, drawn: Drawn | None) -> dict[str, Any]:
         "spk_emb": "",
         "transcript": turn.text,
         "emotion": turn.emotion,
-    } | ({"augmentation": drawn.figures()} if drawn else {})
+    } | ({"augmentation": augmentation} if augmentation else {})
 
 
 def _row(identity: str, user: dict[str, Any], assistant: dict[str, Any], **extra: Any) -> dict[str, Any]:

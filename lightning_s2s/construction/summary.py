@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.pipeline import Outcome
+from lightning_s2s.construction.outcome import Outcome
 
 
 def summarise(outcome: Outcome, config: CorpusConfig) -> str:

@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+import soxr
+
+from lightning_s2s.components.weights import weights_fingerprint
+from lightning_s2s.construction.rows import units_text
+from lightning_s2s.construction.running import ItemFailure, PipelineStep
+from lightning_s2s.construction.running.base import fingerprint
+from lightning_s2s.construction.speech.renderings import read_recording
 from lightning_s2s.data.audio import AudioError, AudioReference, Waveform, audio_duration_sec, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row
@@ -256,7 +265,7 @@ def _write(
             row = manifest.row(line)
             for clip in by_line.get(line, []):
                 spoken: dict[str, Any] = row["messages"][clip.message]["content"][clip.item]
-                spoken["speech_units"] = "".join(f"<|audio_{unit}|>" for unit in done[clip.place])
+                spoken["speech_units"] = units_text(done[clip.place])
             move_paths(row, Path(row["folder"]), target.parent)
             content = {key: value for key, value in row.items() if key not in ADDED_KEYS}
             file.write(json.dumps(content, ensure_ascii=False) + "\n")
@@ -305,3 +314,50 @@ def _progress(clips: Sequence[Clip], waiting: Sequence[Clip], show: bool) -> Ite
         tqdm(total=total_sec, initial=done_sec, desc="units", unit="s", bar_format=form, disable=not show) as bar,
     ):
         yield bar
+
+
+# --- a step of construction -------------------------------------------------------------------------------------------
+
+
+class TokeniseStep(PipelineStep[str]):
+    """Turns recordings of `folder` into units, on a GPU where there is one.
+
+    Args:
+        vocoder: with a tokenizer.
+        folder: of the recordings.
+    """
+
+    name, unit = "units", "reply"
+
+    def __init__(self, vocoder: Any, folder: Path):
+        self.vocoder, self.folder = vocoder.eval(), folder
+
+    @cached_property
+    def weights(self) -> str:
+        """Tells the vocoder's weights from others."""
+        return weights_fingerprint(self.vocoder)
+
+    def key(self, item: str) -> str:
+        return fingerprint(self.weights, item)
+
+    def run(self, batch: Sequence[str]) -> list[Any | ItemFailure]:
+        rate = self.vocoder.tokenizer_sample_rate
+        waveforms = [soxr.resample(*read_recording(self.folder / name), rate) for name in batch]
+        return [self.tokenise(waveform) for waveform in waveforms]
+
+    def tokenise(self, waveform: np.ndarray) -> list[int]:
+        """(T,) float32 at the tokenizer's rate -> units.
+
+        Raises:
+            ValueError: the vocoder has no tokenizer.
+        """
+        import torch
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        vocoder, rate = self.vocoder.to(device), self.vocoder.tokenizer_sample_rate
+        frame = round(rate / vocoder.unit_rate_hz * vocoder.codebooks_per_frame)
+        padded = np.pad(waveform, (0, -len(waveform) % frame))  # what is said last is no part of a unit else
+        with torch.inference_mode():
+            length = torch.tensor([len(padded)], device=device)
+            units, counts = vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0).to(device), length)
+        return units[0, : int(counts[0])].tolist()

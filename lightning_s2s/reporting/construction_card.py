@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_s2s.construction.augmentation import COLOURS, Augmentation
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import Candidate
 from lightning_s2s.construction.filters import (
@@ -23,14 +22,15 @@ from lightning_s2s.construction.filters import (
     SpeakerSimilarity,
     WordError,
 )
-from lightning_s2s.construction.prosody import Prosody
 from lightning_s2s.construction.speech import SpeechSynthesizer
+from lightning_s2s.construction.speech.augmentation import COLOURS, Augmentation
+from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.support.files import write_text
 
 if TYPE_CHECKING:
-    from lightning_s2s.construction.pipeline import Outcome  # which calls this
+    from lightning_s2s.construction.outcome import Outcome
 
 NOT_STATED = "not stated"
 

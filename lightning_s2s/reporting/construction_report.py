@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.dialogue import Candidate
 from lightning_s2s.construction.filters import Filter
-from lightning_s2s.construction.renderings import read_recording
+from lightning_s2s.construction.speech.renderings import read_recording
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.evaluation.answer import Figure, percentile, printable
 from lightning_s2s.evaluation.speech import normalise
@@ -27,12 +26,10 @@ from lightning_s2s.support.files import write_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from lightning_s2s.construction.pipeline import Outcome
+    from lightning_s2s.construction.outcome import Outcome
 
 Item = TypeVar("Item")
 
-BEYOND_LIMIT = re.compile(r"(\w+) \S+ is (above|below) (-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
-"""A reason as `filters.base.over` and `under` put it: figure, side, limit."""
 NOT_IN_LIST = ("answer", "question_heard", "reply_heard")
 """Figures that a dialogue shows in another place."""
 
@@ -179,12 +176,12 @@ def _measured(candidates: Sequence[Candidate]) -> str:
     values: dict[str, dict[str, list[float]]] = {}
     limits: dict[str, dict[str, float]] = {}
     for candidate in candidates:
-        beyond = BEYOND_LIMIT.match(candidate.reason)
+        beyond = candidate.limit
         if beyond:
-            limits.setdefault(beyond[1], {})[beyond[2]] = float(beyond[3])
+            limits.setdefault(beyond.figure, {})[beyond.side] = beyond.value
         for name, value in candidate.figures.items():
             if _is_number(value):
-                kind = "kept" if candidate.kept else "lost" if beyond and beyond[1] == name else "other"
+                kind = "kept" if candidate.kept else "lost" if beyond and beyond.figure == name else "other"
                 values.setdefault(name, {kind: [] for kind in report_page.KINDS})[kind].append(value)
     if not values:
         return ""
@@ -288,7 +285,7 @@ def _about(candidate: Candidate) -> str:
 def _rejected(rejected: dict[str, list[Candidate]], shown: dict[str, list[Candidate]], sounds: _Sounds) -> str:
     blocks = []
     for name, candidates in shown.items():
-        reasons = Counter(_kind_of_reason(candidate.reason) for candidate in rejected[name])
+        reasons = Counter(_kind_of_reason(candidate) for candidate in rejected[name])
         listed = " · ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
         cards = "".join(_card(candidate, candidates, sounds) for candidate in candidates)
         blocks.append(
@@ -305,10 +302,10 @@ def _rejected(rejected: dict[str, list[Candidate]], shown: dict[str, list[Candid
     )
 
 
-def _kind_of_reason(reason: str) -> str:
+def _kind_of_reason(candidate: Candidate) -> str:
     """The same for all that one limit left out."""
-    beyond = BEYOND_LIMIT.match(reason)
-    return f"{beyond[1]} is {beyond[2]} {beyond[3]}" if beyond else reason
+    beyond = candidate.limit
+    return f"{beyond.figure} is {beyond.side} {beyond.value:g}" if beyond else candidate.reason
 
 
 def _card(candidate: Candidate, group: Sequence[Candidate], sounds: _Sounds, note: str = "", said: str = "") -> str:
@@ -350,17 +347,11 @@ def heard_otherwise(candidate: Candidate, kind: str) -> list[str]:
     """What an ASR model heard in each turn, as HTML; "" where it is what was to be said, or nobody listened."""
     turns = candidate.dialogue.turns
     texts = [turn.text if kind == "question" else turn.reply for turn in turns]
-    whole = str(candidate.figures.get(f"{kind}_heard", ""))
-    heard = whole.split(" / ")
-    if len(heard) != len(texts):  # a slash was among the words
-        texts, heard = [" / ".join(texts)], [whole]
-    found = [
-        f"<p class='heard'>heard as “{escape(printable(other))}”</p>"
-        if f"{kind}_heard" in candidate.figures and normalise(other) != normalise(text)
-        else ""
+    heard = candidate.figures.get(f"{kind}_heard", texts)
+    return [
+        f"<p class='heard'>heard as “{escape(printable(other))}”</p>" if normalise(other) != normalise(text) else ""
         for text, other in zip(texts, heard, strict=True)
     ]
-    return found + [""] * (len(turns) - len(found))
 
 
 def _figure_list(candidate: Candidate) -> str:

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "lightning-s2s"
 CPU_TORCHAUDIO = "python tools/cpu_torchaudio.py"
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+"""Packages that are imported by another name than their own."""
 
 
 class MissingPackageError(ImportError):
@@ -94,7 +96,7 @@ def _remedy(error: BaseException, preferred: str) -> str | None:
 
 
 def _import_name(package: str) -> str:
-    return package.lower().replace("-", "_")
+    return IMPORT_NAMES.get(package, package.lower().replace("-", "_"))
 
 
 def _is_installed(package: str) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import lightning.pytorch  # noqa: F401 (its log handler keeps the stream that it finds at import: not one of a test's)
 import pytest
 
-from lightning_s2s.construction.dialogue import Usage
+from lightning_s2s.construction.config import CorpusConfig
+from lightning_s2s.construction.outcome import Outcome
 from lightning_s2s.construction.speech import Kokoro
+from lightning_s2s.construction.speech.prosody import Prosody
+from lightning_s2s.construction.usage import Usage
 from parts.paths import EXPERIMENTS, ROOT
 
 
@@ -67,15 +70,12 @@ def test_mistakes_of_construct(run, monkeypatch, tmp_path, arguments, code, expe
 
 def test_construct_hands_its_settings_over(run, monkeypatch, tmp_path):
     from lightning_s2s.commands import construct
-    from lightning_s2s.construction import pipeline, prosody
 
     received = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        construct, "make_corpus", lambda config: received.append(config) or pipeline.Outcome([], Usage())
-    )
+    monkeypatch.setattr(construct, "make_corpus", lambda config: received.append(config) or Outcome([], Usage()))
     config = EXPERIMENTS / "tiny" / "construction.yaml"
     assert run("construct", "--config", config, "--seed", "5", "--tts.folder", "voices")[0] == 0
-    assert isinstance(received[0], pipeline.CorpusConfig)
+    assert isinstance(received[0], CorpusConfig)
     assert (received[0].seed, received[0].tts) == (5, Kokoro("voices"))
-    assert isinstance(received[0].prosody["happy"], prosody.Prosody)
+    assert isinstance(received[0].prosody["happy"], Prosody)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from lightning_s2s.construction.augmentation import (
+from lightning_s2s.construction.speech.augmentation import (
     Augmentation,
-    Drawn,
+    ClipAugmentation,
     augment,
     limit_band,
     make_noise,
@@ -30,7 +30,7 @@ def level_db(waveform: np.ndarray) -> float:
 @pytest.mark.parametrize("noise", ["white", "pink"])
 @pytest.mark.parametrize("snr_db", [20.0, 3.0])
 def test_noise_lies_as_far_below_the_speech_as_drawn(noise, snr_db):
-    noisy = augment(SPEECH, RATE, Drawn(noise=noise, snr_db=snr_db, seed=3))
+    noisy = augment(SPEECH, RATE, ClipAugmentation(noise=noise, snr_db=snr_db, seed=3))
     assert level_db(SPEECH) - level_db(noisy - SPEECH) == pytest.approx(snr_db, abs=0.05)
 
 
@@ -75,8 +75,10 @@ def test_a_band():
 
 
 def test_level_comes_last_and_is_clipped():
-    assert level_db(augment(SPEECH, RATE, Drawn(level_db=-6.0))) == pytest.approx(level_db(SPEECH) - 6, abs=1e-3)
-    loud = augment(SPEECH, RATE, Drawn(noise="white", snr_db=0.0, level_db=30.0))
+    assert level_db(augment(SPEECH, RATE, ClipAugmentation(level_db=-6.0))) == pytest.approx(
+        level_db(SPEECH) - 6, abs=1e-3
+    )
+    loud = augment(SPEECH, RATE, ClipAugmentation(noise="white", snr_db=0.0, level_db=30.0))
     assert np.abs(loud).max() == 1.0 and loud.dtype == np.float32
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from lightning_s2s.construction.chat import ChatModel, ChatReply, Choice, Number, Question, Text, put_questions
-from lightning_s2s.construction.server import PassingError, metered
+from lightning_s2s.construction.chat import ChatModel, ChatReply, Choice, Number, Question, Text, ask_questions
+from lightning_s2s.construction.openai_server import TransientError
+from lightning_s2s.construction.usage import track_usage
 
 pytest.importorskip("json_repair", reason="the package json-repair (extra: construction) is not installed")
 
@@ -29,7 +30,7 @@ class Scripted(ChatModel):
         self.seeds += [request.seed for request in requests]
         texts = [self.answers[request.prompt].pop(0) for request in requests]
         return [
-            text if isinstance(text, PassingError) else ChatReply(text, text.endswith("..."), 10, 5) for text in texts
+            text if isinstance(text, TransientError) else ChatReply(text, text.endswith("..."), 10, 5) for text in texts
         ]
 
 
@@ -105,13 +106,13 @@ def test_malformed_answers_are_asked_for_again_and_counted():
         b=["nonsense", "", GOOD],
         c=["nonsense", "nonsense", '{"reply": "Go'],
         d=['{"reply": "I am not done...', GOOD],
-        e=["nonsense", PassingError("the server answered 500")],
+        e=["nonsense", TransientError("the server answered 500")],
     )
-    with metered() as usage:
-        a, b, c, d, e = put_questions(chat, [question(name, 10 * n) for n, name in enumerate("abcde")], 3)
+    with track_usage() as usage:
+        a, b, c, d, e = ask_questions(chat, [question(name, 10 * n) for n, name in enumerate("abcde")], 3)
     assert a.values == b.values == d.values == {"reply": "That is good.", "emotion": "happy"}
-    assert (c.values, c.reason, c.may_pass, c.text) == (None, "malformed: emotion is missing", False, '{"reply": "Go')
-    assert (e.values, e.reason, e.may_pass) == (None, "the server answered 500", True)
+    assert (c.values, c.reason, c.transient, c.text) == (None, "malformed: emotion is missing", False, '{"reply": "Go')
+    assert (e.values, e.reason, e.transient) == (None, "the server answered 500", True)
     assert chat.seeds == [0, 10, 20, 30, 40, 11, 21, 31, 41, 12, 22]  # each time with another seed
     assert usage.problems == {
         "malformed: no JSON object": 4, "malformed: empty answer": 1, "malformed: emotion is missing": 1,

@@ -11,15 +11,16 @@ from threading import Lock, Thread
 import pytest
 
 from lightning_s2s.commands.construct import make_corpus
-from lightning_s2s.construction.chat import ChatReply, ChatRequest, ChatServer, Choice, Text, put_questions
+from lightning_s2s.construction.chat import ChatReply, ChatRequest, ChatServer, Choice, Text, ask_questions
 from lightning_s2s.construction.chat import Question as ChatQuestion
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.server import PassingError, metered
+from lightning_s2s.construction.openai_server import TransientError
 from lightning_s2s.construction.speech import SpeechServer
+from lightning_s2s.construction.usage import track_usage
 from lightning_s2s.construction.writing import PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
 from parts.construction import FakeCodec, read_rows
-from parts.servers import LATE, treat_marked_answers_as_late, url_of_nobody
+from parts.servers import LATE, shorten_pauses, treat_marked_answers_as_late, url_of_nobody
 from parts.sounds import as_file, tone
 
 pytest.importorskip("openai", reason="the package openai is not installed")
@@ -101,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     treat_marked_answers_as_late(monkeypatch)
+    shorten_pauses(monkeypatch)
     server = FaultyServer()
     yield server
     server.shutdown()
@@ -110,7 +112,7 @@ def server(monkeypatch):
 @pytest.fixture
 def chat(server):
     return ChatServer(
-        f"http://127.0.0.1:{server.server_port}/v1", "tiny", max_retries=2, timeout_sec=600.0, pause_sec=0.01,
+        f"http://127.0.0.1:{server.server_port}/v1", "tiny", max_retries=2, timeout_sec=600.0,
         extra={"top_k": 5}, concurrency=3,
     )  # fmt: skip
 
@@ -144,12 +146,12 @@ def test_what_is_asked_for(chat, server):
 )
 def test_what_may_pass_is_tried_again_and_counted(fault, reason, chat, server):
     server.faults = [("chat", fault)] * 2
-    with metered() as usage:
+    with track_usage() as usage:
         assert isinstance(chat.ask([REQUEST])[0], ChatReply)
     assert usage.problems == {reason: 2}
     server.faults = [("chat", fault)] * 3
     (lost,) = chat.ask([REQUEST])
-    assert isinstance(lost, PassingError) and str(lost) == reason
+    assert isinstance(lost, TransientError) and str(lost) == reason
 
 
 def test_plain_words_take_a_request_for_each_field(chat, server):
@@ -157,15 +159,15 @@ def test_plain_words_take_a_request_for_each_field(chat, server):
     fields = {"reply": Text(9), "emotion": Choice(("neutral", "happy", "sad"))}
     only = "Answer with one of these alone: neutral, happy, sad."
     server.words = {"Answer with the reply alone.": '\n"I am sorry."\nHere you are!', only: "It is Sad, not happy."}
-    with metered() as usage:
-        (answer,) = put_questions(chat, [ChatQuestion("Reply.", fields, 3)], 1)
+    with track_usage() as usage:
+        (answer,) = ask_questions(chat, [ChatQuestion("Reply.", fields, 3)], 1)
     assert answer.values == {"reply": "I am sorry.", "emotion": "sad"}
     assert (usage.input_tokens, usage.output_tokens) == (200, 40)
     prompts = [request["messages"][-1]["content"] for _, request in server.requests]
     assert prompts == ["Reply.\n\nAnswer with the reply alone.", f'Reply.\n\nreply: "I am sorry."\n{only}']
     server.words |= {"Answer with the reply alone.": "One. Two. Thr", only: "Angry."}
     server.faults = [("chat", "cut")]
-    (answer,) = put_questions(chat, [ChatQuestion("Reply.", fields, 3)], 1)
+    (answer,) = ask_questions(chat, [ChatQuestion("Reply.", fields, 3)], 1)
     assert answer.reason == "malformed: emotion is none of neutral, happy, sad"
     assert json.loads(answer.text)["reply"] == "One. Two."
 
@@ -185,7 +187,7 @@ def test_a_run_over_a_faulty_server_loses_nothing_and_counts_everything(chat, se
     """Every fault of chat and speech; where retries end, the next run makes what a run over a sound server makes."""
 
     def config(name: str, attempts: int = 8, retries: int = 11) -> CorpusConfig:
-        tts = SpeechServer(chat.base_url, "tts", max_retries=retries, timeout_sec=600.0, pause_sec=0.01, concurrency=2)
+        tts = SpeechServer(chat.base_url, "tts", max_retries=retries, timeout_sec=600.0, concurrency=2)
         asked = Seeds({"train": 4, "validation": 1}, emotions_per_line=2)
         writer = PromptedWriter(
             replace(chat, max_retries=retries), asked, attempts=attempts,

@@ -12,9 +12,9 @@ import pytest
 import soundfile as sf
 
 from lightning_s2s.construction import corpus_manifest
-from lightning_s2s.construction.continuations import ContinuationWriter, continuation_prompt, whole_sentences
-from lightning_s2s.construction.corpora import Recording, read_corpus
+from lightning_s2s.construction.continuations import ContinuationWriter, complete_sentences, continuation_prompt
 from lightning_s2s.construction.corpus_manifest import ManifestConfig, make_manifest
+from lightning_s2s.construction.readers import Recording, read_corpus
 from lightning_s2s.data.manifest import read_manifest
 
 
@@ -276,7 +276,7 @@ def test_what_the_llm_reads_instead_of_the_recording():
     ],
 )
 def test_a_text_that_breaks_off(broken, whole):
-    assert whole_sentences(broken) == whole
+    assert complete_sentences(broken) == whole
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ RECORDINGS = [Recording(str(n), Path(f"{n}.wav"), "word " * (n + 1), emotion="sa
 def test_continuations_are_the_llms_greedy_words_batched_or_single(llm_folder, monkeypatch):
     import torch
 
-    monkeypatch.setattr("lightning_s2s.construction.continuations.whole_sentences", lambda broken: broken)
+    monkeypatch.setattr("lightning_s2s.construction.continuations.complete_sentences", lambda broken: broken)
     writer = ContinuationWriter(str(llm_folder), max_new_tokens=5)
     batched = writer.write(RECORDINGS)
     assert batched == [writer.write([recording])[0] for recording in RECORDINGS] and any(batched)

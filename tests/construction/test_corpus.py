@@ -14,13 +14,13 @@ import soundfile as sf
 import yaml
 
 from lightning_s2s.commands.construct import make_corpus
-from lightning_s2s.construction import speaking
-from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.filters import WordCount
 from lightning_s2s.construction.pipeline import lines_of
-from lightning_s2s.construction.prosody import Prosody
-from lightning_s2s.construction.speaking import Delivery, SpeakLines, SpeakTexts
+from lightning_s2s.construction.speech import speaking
+from lightning_s2s.construction.speech.augmentation import Augmentation
+from lightning_s2s.construction.speech.prosody import Prosody
+from lightning_s2s.construction.speech.speaking import Delivery, SpeakLines, SpeakTexts
 from lightning_s2s.construction.writing import GrammarWriter
 from lightning_s2s.data.audio import load_audio
 from lightning_s2s.data.manifest import read_manifest

@@ -11,16 +11,16 @@ import pytest
 import soundfile as sf
 import torch
 
-from lightning_s2s.construction.dialogue import Dialogue, Turn
+from lightning_s2s.construction.dialogue import Dialogue, DialogueTurn, Limit
 from lightning_s2s.construction.filters import (
     Duration,
     EmotionAgreement,
     FeelingWords,
     FilterStep,
-    Heard,
     NearDuplicates,
     ProsodyAgreement,
     Quality,
+    RecordedDialogue,
     ReplyFits,
     SafetyWords,
     SpeakerSimilarity,
@@ -28,8 +28,8 @@ from lightning_s2s.construction.filters import (
     WordError,
 )
 from lightning_s2s.construction.filters.text import trigrams
-from lightning_s2s.construction.running import Failure, Local, run_step
-from lightning_s2s.construction.server import PassingError
+from lightning_s2s.construction.openai_server import TransientError
+from lightning_s2s.construction.running import ItemFailure, Local, run_step
 from lightning_s2s.evaluation.speech import normalise
 from parts.construction import Writer
 from parts.paths import EXPERIMENTS
@@ -38,17 +38,23 @@ RATE = 16_000
 
 
 def dialogue(text="My brother called.", reply="That is good to hear.", emotion="sad", identity="a", **options):
-    turns = (Turn(text, emotion, reply),)
+    turns = (DialogueTurn(text, emotion, reply),)
     values = {"split": "train", "speaker": "bob", "pair": identity} | options
     return Dialogue(identity, values["split"], values["speaker"], turns, values["pair"], values.get("ambiguous", True))
 
 
 def measured(kind, *dialogues) -> list[dict]:
-    return kind.measure([Heard(d) for d in dialogues])
+    return kind.measure([RecordedDialogue(d) for d in dialogues])
+
+
+def reason(kind, figures: dict) -> str:
+    """Why these figures are refused; "" where they are not."""
+    rejection = kind.verdict(figures)
+    return rejection.reason if rejection else ""
 
 
 def verdicts(kind, *dialogues) -> list[str]:
-    return [kind.verdict(figures) for figures in measured(kind, *dialogues)]
+    return [reason(kind, figures) for figures in measured(kind, *dialogues)]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -131,15 +137,15 @@ def test_a_judge(tmp_path):
     pytest.importorskip("json_repair", reason="the package json-repair (extra: construction) is not installed")
     chat = Writer(**{"first": '{"score": 2}', "second": '{"score": "5/5"}', "third": "No idea."})
     kind = ReplyFits(chat, min_score=3, attempts=2)
-    assert kind.measure([Heard(dialogue(word, "Oh.")) for word in ("first", "second", "third")]) == [
+    assert kind.measure([RecordedDialogue(dialogue(word, "Oh.")) for word in ("first", "second", "third")]) == [
         {"reply_score": 2}, {"reply_score": 5}, {"reply_score": 0},
     ]  # fmt: skip
-    assert [kind.verdict({"reply_score": score}) for score in (2, 3, 0)] == [
+    assert [reason(kind, {"reply_score": score}) for score in (2, 3, 0)] == [
         "reply_score 2 is below 3", "", "the judge gave no score",
     ]  # fmt: skip
     assert "User (sad): first\nAssistant: Oh." in chat.prompts[0] and len(chat.prompts) == 4
-    chat.spoil = {"first": PassingError("the server answered 500")}
-    assert kind.measure([Heard(dialogue("first"))]) == [Failure("not judged: the server answered 500")]
+    chat.spoil = {"first": TransientError("the server answered 500")}
+    assert kind.measure([RecordedDialogue(dialogue("first"))]) == [ItemFailure("not judged: the server answered 500")]
 
 
 # --- sound -----------------------------------------------------------------------------------------------------------
@@ -149,12 +155,14 @@ def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
 
 
-def heard(folder: Path, question: np.ndarray, reply: np.ndarray, of: Dialogue | None = None, rate=RATE) -> Heard:
+def heard(
+    folder: Path, question: np.ndarray, reply: np.ndarray, of: Dialogue | None = None, rate=RATE
+) -> RecordedDialogue:
     names = []
     for kind, sound in (("question", question), ("reply", reply)):
         names.append(str(folder / f"{kind}-{len(list(folder.iterdir()))}.flac"))
         sf.write(names[-1], sound, rate)
-    return Heard(of or dialogue(), (names[0],), (names[1],), (names[0], names[1]))
+    return RecordedDialogue(of or dialogue(), (names[0],), (names[1],), (names[0], names[1]))
 
 
 def test_duration(tmp_path):
@@ -162,11 +170,12 @@ def test_duration(tmp_path):
     spoken = heard(tmp_path, np.concatenate([tone(1.0), silence]), tone(1.5))
     (figures,) = Duration().measure([spoken])
     assert figures == {"shortest_sec": 1.5, "longest_sec": 2.0, "silence_share": 0.5, "sec_per_word": 0.667}
-    assert Duration().verdict(figures) == ""
-    assert Duration(min_sec=1.6).verdict(figures) == "shortest_sec 1.5 is below 1.6"
-    assert Duration(max_sec=1.9).verdict(figures) == "longest_sec 2 is above 1.9"
-    assert Duration(max_silence_share=0.4).verdict(figures) == "silence_share 0.5 is above 0.4"
-    assert Duration(max_sec_per_word=0.5).verdict(figures) == "sec_per_word 0.667 is above 0.5"
+    assert reason(Duration(), figures) == ""
+    assert Duration(min_sec=1.6).verdict(figures).limit == Limit("shortest_sec", "below", 1.6)
+    assert reason(Duration(min_sec=1.6), figures) == "shortest_sec 1.5 is below 1.6"
+    assert reason(Duration(max_sec=1.9), figures) == "longest_sec 2 is above 1.9"
+    assert reason(Duration(max_silence_share=0.4), figures) == "silence_share 0.5 is above 0.4"
+    assert reason(Duration(max_sec_per_word=0.5), figures) == "sec_per_word 0.667 is above 0.5"
     at_24_khz = heard(tmp_path, tone(1.0), tone(1.5), rate=24_000)
     assert Duration().measure([at_24_khz])[0]["longest_sec"] == pytest.approx(1.0, abs=0.01)
 
@@ -183,7 +192,10 @@ class Listener:
 
 
 def test_word_error_takes_the_worst_turn(tmp_path):
-    turns = (Turn("It's the exam.", "sad", "Oh no, tell me."), Turn("One two three four.", "sad", "Okay."))
+    turns = (
+        DialogueTurn("It's the exam.", "sad", "Oh no, tell me."),
+        DialogueTurn("One two three four.", "sad", "Okay."),
+    )
     of = replace(dialogue(), turns=turns, seed={"language": "German"})
     sound = heard(tmp_path, tone(0.6), tone(0.6), of)
     sound = replace(sound, questions=sound.questions * 2, replies=sound.replies * 2)
@@ -191,13 +203,13 @@ def test_word_error_takes_the_worst_turn(tmp_path):
     kind._transcriber = Listener(" It is the exam", "one two four", "Oh no. Tell me", "OK!")
     (figures,) = kind.measure([sound])
     assert figures == {
-        "question_word_error": 0.25, "question_heard": "It is the exam / one two four",
-        "reply_word_error": 0.0, "reply_heard": "Oh no. Tell me / OK!",
+        "question_word_error": 0.25, "question_heard": ["It is the exam", "one two four"],
+        "reply_word_error": 0.0, "reply_heard": ["Oh no. Tell me", "OK!"],
     }  # fmt: skip
     assert kind._transcriber.languages == ["German"] * 4
-    assert kind.verdict(figures) == ""
-    assert WordError(max_word_error=0.2).verdict(figures) == "question_word_error 0.25 is above 0.2"
-    assert WordError(max_word_error=0.2).verdict(figures | {"question_word_error": 0, "reply_word_error": 1.5}) == (
+    assert reason(kind, figures) == ""
+    assert reason(WordError(max_word_error=0.2), figures) == "question_word_error 0.25 is above 0.2"
+    assert reason(WordError(max_word_error=0.2), figures | {"question_word_error": 0, "reply_word_error": 1.5}) == (
         "reply_word_error 1.5 is above 0.2"
     )
 
@@ -227,13 +239,13 @@ def test_speaker_similarity_is_the_cosine_of_x_vectors(tmp_path):
     other = replace(same, voices=(same.voices[1], same.voices[1]))
     kind = SpeakerSimilarity(str(tmp_path / "model"), min_similarity=0.999)
     first, second = kind.measure([same, other])
-    assert first == {"question_voice_similarity": 1.0, "reply_voice_similarity": 1.0} and kind.verdict(first) == ""
+    assert first == {"question_voice_similarity": 1.0, "reply_voice_similarity": 1.0} and reason(kind, first) == ""
     with torch.inference_mode():
         loaded = [sf.read(path, dtype="float32")[0] for path in same.voices]
         a, b = (model(**extractor(sound, sampling_rate=RATE, return_tensors="pt")).embeddings[0] for sound in loaded)
     expected = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
     assert second["question_voice_similarity"] == pytest.approx(expected, abs=2e-4) and expected < 0.999
-    assert "question_voice_similarity" in kind.verdict(second)
+    assert "question_voice_similarity" in reason(kind, second)
     assert len(pickle.dumps(kind)) < 500  # the network stays here
 
 
@@ -262,7 +274,7 @@ def test_any_audio_classifier_hears_emotion(tmp_path):
         {"emotion_probability": 0.6, "emotion_heard": ["happy"]},
         {"emotion_probability": 0.4, "emotion_heard": ["happy"]},
     ]  # fmt: skip
-    assert kind.verdict({"emotion_probability": 0.5}) == "emotion_probability 0.5 is below 0.55"
+    assert reason(kind, {"emotion_probability": 0.5}) == "emotion_probability 0.5 is below 0.55"
     wrong = heard(tmp_path / "sound", tone(0.7), tone(0.7), dialogue(emotion="angry"))
     with pytest.raises(ValueError, match="filters: emotion: unknown emotion 'angry'; .*known: happy, sad"):
         kind.measure([wrong])
@@ -285,8 +297,8 @@ def test_quality_scores_question_and_reply(tmp_path):
     kind._network = lambda waveform: waveform.abs().max() * 10
     (figures,) = kind.measure([heard(tmp_path, 0.5 * tone(0.5), tone(0.5))])
     assert figures == {"question_mos": pytest.approx(1.5, abs=0.01), "reply_mos": pytest.approx(3.0, abs=0.01)}
-    assert kind.verdict({"question_mos": 1.5, "reply_mos": 4}) == "question_mos 1.5 is below 2"
-    assert kind.verdict({"question_mos": 2.5, "reply_mos": 2.9}) == "reply_mos 2.9 is below 3"
+    assert reason(kind, {"question_mos": 1.5, "reply_mos": 4}) == "question_mos 1.5 is below 2"
+    assert reason(kind, {"question_mos": 2.5, "reply_mos": 2.9}) == "reply_mos 2.9 is below 3"
 
 
 # --- as a step -------------------------------------------------------------------------------------------------------
@@ -294,7 +306,7 @@ def test_quality_scores_question_and_reply(tmp_path):
 
 def test_another_threshold_measures_nothing_again(tmp_path):
     sf.write(tmp_path / "q.flac", tone(1.0), RATE)
-    item = Heard(dialogue(), ("q.flac",), ("q.flac",))
+    item = RecordedDialogue(dialogue(), ("q.flac",), ("q.flac",))
     (result,) = run_step(FilterStep(Duration(), tmp_path), [item], Local(), tmp_path / "steps")
     assert result["figures"]["longest_sec"] == 1.0 and result["usage"]["problems"] == {}
 
@@ -311,7 +323,9 @@ def test_another_threshold_measures_nothing_again(tmp_path):
 def test_a_judges_failure_is_no_figure(tmp_path):
     class Moody(Writer):
         def answer(self, request):
-            return PassingError("got no answer")
+            return TransientError("got no answer")
 
     step = FilterStep(ReplyFits(Moody()), tmp_path)
-    assert run_step(step, [Heard(dialogue())], Local(), tmp_path / "s") == [Failure("not judged: got no answer")]
+    assert run_step(step, [RecordedDialogue(dialogue())], Local(), tmp_path / "s") == [
+        ItemFailure("not judged: got no answer")
+    ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_s2s.construction.chat import ChatRequest, Choice, LocalChat, Number, Question, Text, put_questions
+from lightning_s2s.construction.chat import ChatRequest, Choice, LocalChat, Number, Question, Text, ask_questions
 from parts.paths import EXPERIMENTS
 
 pytest.importorskip("llguidance", reason="the package llguidance (extra: construction) is not installed")
@@ -49,7 +49,7 @@ def test_answers_depend_on_the_seed_alone(chat):
 
 def test_what_is_too_long_is_cut_off(chat):
     question = Question("Talk.", {"reply": Text()}, 1)
-    (answer,) = put_questions(chat, [question], attempts=1)
+    (answer,) = ask_questions(chat, [question], attempts=1)
     assert (answer.values, answer.reason) == (None, "malformed: longer than the tokens allowed")
     assert answer.text.startswith('{"reply":"')
 
@@ -74,5 +74,5 @@ def test_a_real_small_llm_writes_lines_and_replies():
         pytest.skip("needs the environment variable SMOLLM2_135M: a folder of SmolLM2-135M-Instruct")
     fields = {"reply": Text(40), "emotion": Choice(("neutral", "happy", "sad", "angry"))}
     prompt = 'A friend says in a sad voice: "My brother called about the house." Reply kindly in one sentence.'
-    answers = put_questions(LocalChat(checkpoint), [Question(prompt, fields, seed) for seed in range(4)], attempts=3)
+    answers = ask_questions(LocalChat(checkpoint), [Question(prompt, fields, seed) for seed in range(4)], attempts=3)
     assert sum(answer.values is not None for answer in answers) >= 3

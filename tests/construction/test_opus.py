@@ -7,7 +7,7 @@ import io
 import numpy as np
 import soundfile as sf
 
-from lightning_s2s.construction.opus import checksum, encode_opus, renumbered
+from lightning_s2s.construction.speech.opus import checksum, encode_opus, renumbered
 
 TONE = (0.3 * np.sin(np.arange(48_000) * 0.05)).astype(np.float32)
 

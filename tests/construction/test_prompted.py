@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s2s.construction.dialogue import Turn
+from lightning_s2s.construction.dialogue import DialogueTurn
+from lightning_s2s.construction.openai_server import TransientError
 from lightning_s2s.construction.running import Local
-from lightning_s2s.construction.server import PassingError
-from lightning_s2s.construction.writing import Order, PromptedWriter
+from lightning_s2s.construction.writing import PromptedWriter, WritingJob
 from lightning_s2s.construction.writing.prompts import NAMES, Prompts
 from lightning_s2s.construction.writing.seeds import Seeds
 from parts.construction import Writer
@@ -20,7 +20,7 @@ VOICES = {"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]}
 
 
 def write(writer: PromptedWriter, folder: Path):
-    return writer.write(Order(VOICES, {"cleo": {"gender": "female", "age": "old"}}, 1, Local(), folder))
+    return writer.write(WritingJob(VOICES, {"cleo": {"gender": "female", "age": "old"}}, 1, Local(), folder))
 
 
 def seeds(count: int = 2, **options) -> Seeds:
@@ -36,7 +36,7 @@ def test_a_minimal_pair(tmp_path):
     assert {d.pair for d in first} == {"train-00000"} and len({d.turns[0].emotion for d in first}) == 4
     for dialogue in first:
         emotion = dialogue.turns[0].emotion
-        assert dialogue.turns == (Turn("Line 0.", emotion, "Reply to : Line 0.", "angry"),)
+        assert dialogue.turns == (DialogueTurn("Line 0.", emotion, "Reply to : Line 0.", "angry"),)
         assert dialogue.id == f"train-00000-{emotion}" and dialogue.seed["topic"] == "rain"
     assert len(chat.prompts) == 10  # a line and four replies, twice
     assert (script.usage.input_tokens, script.usage.output_tokens) == (100, 20)
@@ -88,7 +88,7 @@ def test_what_is_malformed_is_left_out_with_its_reason_and_not_asked_for_again(t
 
 
 def test_what_may_pass_is_asked_for_by_the_next_run(tmp_path):
-    chat = Writer(**{"Speaker: female": PassingError("the server answered 500")})
+    chat = Writer(**{"Speaker: female": TransientError("the server answered 500")})
     script = write(PromptedWriter(chat, seeds(2)), tmp_path)
     lost = next(candidate for candidate in script.candidates if not candidate.kept)
     assert (lost.dialogue.speaker, lost.reason) == ("cleo", "not written: the server answered 500")

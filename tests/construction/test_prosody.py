@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from lightning_s2s.construction.prosody import Prosody, analyse, render
+from lightning_s2s.construction.speech.prosody import Prosody, analyse, render
 
 
 def test_jitter_stays_within_its_amount():

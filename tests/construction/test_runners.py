@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lightning_s2s.construction.dialogue import Usage
-from lightning_s2s.construction.running import Failure, Local, Ray, Step, run_step
+from lightning_s2s.construction.running import ItemFailure, Local, PipelineStep, Ray, run_step
+from lightning_s2s.construction.usage import Usage
 from parts.waiting import SAFETY_LIMIT_SEC, wait_for
 
 
-class Square(Step):
+class Square(PipelineStep):
     """Squares numbers; -1 fails in a way that may pass, -2 stops everything, -3 ends the process."""
 
     name, batch_size = "square", 3
@@ -37,7 +37,7 @@ class Square(Step):
         if -3 in batch:
             os._exit(9)
         return [
-            Failure("a bad day", Usage(problems=Counter(rain=1))) if item == -1 else {"square": item * item}
+            ItemFailure("a bad day", Usage(problems=Counter(rain=1))) if item == -1 else {"square": item * item}
             for item in batch
         ]
 
@@ -66,7 +66,7 @@ def test_results_come_in_the_items_order_and_are_kept(step, tmp_path):
 def test_a_failure_stops_nothing_and_is_tried_again_with_its_batch(step, tmp_path):
     items = [1, 2, 3, 4, -1, 6, 7]
     results = run_step(step, items, Local(), tmp_path)
-    assert results[4] == Failure("a bad day", Usage(problems=Counter(rain=1))) and results[6] == {"square": 49}
+    assert results[4] == ItemFailure("a bad day", Usage(problems=Counter(rain=1))) and results[6] == {"square": 49}
     step.log.unlink()
     assert run_step(step, items, Local(), tmp_path) == results
     assert batches_done(step) == ["4 -1 6"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_s2s.construction.running import Local
-from lightning_s2s.construction.writing import Order
+from lightning_s2s.construction.writing import WritingJob
 from lightning_s2s.construction.writing.seeds import Seeds
 from lightning_s2s.data.tasks import EMOTIONS
 
@@ -16,13 +16,13 @@ VOICES = {"train": ["af_one", "am_two", "bf_three"], "validation": ["af_four"], 
 TRAITS = {"?f_*": {"gender": "female"}, "?m_*": {"gender": "male"}, "b*": {"accent": "British"}}
 
 
-def order(seed: int = 1, voices=VOICES) -> Order:
-    return Order(voices, TRAITS, seed, Local(), Path("."))
+def order(seed: int = 1, voices=VOICES) -> WritingJob:
+    return WritingJob(voices, TRAITS, seed, Local(), Path("."))
 
 
 def test_later_patterns_come_before_earlier_ones():
     traits = {"*": {"age": "adult", "gender": "any"}, "af_*": {"gender": "female"}}
-    assert Order(VOICES, traits, 1, Local(), Path(".")).traits_of("af_one") == {"age": "adult", "gender": "female"}
+    assert WritingJob(VOICES, traits, 1, Local(), Path(".")).traits_of("af_one") == {"age": "adult", "gender": "female"}
 
 
 def test_sampled_seeds_cover_everything_evenly():

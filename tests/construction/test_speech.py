@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from lightning_s2s.construction.renderings import Renderings, trim_silence
 from lightning_s2s.construction.speech import Espeak, Kokoro, Piper, SpeechError
 from lightning_s2s.construction.speech.base import decode
+from lightning_s2s.construction.speech.renderings import Renderings, trim_silence
 from lightning_s2s.support.extras import MissingPackageError
 from parts.sounds import as_file, tone
 

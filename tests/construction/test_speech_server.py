@@ -9,10 +9,10 @@ from threading import Event, Thread
 
 import pytest
 
-from lightning_s2s.construction.running import Failure, Local, run_step
-from lightning_s2s.construction.speaking import SpeakTexts
+from lightning_s2s.construction.running import ItemFailure, Local, run_step
 from lightning_s2s.construction.speech import SpeechError, SpeechServer
-from parts.servers import LATE, treat_marked_answers_as_late, url_of_nobody
+from lightning_s2s.construction.speech.speaking import SpeakTexts
+from parts.servers import LATE, shorten_pauses, treat_marked_answers_as_late, url_of_nobody
 from parts.sounds import as_file, tone
 from parts.waiting import wait_for
 
@@ -65,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     pytest.importorskip("openai", reason="the package openai is not installed")
     treat_marked_answers_as_late(monkeypatch)
+    shorten_pauses(monkeypatch)
     server = FaultyServer()
     yield server
     server.closing.set()
@@ -75,7 +76,7 @@ def server(monkeypatch):
 @pytest.fixture
 def engine(server):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=600.0, pause_sec=0.01)
+    return SpeechServer(url, "tiny-tts", max_retries=3, timeout_sec=600.0)
 
 
 def test_what_is_asked_for(engine, server, monkeypatch):
@@ -147,11 +148,11 @@ def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
     step = SpeakTexts("replies", engine, 1.0, tmp_path)
     items = [("vivian", text, "sad") for text in texts]
     results = run_step(step, items, Local(), tmp_path / "steps")
-    assert [r.reason.partition(" in ")[0] for r in results if isinstance(r, Failure)] == ["'torn'", "'empty'"]
+    assert [r.reason.partition(" in ")[0] for r in results if isinstance(r, ItemFailure)] == ["'torn'", "'empty'"]
     assert len(list((tmp_path / "tts").iterdir())) == 7
     problems = Counter()
     for result in results:
-        usage = result.usage.as_json() if isinstance(result, Failure) else result["usage"]
+        usage = result.usage.as_json() if isinstance(result, ItemFailure) else result["usage"]
         problems.update(usage["problems"])
     assert problems == {
         "the server answered 429": 1, "the server answered 500": 2,
@@ -160,7 +161,9 @@ def test_nothing_is_lost_or_spoken_twice(engine, server, tmp_path):
     }  # fmt: skip
     before = dict(server.times)
     again = run_step(step, items, Local(), tmp_path / "steps")
-    assert [r for r in again if not isinstance(r, Failure)] == [r for r in results if not isinstance(r, Failure)]
+    assert [r for r in again if not isinstance(r, ItemFailure)] == [
+        r for r in results if not isinstance(r, ItemFailure)
+    ]
     assert {text: times for text, times in server.times.items() if times > before[text]}.keys() == {"torn", "empty"}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_s2s.construction.chat import ChatModel, ChatReply
-from lightning_s2s.construction.server import PassingError
+from lightning_s2s.construction.openai_server import TransientError
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
 from lightning_s2s.data.tasks import EMOTIONS
 
@@ -80,7 +80,7 @@ class Writer(ChatModel):
         self.prompts.append(request.prompt)
         for word, text in self.spoil.items():
             if word in request.prompt:
-                return text if isinstance(text, PassingError) else ChatReply(text, False, 1, 1)
+                return text if isinstance(text, TransientError) else ChatReply(text, False, 1, 1)
         fields = request.schema["properties"]
         last = [line for line in request.prompt.splitlines() if line.startswith("User (")]
         answer = {"line": f"Line {len(last)}.", "reply": f"Reply to {last[-1] if last else ''}".replace("User ", "")}

@@ -8,10 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from lightning_s2s.construction.running import Local, Step, run_step
+from lightning_s2s.construction.running import Local, PipelineStep, run_step
 
 
-class Endless(Step):
+class Endless(PipelineStep):
     """Locks a file of its process and never ends."""
 
     name = "endless"

@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 
 from lightning_s2s.commands.construct import make_corpus
-from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.chat import ChatReply
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.filters import Duration, Filter, NearDuplicates, WordCount
+from lightning_s2s.construction.filters import Duration, Filter, NearDuplicates, Rejection, WordCount
 from lightning_s2s.construction.running import Local
+from lightning_s2s.construction.speech.augmentation import Augmentation
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
 from lightning_s2s.support.journal import Journal
@@ -63,10 +63,10 @@ class Lottery(Filter):
     name, hears, identity, batch_size = "lottery", True, "lottery", 2
 
     def measure(self, batch):
-        return [{"luck": int(hashlib.sha256(heard.questions[0].encode()[-20:]).hexdigest()[:2], 16)} for heard in batch]
+        return [{"luck": int(hashlib.sha256(item.questions[0].encode()[-20:]).hexdigest()[:2], 16)} for item in batch]
 
     def verdict(self, figures):
-        return "" if figures["luck"] > 60 else "no luck"
+        return None if figures["luck"] > 60 else Rejection("no luck")
 
 
 def configuration(kind: str, runner=None) -> CorpusConfig:

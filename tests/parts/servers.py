@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from lightning_s2s.construction import openai_server
+
 LATE = "X-Late"
 """Header by which a server marks an answer that its client must treat as too late."""
 
@@ -32,6 +34,12 @@ def treat_marked_answers_as_late(monkeypatch: pytest.MonkeyPatch) -> None:
         return response
 
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_request)
+
+
+def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let retries follow each other at once."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr(openai_server, "FIRST_PAUSE_SEC", 0.001)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from lightning_s2s.construction.augmentation import Augmentation
 from lightning_s2s.construction.chat.base import ChatModel
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, DialogueTurn
 from lightning_s2s.construction.filters import (
     Duration,
     FeelingWords,
@@ -25,9 +24,11 @@ from lightning_s2s.construction.filters import (
     WordCount,
     WordError,
 )
-from lightning_s2s.construction.pipeline import Outcome
-from lightning_s2s.construction.prosody import Prosody
+from lightning_s2s.construction.outcome import Outcome
 from lightning_s2s.construction.speech import SpeechSynthesizer
+from lightning_s2s.construction.speech.augmentation import Augmentation
+from lightning_s2s.construction.speech.prosody import Prosody
+from lightning_s2s.construction.usage import Usage
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
 from lightning_s2s.data.tasks import EMOTIONS
@@ -72,13 +73,15 @@ SECONDS = {"1": 60.0, "2": 30.0, "3": 12.0, "4": 6.0, "5": 600.0, "r1": 90.0, "r
 
 
 def candidates() -> list[Candidate]:
-    def said(name: str, split: str, voice: str, *turns: Turn) -> Dialogue:
+    def said(name: str, split: str, voice: str, *turns: DialogueTurn) -> Dialogue:
         return Dialogue(name, split, voice, turns, name.partition("-")[0], True, {"language": "English"})
 
-    sad = said("a-sad", "train", "adam", Turn("It rains.", "sad", "I see."))
-    happy = said("a-happy", "train", "adam", Turn("It rains.", "happy", "Oh!"))
-    two_turns = said("b", "test", "bella", Turn("Stop!", "angry", "I see."), Turn("Well.", "sad", "Oh!"))
-    lost = said("c-sad", "train", "adam", Turn("Well.", "sad", "Yes."))
+    sad = said("a-sad", "train", "adam", DialogueTurn("It rains.", "sad", "I see."))
+    happy = said("a-happy", "train", "adam", DialogueTurn("It rains.", "happy", "Oh!"))
+    two_turns = said(
+        "b", "test", "bella", DialogueTurn("Stop!", "angry", "I see."), DialogueTurn("Well.", "sad", "Oh!")
+    )
+    lost = said("c-sad", "train", "adam", DialogueTurn("Well.", "sad", "Yes."))
     return [
         Candidate(sad, replies=["r1"]),
         Candidate(happy, replies=["r2"]),

@@ -10,10 +10,11 @@ import pytest
 import soundfile as sf
 
 from lightning_s2s.construction.config import CorpusConfig
-from lightning_s2s.construction.dialogue import Candidate, Dialogue, Turn, Usage
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, DialogueTurn, Limit
 from lightning_s2s.construction.filters import Duration, WordCount, WordError
-from lightning_s2s.construction.opus import encode_opus
-from lightning_s2s.construction.pipeline import Outcome
+from lightning_s2s.construction.outcome import Outcome
+from lightning_s2s.construction.speech.opus import encode_opus
+from lightning_s2s.construction.usage import Usage
 from lightning_s2s.reporting.construction_page import histogram
 from lightning_s2s.reporting.construction_report import choose_pairs, group_pairs, heard_otherwise, spread, write_report
 from parts.html_page import HTMLPage
@@ -33,7 +34,9 @@ class Page(HTMLPage):
 
 def candidate(folder, pair, emotion, *replies, text=EVIL, spoken=True, split="train", **figures):
     """A dialogue with a turn for each reply; recordings are tones."""
-    turns = tuple(Turn(text if n == 0 else f"Line {n + 1}.", emotion, reply, "sad") for n, reply in enumerate(replies))
+    turns = tuple(
+        DialogueTurn(text if n == 0 else f"Line {n + 1}.", emotion, reply, "sad") for n, reply in enumerate(replies)
+    )
     dialogue = Dialogue(f"{pair}-{emotion}", split, "ann & co", turns, pair, seed={"topic": "<trains>"})
     made = Candidate(dialogue, figures)
     for number, clip in enumerate(dialogue.clip_ids if spoken else ()):
@@ -51,18 +54,21 @@ def outcome(tmp_path):
     unwritten = candidate(tmp_path, "p3", "angry", spoken=False, answer="{'emotion': <b>bold}")
     unwritten.reject("writing", "no JSON & so on")
     short = candidate(tmp_path, "p4", "happy", "Oh.", spoken=False, split="test", fewest_words=1)
-    short.reject("word_count", "fewest_words 1 is below 3")
-    misheard = candidate(tmp_path, "p1", "sad", "Sorry.", fewest_words=5, question_word_error=0.5, question_heard="Eh?")
-    misheard.reject("word_error", "question_word_error 0.5 is above 0.2")
+    short.reject("word_count", "fewest_words 1 is below 3", Limit("fewest_words", "below", 3))
+    misheard = candidate(
+        tmp_path, "p1", "sad", "Sorry.", fewest_words=5, question_word_error=0.5, question_heard=["Eh?"]
+    )
+    limit = Limit("question_word_error", "above", 0.2)
+    misheard.reject("word_error", "question_word_error 0.5 is above 0.2", limit)
     return Outcome(
         [
-            candidate(tmp_path, "p1", "happy", "Nice.", fewest_words=4, question_word_error=0.1, question_heard=EVIL),
+            candidate(tmp_path, "p1", "happy", "Nice.", fewest_words=4, question_word_error=0.1, question_heard=[EVIL]),
             candidate(
                 tmp_path, "p1", "neutral", "I see.", fewest_words=3, question_word_error=0.0, voice_heard=["sad"]
             ),
             misheard,
             candidate(
-                tmp_path, "p2", "sad", "Why?", "Oh dear.", text="Two turns.", question_heard="Two terns. / Line 2"
+                tmp_path, "p2", "sad", "Why?", "Oh dear.", text="Two turns.", question_heard=["Two terns.", "Line 2"]
             ),
             unwritten,
             short,
@@ -218,10 +224,10 @@ def test_dialogues_are_taken_evenly(tmp_path):
 def test_what_was_heard_is_shown_where_it_differs(tmp_path):
     made = candidate(tmp_path, "p", "sad", "Either / or.", "Fine.", spoken=False)
     assert heard_otherwise(made, "reply") == ["", ""]  # nobody listened
-    made.figures["reply_heard"] = "either, or! / FINE"
+    made.figures["reply_heard"] = ["either, or!", "FINE"]
     assert heard_otherwise(made, "reply") == ["", ""]
-    made.figures["reply_heard"] = "either / or / <fun>"  # more parts than turns
-    assert heard_otherwise(made, "reply") == ["<p class='heard'>heard as “either / or / &lt;fun&gt;”</p>", ""]
+    made.figures["reply_heard"] = ["either / or", "<fun>"]
+    assert heard_otherwise(made, "reply") == ["", "<p class='heard'>heard as “&lt;fun&gt;”</p>"]
 
 
 def test_bars_of_whole_numbers_are_centred_on_them():

@@ -2,11 +2,11 @@
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest
 from lightning_s2s.construction.chat.local import LocalChat
-from lightning_s2s.construction.chat.questions import Answer, Choice, Number, Question, Text, put_questions
+from lightning_s2s.construction.chat.questions import Choice, Number, ParsedAnswer, Question, Text, ask_questions
 from lightning_s2s.construction.chat.server import ChatServer
 
 __all__ = [
-    "Answer",
+    "ParsedAnswer",
     "ChatModel",
     "ChatReply",
     "ChatRequest",
@@ -16,5 +16,5 @@ __all__ = [
     "Number",
     "Question",
     "Text",
-    "put_questions",
+    "ask_questions",
 ]

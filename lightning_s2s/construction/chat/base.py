@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s2s.construction.server import PassingError
+from lightning_s2s.construction.openai_server import TransientError
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ChatModel(ABC):
         """What tells its answers from those of others: the model, and how it is sampled."""
 
     @abstractmethod
-    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | PassingError]:
+    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | TransientError]:
         """The answer to each request, or why there is none.
 
         Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
-from lightning_s2s.construction.server import PassingError
+from lightning_s2s.construction.openai_server import TransientError
 from lightning_s2s.data.chat_template import variables_of
 from lightning_s2s.data.template_renderer import render_apart
 from lightning_s2s.support.ranges import Count, Range, Temperature, checked, device_of
@@ -46,7 +46,7 @@ class LocalChat(ChatModel):
         settings = [self.checkpoint, self.temperature, self.top_p, self.repetition_penalty, self.max_tokens]
         return f"local {json.dumps([*settings, self.batch_size])}"
 
-    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | PassingError]:
+    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | TransientError]:
         import torch
 
         tokenizer, model, grammar = self._model
@@ -67,7 +67,7 @@ class LocalChat(ChatModel):
                 logits_processor=[SchemaLogits(grammar, [request.schema for request in requests])],
                 **sampling,
             )
-        replies: list[ChatReply | PassingError] = []
+        replies: list[ChatReply | TransientError] = []
         inputs = batch.attention_mask.sum(1).tolist()
         for number, ids in enumerate(output[:, batch.input_ids.shape[1] :].tolist()):
             ended = tokenizer.eos_token_id in ids
@@ -117,17 +117,17 @@ class SchemaLogits:
             llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_json_schema(compact(schema)))
             for schema in schemas
         ]
-        self.begun = False
+        self.started = False
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """(B, S) ids so far, (B, V) scores of the next -> (B, V)."""
         import llguidance.torch
 
-        if self.begun:
+        if self.started:
             for matcher, token in zip(self.matchers, input_ids[:, -1].tolist(), strict=True):
                 if not matcher.is_stopped():
                     matcher.consume_token(token)
-        self.begun = True
+        self.started = True
         mask = llguidance.torch.allocate_token_bitmask(len(self.matchers), scores.shape[-1])
         for number, matcher in enumerate(self.matchers):
             llguidance.torch.fill_next_token_bitmask(matcher, mask, number)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatRequest
-from lightning_s2s.construction.server import PassingError, count_problem, count_tokens
+from lightning_s2s.construction.openai_server import TransientError
+from lightning_s2s.construction.usage import count_problem, count_tokens
 
 QUOTES = "\"'\u201c\u201d\u2018\u2019\u00ab\u00bb"
 NOT_SPOKEN = re.compile(
@@ -145,40 +146,40 @@ class Question:
 
 
 @dataclass
-class Answer:
+class ParsedAnswer:
     """What came of a question.
 
     Attributes:
         values: field -> content; None where there is no usable answer.
         reason: why there is none.
         text: what the LLM wrote last.
-        may_pass: it was no fault of what was written: asking later may help.
+        transient: it was no fault of what was written: asking later may help.
     """
 
     values: dict[str, Any] | None = None
     reason: str = "was not asked"
     text: str = ""
-    may_pass: bool = False
+    transient: bool = False
 
 
-def put_questions(chat: ChatModel, questions: Sequence[Question], attempts: int) -> list[Answer]:
+def ask_questions(chat: ChatModel, questions: Sequence[Question], attempts: int) -> list[ParsedAnswer]:
     """Ask, and ask those again whose answer was malformed, each time with another seed.
 
     Args:
         chat: who is asked.
         questions: together, where it answers in batches.
-        attempts: how often at most; malformed answers are counted, see `metered`.
+        attempts: how often at most; malformed answers are counted, see `track_usage`.
 
     Raises:
         ValueError: nobody can be asked.
     """
-    answers = [Answer() for _ in questions]
+    answers = [ParsedAnswer() for _ in questions]
     rest = list(zip(questions, answers, strict=True))
     for attempt in range(attempts):
         requests = [ChatRequest(q.prompt, q.system, q.schema(), q.seed + attempt) for q, _ in rest]
         for (question, answer), reply in zip(rest, chat.ask(requests) if requests else [], strict=True):
-            if isinstance(reply, PassingError):
-                answer.reason, answer.may_pass = str(reply), True
+            if isinstance(reply, TransientError):
+                answer.reason, answer.transient = str(reply), True
                 continue
             count_tokens(reply.input_tokens, reply.output_tokens)
             answer.text = reply.text
@@ -189,7 +190,7 @@ def put_questions(chat: ChatModel, questions: Sequence[Question], attempts: int)
             except ValueError as error:
                 answer.reason = f"malformed: {error}"
                 count_problem(answer.reason)
-        rest = [(question, answer) for question, answer in rest if answer.values is None and not answer.may_pass]
+        rest = [(question, answer) for question, answer in rest if answer.values is None and not answer.transient]
     return answers
 
 

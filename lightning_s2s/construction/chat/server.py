@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_s2s.construction.chat.base import ChatModel, ChatReply, ChatRequest, json_instruction
-from lightning_s2s.construction.continuations import whole_sentences
-from lightning_s2s.construction.server import Json, PassingError, Server
-from lightning_s2s.support.ranges import Count, Natural, NonNegative, Positive, Processes, Temperature, checked
+from lightning_s2s.construction.continuations import complete_sentences
+from lightning_s2s.construction.openai_server import Json, OpenAIServer, TransientError
+from lightning_s2s.support.ranges import Count, Natural, Positive, Processes, Temperature, checked
 
 
 @checked
@@ -36,7 +36,6 @@ class ChatServer(ChatModel):
         concurrency: requests at the same time.
         timeout_sec: for one request.
         max_retries: how often a request is made again.
-        pause_sec: before the first time, then twice as long each time.
     """
 
     base_url: str
@@ -49,17 +48,16 @@ class ChatServer(ChatModel):
     concurrency: Processes = 16
     timeout_sec: Positive = 120.0
     max_retries: Natural = 5
-    pause_sec: NonNegative = 0.5
 
     @property
     def identity(self) -> str:
         asked = [self.model, self.answers, self.temperature, self.max_tokens, self.extra]
         return f"server {json.dumps(asked, sort_keys=True)}"
 
-    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | PassingError]:
+    def ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply | TransientError]:
         return [self._ask(request) for request in requests]
 
-    def _ask(self, request: ChatRequest) -> ChatReply | PassingError:
+    def _ask(self, request: ChatRequest) -> ChatReply | TransientError:
         try:
             if self.answers == "words":
                 return self._ask_in_words(request)
@@ -70,7 +68,7 @@ class ChatServer(ChatModel):
             elif self.answers == "json_object":
                 options["response_format"] = {"type": "json_object"}
             return self._complete(request, json_instruction(request.schema), options)
-        except PassingError as error:
+        except TransientError as error:
             return error
 
     def _ask_in_words(self, request: ChatRequest) -> ChatReply:
@@ -90,7 +88,7 @@ class ChatServer(ChatModel):
         """One completion.
 
         Raises:
-            PassingError: there was none.
+            TransientError: there was none.
         """
         messages: list[Any] = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": f"{request.prompt}\n\n{instruction}"})
@@ -108,19 +106,19 @@ class ChatServer(ChatModel):
         )
 
     @functools.cached_property
-    def _server(self) -> Server:
-        return Server(self.base_url, self.api_key_variable, self.timeout_sec, self.max_retries, self.pause_sec)
+    def _server(self) -> OpenAIServer:
+        return OpenAIServer(self.base_url, self.api_key_variable, self.timeout_sec, self.max_retries)
 
 
 def _read(completion: Any) -> ChatReply:
     """The answer of a completion, and what it took.
 
     Raises:
-        PassingError: it holds none.
+        TransientError: it holds none.
     """
     choices = getattr(completion, "choices", None)
     if not choices or getattr(choices[0], "message", None) is None:
-        raise PassingError("got an answer that can't be read (no choices)")
+        raise TransientError("got an answer that can't be read (no choices)")
     usage = getattr(completion, "usage", None)
     return ChatReply(
         choices[0].message.content or "",
@@ -141,4 +139,4 @@ def _first_line(reply: ChatReply) -> str:
     lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
     if not lines:
         return ""
-    return whole_sentences(lines[0]) if reply.cut_off and len(lines) == 1 else lines[0]
+    return complete_sentences(lines[0]) if reply.cut_off and len(lines) == 1 else lines[0]

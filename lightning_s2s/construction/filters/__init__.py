@@ -1,6 +1,6 @@
 """What a dialogue must pass to be kept; each filter keeps its figure in the dialogue's row."""
 
-from lightning_s2s.construction.filters.base import Filter, FilterStep, Heard
+from lightning_s2s.construction.filters.base import Filter, FilterStep, RecordedDialogue, Rejection
 from lightning_s2s.construction.filters.emotion import EmotionAgreement, ProsodyAgreement
 from lightning_s2s.construction.filters.sound import Duration, Quality, SpeakerSimilarity, WordError
 from lightning_s2s.construction.filters.text import FeelingWords, NearDuplicates, ReplyFits, SafetyWords, WordCount
@@ -11,7 +11,8 @@ __all__ = [
     "FeelingWords",
     "Filter",
     "FilterStep",
-    "Heard",
+    "RecordedDialogue",
+    "Rejection",
     "NearDuplicates",
     "ProsodyAgreement",
     "Quality",

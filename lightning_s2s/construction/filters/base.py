@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lightning_s2s.construction.dialogue import Dialogue, Usage
-from lightning_s2s.construction.renderings import read_recording
-from lightning_s2s.construction.running import Failure, Step
+from lightning_s2s.construction.dialogue import Dialogue, Limit
+from lightning_s2s.construction.running import ItemFailure, PipelineStep
 from lightning_s2s.construction.running.base import fingerprint
-from lightning_s2s.construction.server import metered
+from lightning_s2s.construction.speech.renderings import read_recording
+from lightning_s2s.construction.usage import Usage, track_usage
 
 Figures = dict[str, Any]
 RATE = 16_000
@@ -22,7 +22,7 @@ RATE = 16_000
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedDialogue:
     """What a filter looks at.
 
     Attributes:
@@ -38,6 +38,19 @@ class Heard:
     voices: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """Why a dialogue is left out.
+
+    Attributes:
+        reason: The reason in words.
+        limit: The limit that a figure is beyond, where there is one.
+    """
+
+    reason: str
+    limit: Limit | None = None
+
+
 class Filter(ABC):
     """Measures dialogues, and says which are good enough.
 
@@ -50,10 +63,10 @@ class Filter(ABC):
     hears: bool = False
     """Whether it needs recordings; those that don't come first, so that nothing is spoken in vain."""
     compares_voices: bool = False
-    """Whether it needs `Heard.voices`."""
+    """Whether it needs `RecordedDialogue.voices`."""
     light: bool = False
-    """Whether it measures in no time, see `Step`."""
-    whole_set: bool = False
+    """Whether it measures in no time, see `PipelineStep`."""
+    compares_dialogues: bool = False
     """Whether it looks at all dialogues at once, those that were rejected before left out."""
     concurrency: int = 1
     """Batches that it may be asked for at the same time, from as many threads."""
@@ -66,7 +79,7 @@ class Filter(ABC):
         """What decides its figures: models and settings, but no threshold."""
 
     @abstractmethod
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         """The figures of each dialogue, plain values by names that no other filter uses.
 
         Raises:
@@ -74,15 +87,15 @@ class Filter(ABC):
         """
 
     @abstractmethod
-    def verdict(self, figures: Figures) -> str:
-        """Why a dialogue with these figures is left out; "" keeps it."""
+    def verdict(self, figures: Figures) -> Rejection | None:
+        """Why a dialogue with these figures is left out; None keeps it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
-class FilterStep(Step[Heard]):
+class FilterStep(PipelineStep[RecordedDialogue]):
     """Measures by a filter: `figures`, and `usage`, what was asked for.
 
     Args:
@@ -96,20 +109,22 @@ class FilterStep(Step[Heard]):
         self.kind, self.folder, self.name, self.identity = kind, folder, kind.name, kind.identity
         self.batch_size, self.threads, self.light = kind.batch_size, kind.concurrency, kind.light
 
-    def key(self, item: Heard) -> str:
+    def key(self, item: RecordedDialogue) -> str:
         turns = [asdict(turn) for turn in item.dialogue.turns]
         return fingerprint(self.identity, turns, item.questions, item.replies, item.voices, item.dialogue.seed)
 
-    def run(self, batch: Sequence[Heard]) -> list[Any | Failure]:
+    def run(self, batch: Sequence[RecordedDialogue]) -> list[Any | ItemFailure]:
         def place(names: Sequence[str]) -> tuple[str, ...]:
             return tuple(str(self.folder / name) for name in names)
 
-        there = [Heard(h.dialogue, place(h.questions), place(h.replies), place(h.voices)) for h in batch]
-        with metered() as usage:
+        there = [RecordedDialogue(h.dialogue, place(h.questions), place(h.replies), place(h.voices)) for h in batch]
+        with track_usage() as usage:
             measured = self.kind.measure(there)
         usages = [usage, *(Usage() for _ in batch[1:])]  # a batch's tokens are counted once, with its first dialogue
         return [
-            Failure(found.reason, used) if isinstance(found, Failure) else {"figures": found, "usage": used.as_json()}
+            ItemFailure(found.reason, used)
+            if isinstance(found, ItemFailure)
+            else {"figures": found, "usage": used.as_json()}
             for found, used in zip(measured, usages, strict=True)
         ]
 
@@ -121,11 +136,15 @@ def load(path: str) -> np.ndarray:
     return soxr.resample(*read_recording(path), RATE)
 
 
-def over(figures: Figures, name: str, highest: float) -> str:
-    """Why a figure is too high; "" where it is not."""
-    return f"{name} {figures[name]:.3g} is above {highest:g}" if figures[name] > highest else ""
+def over(figures: Figures, name: str, highest: float) -> Rejection | None:
+    """Why a figure is too high; None where it is not."""
+    return _beyond(figures[name], Limit(name, "above", highest)) if figures[name] > highest else None
 
 
-def under(figures: Figures, name: str, lowest: float) -> str:
-    """Why a figure is too low; "" where it is not."""
-    return f"{name} {figures[name]:.3g} is below {lowest:g}" if figures[name] < lowest else ""
+def under(figures: Figures, name: str, lowest: float) -> Rejection | None:
+    """Why a figure is too low; None where it is not."""
+    return _beyond(figures[name], Limit(name, "below", lowest)) if figures[name] < lowest else None
+
+
+def _beyond(value: float, limit: Limit) -> Rejection:
+    return Rejection(f"{limit.figure} {value:.3g} is {limit.side} {limit.value:g}", limit)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, under
-from lightning_s2s.construction.running import Failure
+from lightning_s2s.construction.filters.base import RATE, Figures, Filter, RecordedDialogue, Rejection, load, under
+from lightning_s2s.construction.running import ItemFailure
 from lightning_s2s.support.ranges import Share, checked, device_of
 from lightning_s2s.support.wording import unknown_name
 
@@ -25,11 +25,11 @@ class _Agreement(Filter):
     def probabilities(self, path: str) -> dict[str, float]:
         """Emotion -> probability."""
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        measured: list[Figures | Failure] = []
-        for heard in batch:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
+        measured: list[Figures | ItemFailure] = []
+        for item in batch:
             least, likeliest = 1.0, []
-            for path, turn in zip(heard.questions, heard.dialogue.turns, strict=True):
+            for path, turn in zip(item.questions, item.dialogue.turns, strict=True):
                 found = self.probabilities(path)
                 if turn.emotion not in found:
                     raise ValueError(f"filters: {self.name}: {unknown_name('emotion', turn.emotion, found)}")
@@ -38,7 +38,7 @@ class _Agreement(Filter):
             measured.append({f"{self.figure}_probability": round(least, 4), f"{self.figure}_heard": likeliest})
         return measured
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return under(figures, f"{self.figure}_probability", self.min_probability)
 
 
@@ -116,6 +116,6 @@ class ProsodyAgreement(_Agreement):
 
     @cached_property
     def _classifier(self) -> Any:
-        from lightning_s2s.construction.prosody_classifier import ProsodyClassifier
+        from lightning_s2s.construction.emotion_classifier.classifier import ProsodyClassifier
 
         return ProsodyClassifier.load(self.folder)

@@ -9,8 +9,17 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from lightning_s2s.construction.filters.base import RATE, Figures, Filter, Heard, load, over, under
-from lightning_s2s.construction.running import Failure
+from lightning_s2s.construction.filters.base import (
+    RATE,
+    Figures,
+    Filter,
+    RecordedDialogue,
+    Rejection,
+    load,
+    over,
+    under,
+)
+from lightning_s2s.construction.running import ItemFailure
 from lightning_s2s.support.ranges import Count, NonNegative, Positive, Range, Share, checked, device_of
 
 FRAME = RATE // 50
@@ -39,11 +48,11 @@ class Duration(Filter):
     hears = True
     identity = "duration"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        measured: list[Figures | Failure] = []
-        for heard in batch:
-            waveforms = [load(path) for path in (*heard.questions, *heard.replies)]
-            turns = heard.dialogue.turns
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
+        measured: list[Figures | ItemFailure] = []
+        for item in batch:
+            waveforms = [load(path) for path in (*item.questions, *item.replies)]
+            turns = item.dialogue.turns
             words = [len(text.split()) for text in (*(t.text for t in turns), *(t.reply for t in turns))]
             seconds = [len(waveform) / RATE for waveform in waveforms]
             measured.append(
@@ -56,7 +65,7 @@ class Duration(Filter):
             )
         return measured
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return (
             under(figures, "shortest_sec", self.min_sec)
             or over(figures, "longest_sec", self.max_sec)
@@ -95,31 +104,31 @@ class WordError(Filter):
     def identity(self) -> str:
         return f"asr {self.asr}"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         from torchmetrics.functional.text import word_error_rate
 
         from lightning_s2s.evaluation.speech import normalise
 
         texts, waveforms, languages = [], [], []
-        for heard in batch:
-            turns = heard.dialogue.turns
+        for item in batch:
+            turns = item.dialogue.turns
             texts += [*(turn.text for turn in turns), *(turn.reply for turn in turns)]
-            waveforms += [load(path) for path in (*heard.questions, *heard.replies)]
-            languages += [heard.dialogue.seed.get("language", "English")] * 2 * len(turns)
+            waveforms += [load(path) for path in (*item.questions, *item.replies)]
+            languages += [item.dialogue.seed.get("language", "English")] * 2 * len(turns)
         found = iter(self._transcriber.transcribe(waveforms, languages))
         said = iter(texts)
-        measured: list[Figures | Failure] = []
-        for heard in batch:
+        measured: list[Figures | ItemFailure] = []
+        for item in batch:
             figures: Figures = {}
             for kind in ("question", "reply"):
-                pairs = [(next(found), next(said)) for _ in heard.dialogue.turns]
+                pairs = [(next(found), next(said)) for _ in item.dialogue.turns]
                 errors = [float(word_error_rate([normalise(h)], [normalise(text)])) for h, text in pairs]
                 figures[f"{kind}_word_error"] = round(max(errors), 4)
-                figures[f"{kind}_heard"] = " / ".join(h.strip() for h, _ in pairs)
+                figures[f"{kind}_heard"] = [words.strip() for words, _ in pairs]
             measured.append(figures)
         return measured
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return over(figures, "question_word_error", self.max_word_error) or over(
             figures, "reply_word_error", self.max_word_error
         )
@@ -153,12 +162,12 @@ class SpeakerSimilarity(Filter):
     def identity(self) -> str:
         return f"x-vectors {self.model}"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        measured: list[Figures | Failure] = []
-        for heard in batch:
-            user, assistant = heard.voices
-            questions = [self._similarity(path, user) for path in heard.questions]
-            replies = [self._similarity(path, assistant) for path in heard.replies]
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
+        measured: list[Figures | ItemFailure] = []
+        for item in batch:
+            user, assistant = item.voices
+            questions = [self._similarity(path, user) for path in item.questions]
+            replies = [self._similarity(path, assistant) for path in item.replies]
             measured.append(
                 {
                     "question_voice_similarity": round(min(questions), 4),
@@ -167,7 +176,7 @@ class SpeakerSimilarity(Filter):
             )
         return measured
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return under(figures, "question_voice_similarity", self.min_similarity) or under(
             figures, "reply_voice_similarity", self.min_similarity
         )
@@ -221,16 +230,16 @@ class Quality(Filter):
     hears = True
     identity = "distillmos"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         return [
             {
-                "question_mos": round(min(map(self._score, heard.questions)), 3),
-                "reply_mos": round(min(map(self._score, heard.replies)), 3),
+                "question_mos": round(min(map(self._score, item.questions)), 3),
+                "reply_mos": round(min(map(self._score, item.replies)), 3),
             }
-            for heard in batch
+            for item in batch
         ]
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return under(figures, "question_mos", self.min_mos) or under(figures, "reply_mos", self.min_reply_mos)
 
     def _score(self, path: str) -> float:

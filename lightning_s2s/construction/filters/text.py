@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from lightning_s2s.construction.chat import ChatModel, Number, Question, put_questions
-from lightning_s2s.construction.filters.base import Figures, Filter, Heard, over, under
-from lightning_s2s.construction.running import Failure
+from lightning_s2s.construction.chat import ChatModel, Number, Question, ask_questions
+from lightning_s2s.construction.filters.base import Figures, Filter, RecordedDialogue, Rejection, over, under
+from lightning_s2s.construction.running import ItemFailure
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.writing.prompted import conversation
 from lightning_s2s.construction.writing.prompts import Prompts
@@ -44,11 +44,11 @@ class WordCount(Filter):
     light = True
     identity = "words"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
-        counts = [[len(plain(text).split()) for text in texts_of(heard)] for heard in batch]
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
+        counts = [[len(plain(text).split()) for text in texts_of(item)] for item in batch]
         return [{"fewest_words": min(count), "most_words": max(count)} for count in counts]
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         return under(figures, "fewest_words", self.min_words) or over(figures, "most_words", self.max_words)
 
 
@@ -89,19 +89,19 @@ class _Words(Filter):
         return fingerprint(self.name, self._words)
 
     @staticmethod
-    def texts(heard: Heard) -> Iterable[str]:
+    def texts(item: RecordedDialogue) -> Iterable[str]:
         """Where they must not stand."""
-        return texts_of(heard)
+        return texts_of(item)
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         return [
-            {self.figure: sorted({word for text in self.texts(heard) for word in self._pattern.findall(plain(text))})}
-            for heard in batch
+            {self.figure: sorted({word for text in self.texts(item) for word in self._pattern.findall(plain(text))})}
+            for item in batch
         ]
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         found = figures[self.figure]
-        return f"says {', '.join(found)}" if found else ""
+        return Rejection(f"says {', '.join(found)}") if found else None
 
 
 class SafetyWords(_Words):
@@ -125,8 +125,8 @@ class FeelingWords(_Words):
     name, figure, default = "feeling_words", "feelings_named", "feeling_words.txt"
 
     @staticmethod
-    def texts(heard: Heard) -> Iterable[str]:
-        return [heard.dialogue.turns[0].text] if heard.dialogue.ambiguous else []
+    def texts(item: RecordedDialogue) -> Iterable[str]:
+        return [item.dialogue.turns[0].text] if item.dialogue.ambiguous else []
 
 
 @checked
@@ -148,15 +148,15 @@ class NearDuplicates(Filter):
     max_echo: Share = 0.7
 
     name = "near_duplicates"
-    whole_set = True
+    compares_dialogues = True
     identity = "trigrams"
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         lines = _Nearest(self.max_similarity)
         replies = _Nearest(self.max_reply_similarity)
-        found: list[Figures | Failure] = []
-        for heard in batch:
-            dialogue = heard.dialogue
+        found: list[Figures | ItemFailure] = []
+        for item in batch:
+            dialogue = item.dialogue
             line, reply = dialogue.turns[0].text, " ".join(turn.reply for turn in dialogue.turns)
             near_line, like_line = lines.find(line, lambda other, pair=dialogue.pair: other != pair)
             near_reply, like_reply = replies.find(reply, lambda other, split=dialogue.split: other != split)
@@ -175,11 +175,13 @@ class NearDuplicates(Filter):
             )
         return found
 
-    def verdict(self, figures: Figures) -> str:
-        reason = over(figures, "line_similarity", self.max_similarity) or over(
+    def verdict(self, figures: Figures) -> Rejection | None:
+        repeats = over(figures, "line_similarity", self.max_similarity) or over(
             figures, "reply_similarity", self.max_reply_similarity
         )
-        return f"{reason}: {figures['similar_to']!r}" if reason else over(figures, "echo", self.max_echo)
+        if repeats:
+            return replace(repeats, reason=f"{repeats.reason}: {figures['similar_to']!r}")
+        return over(figures, "echo", self.max_echo)
 
 
 class _Nearest:
@@ -263,32 +265,32 @@ class ReplyFits(Filter):
         texts = self._prompts.texts
         return fingerprint(self.chat.identity, texts["judge"], texts["system"], self.attempts)
 
-    def measure(self, batch: Sequence[Heard]) -> list[Figures | Failure]:
+    def measure(self, batch: Sequence[RecordedDialogue]) -> list[Figures | ItemFailure]:
         texts = self._prompts
         questions = [
             Question(
-                texts.fill("judge", conversation=conversation(heard.dialogue.turns)),
+                texts.fill("judge", conversation=conversation(item.dialogue.turns)),
                 {"score": Number(1, 5)},
-                int(fingerprint(heard.dialogue.id)[:7], 16),
+                int(fingerprint(item.dialogue.id)[:7], 16),
                 texts.fill("system"),
             )
-            for heard in batch
+            for item in batch
         ]
-        answers = put_questions(self.chat, questions, self.attempts)
-        measured: list[Figures | Failure] = []
+        answers = ask_questions(self.chat, questions, self.attempts)
+        measured: list[Figures | ItemFailure] = []
         for answer in answers:
-            if answer.values is None and answer.may_pass:
-                measured.append(Failure(f"not judged: {answer.reason}"))
+            if answer.values is None and answer.transient:
+                measured.append(ItemFailure(f"not judged: {answer.reason}"))
             else:
                 measured.append({"reply_score": answer.values["score"] if answer.values else 0})
         return measured
 
-    def verdict(self, figures: Figures) -> str:
+    def verdict(self, figures: Figures) -> Rejection | None:
         if not figures["reply_score"]:
-            return "the judge gave no score"
+            return Rejection("the judge gave no score")
         return under(figures, "reply_score", self.min_score)
 
 
-def texts_of(heard: Heard) -> list[str]:
+def texts_of(item: RecordedDialogue) -> list[str]:
     """All lines and replies."""
-    return [text for turn in heard.dialogue.turns for text in (turn.text, turn.reply)]
+    return [text for turn in item.dialogue.turns for text in (turn.text, turn.reply)]

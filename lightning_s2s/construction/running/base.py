@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lightning_s2s.construction.dialogue import Usage
+from lightning_s2s.construction.usage import Usage
 from lightning_s2s.support.journal import Journal
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Failure:
+class ItemFailure:
     """One item's step did not succeed, for a reason that may pass: the next run tries it again.
 
     Attributes:
@@ -30,7 +30,7 @@ class Failure:
     usage: Usage = field(default_factory=Usage)
 
 
-class Step(ABC, Generic[Item]):
+class PipelineStep(ABC, Generic[Item]):
     """What is done to many items, one batch at a time; heavy things load where it is first called.
 
     A step goes to other processes by pickle, before it has been called.
@@ -51,7 +51,7 @@ class Step(ABC, Generic[Item]):
         """What tells the item's result from others: everything that decides it, see `fingerprint`."""
 
     @abstractmethod
-    def run(self, batch: Sequence[Item]) -> list[Any | Failure]:
+    def run(self, batch: Sequence[Item]) -> list[Any | ItemFailure]:
         """The result of each item, as JSON has it, or why there is none.
 
         Raises:
@@ -67,7 +67,9 @@ class Runner(ABC):
     """Runs batches somewhere. Chosen by its name: `runner: {class_path: Local, init_args: {processes: 4}}`."""
 
     @abstractmethod
-    def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
+    def run(
+        self, step: PipelineStep, batches: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[int, list[Any | ItemFailure]]]:
         """Each batch's number and results, as they get ready, in any order.
 
         Raises:
@@ -81,12 +83,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def run_step(
-    step: Step[Item],
+    step: PipelineStep[Item],
     items: Sequence[Item],
     runner: Runner,
     folder: Path,
     timed: Callable[[str, int, float], Any] = lambda *_: None,
-) -> list[Any | Failure]:
+) -> list[Any | ItemFailure]:
     """The result of each item; those of an earlier run are taken from `folder`.
 
     A batch's results are on disk before the next one's are waited for. Of a batch that lacks any, all are found again.
@@ -120,7 +122,7 @@ def run_step(
             results = runner.run(step, [[unique[key] for key in batch] for batch in waiting])
             for number, outcomes in results:
                 of_batch = dict(zip(waiting[number], outcomes, strict=True))
-                journal.add((key, value) for key, value in of_batch.items() if not isinstance(value, Failure))
+                journal.add((key, value) for key, value in of_batch.items() if not isinstance(value, ItemFailure))
                 found |= of_batch
                 bar.update(len(of_batch))
         if waiting:

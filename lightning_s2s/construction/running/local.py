@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s2s.construction.running.base import Failure, Runner, Step
+from lightning_s2s.construction.running.base import ItemFailure, PipelineStep, Runner
 from lightning_s2s.support.ranges import Processes, checked
 
 AHEAD = 2
@@ -31,7 +31,9 @@ class Local(Runner):
 
     processes: Processes = 1
 
-    def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
+    def run(
+        self, step: PipelineStep, batches: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[int, list[Any | ItemFailure]]]:
         workers = min(self.processes, len(batches))
         if workers < 2 or step.threads > 1 or step.light:
             yield from as_completed(ThreadPoolExecutor(step.threads), step.run, batches, step.threads)
@@ -66,10 +68,10 @@ def as_completed(
         pool.shutdown(cancel_futures=True)
 
 
-_step: Step | None = None
+_step: PipelineStep | None = None
 
 
-def _begin(step: Step, threads: int) -> None:
+def _begin(step: PipelineStep, threads: int) -> None:
     """Called once in each process. One whose parent was killed ends too, and Ctrl-C is the parent's affair."""
     global _step
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,6 +87,6 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _run_batch(batch: Sequence[Any]) -> list[Any | Failure]:
+def _run_batch(batch: Sequence[Any]) -> list[Any | ItemFailure]:
     assert _step is not None
     return _step.run(batch)

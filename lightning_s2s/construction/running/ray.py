@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_s2s.construction.running.base import Failure, Runner, Step
+from lightning_s2s.construction.running.base import ItemFailure, PipelineStep, Runner
 from lightning_s2s.construction.running.local import Local
 from lightning_s2s.support.ranges import NonNegative, Processes, checked
 
@@ -36,7 +36,9 @@ class Ray(Runner):
     cpus: NonNegative = 1.0
     gpus: NonNegative = 0.0
 
-    def run(self, step: Step, batches: Sequence[Sequence[Any]]) -> Iterator[tuple[int, list[Any | Failure]]]:
+    def run(
+        self, step: PipelineStep, batches: Sequence[Sequence[Any]]
+    ) -> Iterator[tuple[int, list[Any | ItemFailure]]]:
         if not batches or step.light:
             yield from Local().run(step, batches)
             return
@@ -93,7 +95,7 @@ class _Actor:
     def __init__(self, folder: str, paths: list[str], step: bytes):
         os.chdir(folder)  # relative paths of the configuration start there
         sys.path += [path for path in paths if path not in sys.path]  # where a class of the user's own may be
-        self.step: Step = pickle.loads(step)
+        self.step: PipelineStep = pickle.loads(step)
         self.pool = ThreadPoolExecutor(self.step.threads)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:

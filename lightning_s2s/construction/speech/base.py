@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from lightning_s2s.construction.server import PassingError
+from lightning_s2s.construction.openai_server import TransientError
 
 UNKNOWN_SIZE = 0x7FFF0000
 """From here on, the size in a WAV header says that its writer did not know it, as one that streams."""
 
 
-class SpeechError(PassingError):
+class SpeechError(TransientError):
     """One text could not be spoken; others may."""
 
 

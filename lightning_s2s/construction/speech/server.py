@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightning_s2s.construction.server import Json, PassingError, Server
+from lightning_s2s.construction.openai_server import Json, OpenAIServer, TransientError
 from lightning_s2s.construction.speech.base import SpeechError, SpeechSynthesizer, decode
-from lightning_s2s.support.ranges import Natural, NonNegative, Positive, Processes, checked
+from lightning_s2s.support.ranges import Natural, Positive, Processes, checked
 
 
 @checked
@@ -33,7 +33,6 @@ class SpeechServer(SpeechSynthesizer):
         concurrency: requests at the same time.
         timeout_sec: for one request.
         max_retries: how often a request is made again.
-        pause_sec: before the first time, then twice as long each time.
     """
 
     base_url: str
@@ -45,7 +44,6 @@ class SpeechServer(SpeechSynthesizer):
     concurrency: Processes = 8
     timeout_sec: Positive = 120.0
     max_retries: Natural = 5
-    pause_sec: NonNegative = 0.5
 
     has_emotions = True
 
@@ -76,12 +74,12 @@ class SpeechServer(SpeechSynthesizer):
                 lambda client: client.audio.speech.create(**request, speed=speed, extra_body=self.extra),
                 lambda answer: decode(answer.content),
             )
-        except PassingError as error:
+        except TransientError as error:
             raise SpeechError(str(error)) from None
 
     def _instruct(self, emotion: str, style: str) -> str:
         return self.instructions.format(emotion=self.emotions.get(emotion, emotion), style=style).strip()
 
     @functools.cached_property
-    def _server(self) -> Server:
-        return Server(self.base_url, self.api_key_variable, self.timeout_sec, self.max_retries, self.pause_sec)
+    def _server(self) -> OpenAIServer:
+        return OpenAIServer(self.base_url, self.api_key_variable, self.timeout_sec, self.max_retries)

@@ -1,7 +1,7 @@
 """Who writes the dialogues: a grammar, or an LLM by prompts."""
 
-from lightning_s2s.construction.writing.base import DialogueWriter, Order
+from lightning_s2s.construction.writing.base import DialogueWriter, WritingJob
 from lightning_s2s.construction.writing.grammar_writer import GrammarWriter
 from lightning_s2s.construction.writing.prompted import PromptedWriter
 
-__all__ = ["DialogueWriter", "GrammarWriter", "Order", "PromptedWriter"]
+__all__ = ["DialogueWriter", "GrammarWriter", "WritingJob", "PromptedWriter"]

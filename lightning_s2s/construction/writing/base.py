@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.construction.dialogue import Script, Usage
+from lightning_s2s.construction.dialogue import Script
 from lightning_s2s.construction.running import Runner
+from lightning_s2s.construction.usage import Usage
 
 
 @dataclass(frozen=True)
-class Order:
+class WritingJob:
     """What a writer is asked for, beside its own settings.
 
     Attributes:
@@ -46,7 +47,7 @@ class DialogueWriter(ABC):
     """Seeds -> dialogues in words. A subclass is chosen by its name, as `SpeechSynthesizer`'s are."""
 
     @abstractmethod
-    def write(self, order: Order) -> Script:
+    def write(self, job: WritingJob) -> Script:
         """Everything that will be said; the same order gets the same.
 
         Raises:

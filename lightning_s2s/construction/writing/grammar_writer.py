@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from lightning_s2s.construction.dialogue import Candidate, Dialogue, Reading, Script, Turn
-from lightning_s2s.construction.writing.base import DialogueWriter, Order
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, DialogueTurn, Script, SpokenReply
+from lightning_s2s.construction.writing.base import DialogueWriter, WritingJob
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.evaluation.grammar import DialogueGrammar
 from lightning_s2s.support.ranges import Count, Natural, Share, checked
@@ -71,11 +71,11 @@ class GrammarWriter(DialogueWriter):
     def description(self) -> dict[str, str]:
         return {"writer": f"grammar `{self.grammar}`"}
 
-    def write(self, order: Order) -> Script:
+    def write(self, job: WritingJob) -> Script:
         return Script(
-            [Candidate(dialogue) for dialogue in self.dialogues(order.voices, order.seed)],
-            list(self._readings(order.seed)),
-            list(self._unspoken(order.seed)),
+            [Candidate(dialogue) for dialogue in self.dialogues(job.voices, job.seed)],
+            list(self._spoken_replies(job.seed)),
+            list(self._unspoken(job.seed)),
         )
 
     def held_out(self, text: str) -> bool:
@@ -118,7 +118,9 @@ class GrammarWriter(DialogueWriter):
                             f"{topic!r}, of which a question speaks; raise it"
                         )
                     pair = f"{split}-{number:04d}"
-                    turn = Turn(line, emotion, rng.choice(replies), continuation=self._continue(line, emotion, seed))
+                    turn = DialogueTurn(
+                        line, emotion, rng.choice(replies), continuation=self._continue(line, emotion, seed)
+                    )
                     voice = voices[split][number % len(voices[split])]
                     dialogues.append(Dialogue(f"{pair}-{emotion}", split, voice, (turn,), pair, not named))
         return dialogues
@@ -138,7 +140,7 @@ class GrammarWriter(DialogueWriter):
     def _continue(self, text: str, emotion: str, seed: int) -> str:
         return random.Random(f"{seed}-{text}-{emotion}").choice(self.rules.rules["continuations"][emotion])
 
-    def _readings(self, seed: int) -> Iterable[Reading]:
+    def _spoken_replies(self, seed: int) -> Iterable[SpokenReply]:
         """Every spoken reply behind a line that it fits."""
         for split, unseen in (("train", False), ("validation", True)):
             rng = random.Random(f"{seed}-speech-{unseen}")
@@ -147,7 +149,7 @@ class GrammarWriter(DialogueWriter):
                 for number, reply in enumerate(replies):
                     if self.held_out(reply) == unseen:
                         text = rng.choice(lines[self.rules.topic_of(reply)])
-                        yield Reading(f"speech-{emotion}-{number:04d}", split, text, emotion, reply)
+                        yield SpokenReply(f"speech-{emotion}-{number:04d}", split, text, emotion, reply)
 
     def _unspoken(self, seed: int) -> Iterable[tuple[Dialogue, bool]]:
         """Every ambiguous line with every emotion, for the LLM; three of four replies are marked as spoken ones."""
@@ -163,7 +165,7 @@ class GrammarWriter(DialogueWriter):
                     for emotion in EMOTIONS:
                         if replies := pools.get((emotion, topic)):
                             continuation = self._continue(text, emotion, seed)
-                            turn = Turn(text, emotion, rng.choice(replies), continuation=continuation)
+                            turn = DialogueTurn(text, emotion, rng.choice(replies), continuation=continuation)
                             pair = f"language-{topic}-{number}"
                             yield Dialogue(f"{pair}-{emotion}", split, "", (turn,), pair), bool(number % 4)
 

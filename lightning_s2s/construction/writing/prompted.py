@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
-from lightning_s2s.construction.chat import Answer, ChatModel, Choice, Question, Text, put_questions
-from lightning_s2s.construction.dialogue import Candidate, Dialogue, Script, Turn, Usage
-from lightning_s2s.construction.running import Failure, Step, run_step
+from lightning_s2s.construction.chat import ChatModel, Choice, ParsedAnswer, Question, Text, ask_questions
+from lightning_s2s.construction.dialogue import Candidate, Dialogue, DialogueTurn, Script
+from lightning_s2s.construction.running import ItemFailure, PipelineStep, run_step
 from lightning_s2s.construction.running.base import fingerprint
-from lightning_s2s.construction.server import metered
-from lightning_s2s.construction.writing.base import DialogueWriter, Order
+from lightning_s2s.construction.usage import Usage, track_usage
+from lightning_s2s.construction.writing.base import DialogueWriter, WritingJob
 from lightning_s2s.construction.writing.prompts import Prompts
 from lightning_s2s.construction.writing.seeds import Seed, Seeds
 from lightning_s2s.data.tasks import EMOTIONS
@@ -81,11 +81,11 @@ class PromptedWriter(DialogueWriter):
             return None
         return (usage.input_tokens * prices["input"] + usage.output_tokens * prices["output"]) / 1e6
 
-    def write(self, order: Order) -> Script:
-        seeds, step = self.seeds.make(order), WritingStep(self, order.seed)
+    def write(self, job: WritingJob) -> Script:
+        seeds, step = self.seeds.make(job), WritingStep(self, job.seed)
         script = Script([])
-        for seed, written in zip(seeds, run_step(step, seeds, order.runner, order.folder, order.timed), strict=True):
-            if isinstance(written, Failure):
+        for seed, written in zip(seeds, run_step(step, seeds, job.runner, job.folder, job.timed), strict=True):
+            if isinstance(written, ItemFailure):
                 script.usage.add(written.usage.as_json())
                 script.incomplete[f"{step.name}: {written.reason}"] += 1
                 lost = [dialogue_of(seed, emotion, ()) for emotion in seed.emotions]
@@ -101,12 +101,12 @@ class PromptedWriter(DialogueWriter):
         return script
 
 
-def dialogue_of(seed: Seed, emotion: str, turns: tuple[Turn, ...]) -> Dialogue:
+def dialogue_of(seed: Seed, emotion: str, turns: tuple[DialogueTurn, ...]) -> Dialogue:
     """The dialogue that a seed becomes with one of its emotions."""
     return Dialogue(f"{seed.id}-{emotion}", seed.split, seed.speaker, turns, seed.id, True, dict(seed.about))
 
 
-def conversation(turns: Sequence[Turn], last: tuple[str, str] | None = None) -> str:
+def conversation(turns: Sequence[DialogueTurn], last: tuple[str, str] | None = None) -> str:
     """The dialogue as a prompt shows it, with how the user's voice was in brackets.
 
     Args:
@@ -136,20 +136,20 @@ class _Draft:
     line: str = ""
     """Without a reply yet."""
     line_emotion: str = ""
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[DialogueTurn, ...] = ()
     reason: str = ""
     answer: str = ""
-    may_pass: bool = False
+    transient: bool = False
 
     @property
     def open(self) -> bool:
         return not self.reason
 
-    def fail(self, answer: Answer) -> None:
-        self.reason, self.answer, self.may_pass = answer.reason, answer.text[:LONGEST_EXCERPT], answer.may_pass
+    def fail(self, answer: ParsedAnswer) -> None:
+        self.reason, self.answer, self.transient = answer.reason, answer.text[:LONGEST_EXCERPT], answer.transient
 
 
-class WritingStep(Step[Seed]):
+class WritingStep(PipelineStep[Seed]):
     """Seeds -> dialogues; those of a batch are written side by side.
 
     Args:
@@ -173,8 +173,8 @@ class WritingStep(Step[Seed]):
         settings = [writer.turns, writer.delivery, writer.max_words, writer.attempts, writer.seeds.emotions]
         return fingerprint(writer.chat.identity, texts, settings, self.seed, asdict(item))
 
-    def run(self, batch: Sequence[Seed]) -> list[Any | Failure]:
-        with metered() as usage:
+    def run(self, batch: Sequence[Seed]) -> list[Any | ItemFailure]:
+        with track_usage() as usage:
             groups = self._write(batch)
         usages = [usage, *(Usage() for _ in batch[1:])]  # a batch's tokens are counted once, with its first seed
         return [self._result(group, usage) for group, usage in zip(groups, usages, strict=True)]
@@ -218,7 +218,7 @@ class WritingStep(Step[Seed]):
                 continue
             style = draft.seed.about.get("style", "")
             said = answer.values
-            draft.turns += (Turn(draft.line, draft.line_emotion, said["reply"], said["emotion"], style),)
+            draft.turns += (DialogueTurn(draft.line, draft.line_emotion, said["reply"], said["emotion"], style),)
 
     def _continue(self, drafts: Sequence[_Draft]) -> None:
         """Let the user of every open draft say something more."""
@@ -247,14 +247,14 @@ class WritingStep(Step[Seed]):
         number = int(fingerprint(self.seed, seed.id, name, of_pair, turn)[:7], 16)
         return Question(self.prompts.fill(name, **about | values), fields, number, self.prompts.fill("system"))
 
-    def _put(self, questions: Sequence[Question]) -> list[Answer]:
-        return put_questions(self.writer.chat, questions, self.writer.attempts)
+    def _put(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
+        return ask_questions(self.writer.chat, questions, self.writer.attempts)
 
     @staticmethod
-    def _result(group: Sequence[_Draft], usage: Usage) -> Any | Failure:
+    def _result(group: Sequence[_Draft], usage: Usage) -> Any | ItemFailure:
         for draft in group:
-            if draft.may_pass:
-                return Failure(draft.reason, usage)
+            if draft.transient:
+                return ItemFailure(draft.reason, usage)
         entries = [
             {
                 "dialogue": dialogue_of(draft.seed, draft.emotion, draft.turns).as_json(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_s2s.construction.writing.base import Order
+from lightning_s2s.construction.writing.base import WritingJob
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.support.ranges import Count, Natural, checked
 from lightning_s2s.support.reading import parse_json
@@ -79,24 +79,24 @@ class Seeds:
                 f"{self.emotions_per_line}"
             )
 
-    def make(self, order: Order) -> list[Seed]:
+    def make(self, job: WritingJob) -> list[Seed]:
         """All seeds, by split; the same order gives the same, and more lines keep those that were there.
 
         Raises:
             ValueError: the file is broken, or no voice fits a seed.
         """
         if self.file is not None:
-            return list(self._read(Path(self.file), order))
-        return [seed for split in SPLITS for seed in self._sample(split, self.lines.get(split, 0), order)]
+            return list(self._read(Path(self.file), job))
+        return [seed for split in SPLITS for seed in self._sample(split, self.lines.get(split, 0), job)]
 
-    def _sample(self, split: str, count: int, order: Order) -> Iterator[Seed]:
-        if count and not order.voices[split]:
+    def _sample(self, split: str, count: int, job: WritingJob) -> Iterator[Seed]:
+        if count and not job.voices[split]:
             raise ValueError(f"user_voices: {split} has none, but seeds asks for {count} lines of it")
 
         def deal(name: str, values: Sequence[Value]) -> Iterator[Value]:
-            return dealt(values, random.Random(f"{order.seed}-{split}-{name}"))
+            return dealt(values, random.Random(f"{job.seed}-{split}-{name}"))
 
-        voices, emotions = deal("voices", order.voices[split]), deal("emotions", self.emotions)
+        voices, emotions = deal("voices", job.voices[split]), deal("emotions", self.emotions)
         about = {"topic": self.topics, "situation": self.situations, "language": self.languages}
         decks = {name: deal(name, values) for name, values in about.items() if values}
         held: list[str] = []
@@ -104,9 +104,9 @@ class Seeds:
             voice = next(voices)
             said = _take(self.emotions_per_line, emotions, held)
             drawn = {name: next(deck) for name, deck in decks.items()}
-            yield Seed(f"{split}-{number:05d}", split, voice, tuple(said), drawn | order.traits_of(voice))
+            yield Seed(f"{split}-{number:05d}", split, voice, tuple(said), drawn | job.traits_of(voice))
 
-    def _read(self, path: Path, order: Order) -> Iterator[Seed]:
+    def _read(self, path: Path, job: WritingJob) -> Iterator[Seed]:
         counts = dict.fromkeys(SPLITS, 0)
         for line, row in _rows(path):
             where = f"{path}:{line}: "
@@ -120,15 +120,15 @@ class Seeds:
             if split not in SPLITS:
                 raise ValueError(where + unknown_name("split", split, SPLITS))
             speaker = row.pop("speaker", None)
-            voices = order.voices[split]
+            voices = job.voices[split]
             if speaker is not None and speaker not in voices:
                 raise ValueError(where + unknown_name(f"speaker among the {split} voices", speaker, voices))
-            fitting = [speaker] if speaker else [voice for voice in voices if _fits(row, order.traits_of(voice))]
+            fitting = [speaker] if speaker else [voice for voice in voices if _fits(row, job.traits_of(voice))]
             if not fitting:
                 wanted = ", ".join(f"{name} {row[name]}" for name in TRAITS if row.get(name))
                 raise ValueError(f"{where}no voice of {split} has {wanted}; see voice_traits")
             voice = fitting[counts[split] % len(fitting)]
-            about = {"language": self.languages[0]} | order.traits_of(voice) | row
+            about = {"language": self.languages[0]} | job.traits_of(voice) | row
             yield Seed(f"{split}-{counts[split]:05d}", split, voice, emotions, about)
             counts[split] += 1
 

@@ -1,4 +1,4 @@
-"""The steps that make sound and units: questions with their emotion, replies, and what the vocoder makes of these."""
+"""The steps that make sound: questions with their emotion, and replies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from lightning_s2s.components.weights import weights_fingerprint
-from lightning_s2s.construction.augmentation import Augmentation, Drawn, augment
-from lightning_s2s.construction.opus import encode_opus
-from lightning_s2s.construction.prosody import Analysis, Prosody, analyse, render
-from lightning_s2s.construction.renderings import Renderings, read_recording
-from lightning_s2s.construction.running import Failure, Step
+from lightning_s2s.construction.running import ItemFailure, PipelineStep
 from lightning_s2s.construction.running.base import fingerprint
-from lightning_s2s.construction.server import metered
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
+from lightning_s2s.construction.speech.augmentation import Augmentation, ClipAugmentation, augment
+from lightning_s2s.construction.speech.opus import encode_opus
+from lightning_s2s.construction.speech.prosody import Analysis, Prosody, analyse, render
+from lightning_s2s.construction.speech.renderings import Renderings
+from lightning_s2s.construction.usage import track_usage
 from lightning_s2s.support.files import write_bytes
 
 QUESTION_RATE = 16_000
@@ -67,18 +66,18 @@ class Delivery:
             return None
         return self.prosody[line.emotion].jitter(random.Random(f"{self.seed}-{line.id}"), self.jitter)
 
-    def draw_augmentation(self, line: Line) -> Drawn | None:
+    def draw_augmentation(self, line: Line) -> ClipAugmentation | None:
         """What happens to a line's recording, drawn by its id and the seed; None leaves it clean."""
         if self.augmentation is None:
             return None
         return self.augmentation.draw(line.split, random.Random(f"{self.seed}-{line.id}-augmentation"))
 
 
-class SpeakLines(Step[list[Line]]):
+class SpeakLines(PipelineStep[list[Line]]):
     """Records groups of lines that share words and voice: in the engine's own emotions, by prosody, or both.
 
-    A result says for each line's id: `clip`, its recording in `folder`; `clean`, the same before augmentation; and
-    `sec`; `usage` counts what was asked for again.
+    A result says for each line's id: `clip`, its recording in `folder`; `clean`, the same before augmentation; `sec`;
+    and `augmentation`, what happened to it. `usage` counts what was retried.
 
     Args:
         tts: what speaks.
@@ -100,14 +99,14 @@ class SpeakLines(Step[list[Line]]):
     def key(self, item: list[Line]) -> str:
         return fingerprint([(line.id, self._clip_name(line, self.delivery.draw_augmentation(line))) for line in item])
 
-    def run(self, batch: Sequence[list[Line]]) -> list[Any | Failure]:
-        results: list[Any | Failure] = []
+    def run(self, batch: Sequence[list[Line]]) -> list[Any | ItemFailure]:
+        results: list[Any | ItemFailure] = []
         for group in batch:
-            with metered() as usage:
+            with track_usage() as usage:
                 try:
                     results.append({"clips": self.speak(group), "usage": usage.as_json()})
                 except SpeechError as error:
-                    results.append(Failure(str(error), usage))
+                    results.append(ItemFailure(str(error), usage))
         return results
 
     def is_there(self, result: Any) -> bool:
@@ -134,15 +133,20 @@ class SpeakLines(Step[list[Line]]):
             clean = clip = self._write(line, None, waveform)
             if drawn:
                 clip = self._write(line, drawn, augment(waveform, QUESTION_RATE, drawn))
-            clips[line.id] = {"clip": clip, "clean": clean, "sec": round(len(waveform) / QUESTION_RATE, 3)}
+            clips[line.id] = {
+                "clip": clip,
+                "clean": clean,
+                "sec": round(len(waveform) / QUESTION_RATE, 3),
+                "augmentation": drawn.figures() if drawn else None,
+            }
         return clips
 
-    def _write(self, line: Line, drawn: Drawn | None, waveform: np.ndarray) -> str:
+    def _write(self, line: Line, drawn: ClipAugmentation | None, waveform: np.ndarray) -> str:
         name = self._clip_name(line, drawn)
         write_bytes(self.folder / name, encode_opus(waveform, QUESTION_RATE))
         return name
 
-    def _clip_name(self, line: Line, drawn: Drawn | None) -> str:
+    def _clip_name(self, line: Line, drawn: ClipAugmentation | None) -> str:
         """Changes whenever the sound does: a clip that was kept is never taken for other words."""
         prosody = self.delivery.draw_prosody(line)
         sound = [
@@ -165,8 +169,8 @@ class SpeakLines(Step[list[Line]]):
         return waveform * (QUESTION_LEVEL / max(1e-4, float(np.sqrt((waveform**2).mean()))))
 
 
-class SpeakTexts(Step[tuple[str, str, str]]):
-    """Records (voice, words, emotion) -> `clip` in `folder`, `sec`, and `usage`, what was asked for again.
+class SpeakTexts(PipelineStep[tuple[str, str, str]]):
+    """Records (voice, words, emotion) -> `clip` in `folder`, `sec`, and `usage`, what was retried.
 
     Args:
         name: of the step.
@@ -197,17 +201,17 @@ class SpeakTexts(Step[tuple[str, str, str]]):
     def key(self, item: tuple[str, str, str]) -> str:
         return self._path(item).stem
 
-    def run(self, batch: Sequence[tuple[str, str, str]]) -> list[Any | Failure]:
-        results: list[Any | Failure] = []
+    def run(self, batch: Sequence[tuple[str, str, str]]) -> list[Any | ItemFailure]:
+        results: list[Any | ItemFailure] = []
         for voice, text, emotion in batch:
-            with metered() as usage:
+            with track_usage() as usage:
                 try:
                     waveform, rate = self.renderings.speak(text, voice, self.speed, emotion)
                     if emotion in self.prosody:
                         waveform = render(analyse(waveform, rate), rate, self.prosody[emotion])
                         write_bytes(self._path((voice, text, emotion)), encode_flac(waveform, rate))
                 except SpeechError as error:
-                    results.append(Failure(str(error), usage))
+                    results.append(ItemFailure(str(error), usage))
                     continue
             clip = self._path((voice, text, emotion)).relative_to(self.folder).as_posix()
             results.append({"clip": clip, "sec": round(len(waveform) / rate, 3), "usage": usage.as_json()})
@@ -229,47 +233,3 @@ def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
     buffer = io.BytesIO()
     sf.write(buffer, waveform, sample_rate, format="FLAC")
     return buffer.getvalue()
-
-
-class Tokenise(Step[str]):
-    """Turns recordings of `folder` into units, as a manifest has them, on a GPU where there is one.
-
-    Args:
-        vocoder: with a tokenizer.
-        folder: of the recordings.
-    """
-
-    name, unit = "units", "reply"
-
-    def __init__(self, vocoder: Any, folder: Path):
-        self.vocoder, self.folder = vocoder.eval(), folder
-
-    @cached_property
-    def weights(self) -> str:
-        """Tells the vocoder's weights from others."""
-        return weights_fingerprint(self.vocoder)
-
-    def key(self, item: str) -> str:
-        return fingerprint(self.weights, item)
-
-    def run(self, batch: Sequence[str]) -> list[Any | Failure]:
-        rate = self.vocoder.tokenizer_sample_rate
-        waveforms = [soxr.resample(*read_recording(self.folder / name), rate) for name in batch]
-        return ["".join(f"<|audio_{unit}|>" for unit in self.tokenise(waveform)) for waveform in waveforms]
-
-    def tokenise(self, waveform: np.ndarray) -> list[int]:
-        """(T,) float32 at the tokenizer's rate -> units.
-
-        Raises:
-            ValueError: the vocoder has no tokenizer.
-        """
-        import torch
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        vocoder, rate = self.vocoder.to(device), self.vocoder.tokenizer_sample_rate
-        frame = round(rate / vocoder.unit_rate_hz * vocoder.codebooks_per_frame)
-        padded = np.pad(waveform, (0, -len(waveform) % frame))  # what is said last is no part of a unit else
-        with torch.inference_mode():
-            length = torch.tensor([len(padded)], device=device)
-            units, counts = vocoder.tokenize(torch.from_numpy(padded).unsqueeze(0).to(device), length)
-        return units[0, : int(counts[0])].tolist()

@@ -9,15 +9,10 @@ T samples, F frames, one every 10 ms, K frequencies of a frame's spectrum.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-
-from lightning_s2s.construction.augmentation import COLOURS, Drawn, augment
-from lightning_s2s.data.audio import AudioError, load_audio
-from lightning_s2s.data.manifest import ManifestError
 
 SAMPLE_RATE = 16_000
 """Hz; clips of other rates are resampled."""
@@ -72,42 +67,6 @@ _TINY = 1e-12
 _WINDOW = np.hanning(WINDOW + 2)[1:-1]
 _WINDOW_AUTOCORRELATION = np.fft.irfft(np.abs(np.fft.rfft(_WINDOW, FFT_SIZE)) ** 2)
 _FREQUENCIES = np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE)
-
-
-@dataclass(frozen=True)
-class ClipJob:
-    """One clip to measure, apart from the rest so that another process can do it.
-
-    Attributes:
-        audio: reference as in a manifest.
-        folder: where relative paths start.
-        manifest, line: where it is from, for messages.
-        noise: what is added to it.
-    """
-
-    audio: str
-    folder: str
-    manifest: str
-    line: int
-    noise: Drawn | None = None
-
-    def with_noise(self, snr_db: tuple[float, float], rng: random.Random) -> ClipJob:
-        """The same clip under noise of a drawn colour, at a level drawn from [lowest, highest]."""
-        noise = Drawn(noise=rng.choice(COLOURS), snr_db=rng.uniform(*snr_db), seed=rng.getrandbits(32))
-        return ClipJob(self.audio, self.folder, self.manifest, self.line, noise)
-
-
-def measure_clip(job: ClipJob) -> np.ndarray:
-    """The clip's `prosody_features`.
-
-    Raises:
-        ManifestError: its audio can't be used.
-    """
-    try:
-        waveform = load_audio(job.audio, job.folder, SAMPLE_RATE)
-    except AudioError as error:
-        raise ManifestError(job.manifest, job.line, error.reason, str(error)) from None
-    return prosody_features(augment(waveform, SAMPLE_RATE, job.noise) if job.noise else waveform, SAMPLE_RATE)
 
 
 def prosody_features(waveform: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -20,7 +20,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ClipAugmentation:
     """One question's share of an `Augmentation`; None leaves a part out.
 
     Attributes:
@@ -85,13 +85,13 @@ class Augmentation:
             if name not in COLOURS:
                 self._noises += [str(path) for path in find_sounds(Path(name))]
 
-    def draw(self, split: str, rng: random.Random) -> Drawn | None:
+    def draw(self, split: str, rng: random.Random) -> ClipAugmentation | None:
         """One question's share, None where it stays as it is; takes the same from `rng` for the same options."""
         if split not in self.splits or rng.random() >= self.share:
             return None
         noise = rng.choice(self._noises) if self._noises else None
         band = rng.choice(self.bands_hz) if self.bands_hz else None
-        return Drawn(
+        return ClipAugmentation(
             room_sec=_between(self.room_sec, rng),
             noise=noise,
             snr_db=_between(self.snr_db, rng) if noise else None,
@@ -101,7 +101,7 @@ class Augmentation:
         )
 
 
-def augment(waveform: np.ndarray, sample_rate: int, drawn: Drawn) -> np.ndarray:
+def augment(waveform: np.ndarray, sample_rate: int, drawn: ClipAugmentation) -> np.ndarray:
     """(T,) float32 -> (T,) float32 in [-1, 1]: room, noise, band, level, in this order.
 
     The room's tail behind the end is cut, so that durations stay.
