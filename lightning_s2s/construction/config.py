@@ -1,4 +1,4 @@
-"""What `lightning-s2s construct` is told."""
+"""The configuration of `lightning-s2s construct`."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ class CorpusConfig:
     """A corpus of spoken dialogues.
 
     Args:
-        output_dir: the corpus folder.
-        work_dir: everything that was written, spoken and measured is kept here, so that a run that was stopped goes on
-            where it was.
-        writer: who writes the dialogues: GrammarWriter, PromptedWriter, or a class of your own by its import path.
-        tts: what speaks: Kokoro, Piper, Espeak, SpeechServer, or a class of your own by its import path.
-        user_voices: voices of the users, by split; a voice belongs to one split.
-        assistant_voice: the voice of all replies.
-        vocoder: its tokenizer turns replies into units; None stops once everything is spoken, with manifests of the
-            replies in `work_dir` to train a codec on.
-        user_speed: speaking rate before emotion changes the tempo.
-        assistant_speed: of the replies, an input of the TTS.
-        assistant_tts: what speaks the replies, where that is not `tts`.
-        assistant_prosody: how the emotion of a reply changes its voice; emotions that it lacks, and None, leave it.
-        voice_traits: voice, or a pattern such as `af_*` -> what is known of its speaker: gender, age, language, and
-            what else the prompts name.
-        prosody: how each emotion changes a neutral voice; needed where `tts` has no emotions of its own, and laid over
-            them where it has.
-        jitter: 0..1, how much speakers differ in it.
-        augmentation: what happens to the questions' recordings; None leaves them clean.
-        filters: what a dialogue must pass to be kept, in this order.
-        dataset: also write the corpus as a folder of the package datasets, `dataset` in `output_dir`.
-        licences: part (corpus, writer, tts, vocoder, ...) -> licence, for the data card.
-        runner: where the steps run: Local or Ray.
-        seed: of every choice.
+        output_dir: Folder of the corpus.
+        work_dir: Folder that keeps everything that was written, spoken and measured, so that a stopped run resumes.
+        writer: Writes the dialogues: GrammarWriter, PromptedWriter, or a class of your own by its import path.
+        tts: Speaks the users' lines: Kokoro, Piper, Espeak, SpeechServer, or a class of your own by its import path.
+        user_voices: Voices of the users by split; a voice belongs to one split.
+        assistant_voice: Voice of all replies.
+        vocoder: Vocoder whose tokenizer turns replies into units. None stops once everything is spoken, with manifests
+            of the replies in `work_dir` to train a codec on.
+        user_speed: Speaking rate of the users before emotion changes the tempo.
+        assistant_speed: Speaking rate of the replies.
+        assistant_tts: Speaks the replies; None takes `tts`.
+        assistant_prosody: How the emotion of a reply changes its voice. Emotions that are missing leave it as it is.
+        voice_traits: Voice, or a pattern such as `af_*` -> what is known of its speaker: gender, age, language, and
+            anything else that the prompts name.
+        prosody: How each emotion changes a neutral voice; required where `tts` has no emotions of its own, and applied
+            on top of them where it has.
+        jitter: How much speakers vary in their prosody, 0 to 1.
+        augmentation: What happens to the questions' recordings; None leaves them clean.
+        filters: What a dialogue must pass to be kept, in this order.
+        dataset: Whether the corpus is also written as a folder of the package datasets, `dataset` in `output_dir`.
+        licences: Part (corpus, writer, tts, vocoder, ...) -> licence, for the data card.
+        runner: Where the steps run: Local or Ray.
+        seed: Seed of all random choices.
 
     Raises:
-        ValueError: fields don't fit each other.
+        ValueError: Fields don't fit each other.
     """
 
     output_dir: str

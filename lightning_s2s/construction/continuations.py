@@ -22,9 +22,9 @@ class ContinuationWriter:
     """A causal LM that continues sentences: greedy, in batches, by its chat template with thinking off.
 
     Args:
-        checkpoint: hub id or folder of the LLM that will be trained on the answers.
-        max_new_tokens: longest answer; one that is longer ends with its last whole sentence.
-        device: where it runs.
+        checkpoint: Hub id or folder of the LLM that will be trained on the answers.
+        max_new_tokens: Number of tokens of an answer at most; a longer one ends with its last complete sentence.
+        device: Device on which the LLM runs.
 
     Raises:
         ValueError: the checkpoint can't be loaded.
@@ -75,6 +75,6 @@ class ContinuationWriter:
 
 
 def complete_sentences(text: str) -> str:
-    """A text that breaks off, up to its last whole sentence."""
+    """A text that breaks off, up to its last complete sentence."""
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     return text[: ends[-1]] if ends else ""

@@ -28,21 +28,22 @@ class ManifestConfig:
     """A corpus on disk as a manifest.
 
     Args:
-        corpus: its kind: librispeech, common_voice, iemocap, meld, esd, or table.
-        folder: where it lies.
-        out: the manifest, JSONL, plain or `.gz`.
-        stage: `understanding` for stage 1, or `speech` for stage 2, of which `lightning-s2s units` then adds the units.
-        tasks: of stage 1: transcribe, emotion, continue.
-        splits: parts of the corpus that are taken; all by default.
-        emotions: emotions that are taken, as the corpus or `rename` names them; all by default.
-        rename: emotion of the corpus -> name in the manifest, such as `{excited: happy}`.
-        min_sec: shorter recordings are left out.
-        max_sec: longer ones as well.
-        limit: at most so many recordings, evenly from the whole; None takes all.
-        llm: for the task `continue`, hub id or folder of the LLM that will be trained on its own words.
-        max_new_tokens: of a continuation.
-        batch_size: of the LLM.
-        device: of the LLM: cpu, cuda, ...
+        corpus: Kind of the corpus: librispeech, common_voice, iemocap, meld, esd, or table.
+        folder: Folder of the corpus.
+        out: The manifest, JSONL, plain or `.gz`.
+        stage: Either `understanding` for stage 1, or `speech` for stage 2, to which `lightning-s2s units` then adds the
+            units.
+        tasks: Tasks of stage 1: transcribe, emotion, continue.
+        splits: Parts of the corpus that are used; all by default.
+        emotions: Emotions that are used, as the corpus or `rename` names them; all by default.
+        rename: Emotion of the corpus -> name in the manifest, such as `{excited: happy}`.
+        min_sec: Shorter recordings are left out.
+        max_sec: Longer recordings are left out.
+        limit: Number of recordings at most, evenly from the corpus; None uses all.
+        llm: For the task `continue`, hub id or folder of the LLM that will be trained on its own words.
+        max_new_tokens: Number of tokens of a continuation at most.
+        batch_size: Number of recordings in a batch of the LLM.
+        device: Device on which the LLM runs: cpu, cuda, ...
 
     Raises:
         ValueError: an unknown task, a task without what it needs, or a range upside down.
@@ -79,11 +80,11 @@ class ManifestReport:
     """What was made.
 
     Attributes:
-        num_recordings: recordings with at least one row.
-        num_rows: rows.
-        hours: of audio, each recording counted once.
-        emotions: emotion -> recordings.
-        left_out: reason -> recordings.
+        num_recordings: Number of recordings with at least one row.
+        num_rows: Number of rows.
+        hours: Hours of audio, each recording counted once.
+        emotions: Emotion -> number of recordings.
+        left_out: Reason -> number of recordings.
     """
 
     num_recordings: int = 0
@@ -94,9 +95,9 @@ class ManifestReport:
 
 
 def make_manifest(config: ManifestConfig) -> ManifestReport:
-    """Write the manifest; it appears whole, at the end.
+    """Write the manifest; it appears complete, at the end.
 
-    Continuations lie in `OUT.partial` after every batch: a run that was killed goes on from there.
+    Continuations are kept in `OUT.partial` after every batch: a killed run resumes from there.
 
     Raises:
         ValueError: the corpus can't be read, nothing of it is left, or `out` can't be written.
@@ -176,8 +177,8 @@ def write_continuations(recordings: Sequence[Recording], config: ManifestConfig)
     from tqdm import tqdm
 
     with_words = [recording for recording in recordings if recording.text]
-    begun = {"llm": config.llm, "max_new_tokens": config.max_new_tokens}
-    with Journal(partial_path(Path(config.out)), begun, "manifest") as journal:
+    settings = {"llm": config.llm, "max_new_tokens": config.max_new_tokens}
+    with Journal(partial_path(Path(config.out)), settings, "manifest") as journal:
         prompts = {recording.id: continuation_prompt(recording) for recording in with_words}
         waiting = [r for r in with_words if r.id not in journal or journal[r.id][0] != prompts[r.id]]
         # By length, so that a batch has little padding.
@@ -194,7 +195,7 @@ def write_continuations(recordings: Sequence[Recording], config: ManifestConfig)
 
 
 def partial_path(out: Path) -> Path:
-    """Where continuations lie until the manifest is whole."""
+    """File that keeps continuations until the manifest is complete."""
     return out.with_name(out.name + ".partial")
 
 

@@ -14,12 +14,12 @@ class DialogueTurn:
     """What a user says, how, and the reply that fits both.
 
     Attributes:
-        text: the user's words.
-        emotion: that they are said with.
-        reply: the assistant's words.
-        reply_emotion: that these are said with, where the engine can.
-        style: how the user says it, in words, where the engine can.
-        continuation: how the user's words may go on, for stage 1; "" where nobody wrote one.
+        text: The user's words.
+        emotion: Emotion that they are said with.
+        reply: The assistant's words.
+        reply_emotion: Emotion that these are said with, where the engine can.
+        style: How the user says it, in words, where the engine can.
+        continuation: How the user's words may continue, for stage 1; "" where nobody wrote one.
     """
 
     text: str
@@ -35,13 +35,13 @@ class Dialogue:
     """One dialogue of a corpus.
 
     Attributes:
-        id: unlike all others.
-        split: train, validation or test.
-        speaker: the user's voice.
-        turns: none where it could not be written.
-        pair: dialogues of one pair share the first words and the voice, and differ in emotion.
-        ambiguous: the first words fit any emotion, so that only the voice tells which.
-        seed: what it was written from, such as topic and situation.
+        id: Unique name.
+        split: Either train, validation or test.
+        speaker: The user's voice.
+        turns: The turns; none where it could not be written.
+        pair: Name of its pair: dialogues of one pair share the first words and the voice, and differ in emotion.
+        ambiguous: Whether the first words fit any emotion, so that only the voice tells which.
+        seed: What it was written from, such as topic and situation.
     """
 
     id: str
@@ -72,11 +72,11 @@ class SpokenReply:
     """A reply behind a line, in words, that it fits: what stage 2 learns to speak from.
 
     Attributes:
-        id: unlike all others.
-        split: train or validation.
-        text: what was said.
-        emotion: how.
-        reply: what is spoken.
+        id: Unique name.
+        split: Either train or validation.
+        text: What was said.
+        emotion: Emotion that it was said with.
+        reply: What is spoken.
         reply_emotion: how.
     """
 
@@ -108,14 +108,14 @@ class Candidate:
     """A dialogue, what was measured of it, and why it is left out, if it is.
 
     Attributes:
-        dialogue: the dialogue.
-        figures: name -> what a filter, or the writer, found.
-        rejected_by: the step that left it out; "" while it is kept.
-        reason: what that step found, in words.
-        limit: the limit that was decisive, where the step has one.
-        clips: the user's recordings, files of `work_dir`, one for each turn; as they were spoken, without augmentation.
-        augmentations: what happened to each of them for the corpus, plain values by name; None left it as it was.
-        replies: the assistant's recordings.
+        dialogue: The dialogue.
+        figures: Name -> what a filter, or the writer, found.
+        rejected_by: The step that left it out; "" while it is kept.
+        reason: What that step found, in words.
+        limit: The limit that was decisive, where the step has one.
+        clips: The user's recordings, files of `work_dir`, one for each turn; as they were spoken, without augmentation.
+        augmentations: What happened to each of them for the corpus, plain values by name; None left it as it was.
+        replies: The assistant's recordings.
     """
 
     dialogue: Dialogue
@@ -143,12 +143,12 @@ class Script:
     """What a writer gives: everything that will be said.
 
     Attributes:
-        candidates: the dialogues, those that could not be written among them, already left out.
-        spoken_replies: replies for stage 2; None takes those of the dialogues.
-        unspoken: dialogues for the LLM in text alone, with whether the reply is marked as a spoken one; None takes
+        candidates: The dialogues; those that could not be written are among them, already left out.
+        spoken_replies: Replies for stage 2; None takes those of the dialogues.
+        unspoken: Dialogues for the LLM in text alone, with whether the reply is marked as a spoken one; None takes
             those that are spoken.
-        usage: what writing it took.
-        incomplete: why something could not be written that another run may write -> how often.
+        usage: What writing it took.
+        incomplete: Why something could not be written that another run may write -> how often.
     """
 
     candidates: list[Candidate]

@@ -66,19 +66,19 @@ def recording_rows(
     """Lines for stage 1 from a recording of a corpus: those of the `tasks` whose answer is known.
 
     Args:
-        recording: with its words, its emotion or both.
-        audio: where it is, for the manifest.
-        tasks: of `transcribe`, `emotion` and `continue`.
-        continuation: what an LLM said to its words; "" where none was asked.
+        recording: Recording with its words, its emotion or both.
+        audio: Reference of it for the manifest.
+        tasks: Any of `transcribe`, `emotion` and `continue`.
+        continuation: What an LLM said to its words; "" where none was asked.
     """
     answers = {"transcribe": recording.text, "emotion": recording.emotion, "continue": continuation}
     prompts = TASKS if recording.emotion else TASKS | {"continue": CONTINUE_WORDS}
-    heard = {"audio": audio, "audio_sec": recording.audio_sec}
+    question = {"audio": audio, "audio_sec": recording.audio_sec}
     known = {"transcript": recording.text, "emotion": recording.emotion}
-    heard |= {key: value for key, value in known.items() if value}
+    question |= {key: value for key, value in known.items() if value}
     for task in tasks:
         if answers[task]:
-            user = {"text": prompts[task], **heard}
+            user = {"text": prompts[task], **question}
             yield _row(f"{recording.id}-{task}", user, {"text": answers[task]}, task=task, speaker=recording.speaker)
 
 
@@ -106,8 +106,8 @@ def language_rows(dialogue: Dialogue, speak: bool) -> Iterable[dict[str, Any]]:
     """Lines for the LLM: what is heard stands there in words, with its emotion.
 
     Args:
-        dialogue: of which the first turn is taken.
-        speak: mark the reply as a spoken one.
+        dialogue: Dialogue of which the first turn is used.
+        speak: Whether the reply is marked as a spoken one.
     """
     turn = dialogue.turns[0]
     for task, prompt, answer in task_answers(turn):

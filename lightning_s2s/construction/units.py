@@ -46,10 +46,10 @@ class Clip:
     """One audio that needs units: where it stands and how long it is.
 
     Attributes:
-        line: of the manifest, from 1.
-        message: number in the row.
-        item: number in the message's content.
-        duration_sec: by the manifest or the file's header.
+        line: Line of the manifest, from 1.
+        message: Index of the message in the row.
+        item: Index of the item in the message's content.
+        duration_sec: Duration by the manifest or the file's header.
     """
 
     line: int
@@ -68,11 +68,11 @@ class UnitsReport:
     """What a run did.
 
     Attributes:
-        num_clips: audio that got units, in this run or an earlier one that was stopped.
-        num_resumed: those of earlier runs.
-        num_kept: audio that had units before.
-        num_rows: rows written.
-        problems: reason -> rows left out.
+        num_clips: Number of clips that got units, in this run or in a stopped one that it resumed.
+        num_resumed: Number of those that earlier runs had done.
+        num_kept: Number of clips that had units before.
+        num_rows: Number of rows written.
+        problems: Reason -> number of rows left out.
     """
 
     num_clips: int = 0
@@ -96,23 +96,23 @@ def add_units(
 ) -> UnitsReport:
     """Write `manifest_in` with `speech_units` for its audio to `manifest_out`.
 
-    What is done lies in `MANIFEST_OUT.partial` after every batch. A run that was killed goes on from there when it is
-    called again in the same way, and gives the same file; `manifest_out` appears complete, at the end.
+    Finished work is kept in `MANIFEST_OUT.partial` after every batch. A killed run resumes from there when it is
+    called again with the same arguments, and gives the same file; `manifest_out` appears complete, at the end.
 
     Args:
-        vocoder: its `tokenize` makes the units.
-        manifest_in: JSONL, plain or `.gz`.
-        manifest_out: as well; relative paths are written so that they hold in its folder.
-        settings: how the vocoder was built; a run is only gone on with by the same.
-        roles: whose audio gets units.
-        on_error: "raise" at the first broken row, or "skip": leave it out, warn and count it.
-        redo: make units anew where a row has some.
-        batch_duration_sec: upper bound of (clips in a batch) x (its longest), in seconds.
-        max_batch_size: upper bound of clips in a batch.
-        show_progress: a bar with the time that is left.
+        vocoder: Vocoder whose `tokenize` makes the units.
+        manifest_in: Manifest, JSONL, plain or `.gz`.
+        manifest_out: Manifest to write; relative paths are rewritten so that they hold in its folder.
+        settings: How the vocoder was built; a run is resumed only with the same settings.
+        roles: Roles whose audio gets units.
+        on_error: Either "raise" at the first broken row, or "skip": leave it out, warn and count it.
+        redo: Whether units are made again where a row already has some.
+        batch_duration_sec: Upper bound of (clips in a batch) x (its longest), in seconds.
+        max_batch_size: Upper bound of clips in a batch.
+        show_progress: Whether a bar shows the time that is left.
 
     Raises:
-        ValueError: a manifest can't be read or written, was begun in another way, or has a broken row.
+        ValueError: A manifest can't be read or written, was started with other arguments, or has a broken row.
     """
     if not batch_duration_sec > 0 or max_batch_size < 1:
         raise ValueError(
@@ -243,7 +243,7 @@ def _broken(row: Row, reason: str, message: str) -> ManifestError:
 def _fingerprint(
     manifest: Manifest, settings: Any, roles: Sequence[str], redo: bool, vocoder: Vocoder
 ) -> dict[str, Any]:
-    """What decides the units: a run is gone on with only where all of it is the same."""
+    """Fingerprint of the job; a journal is resumed only if it matches."""
     built = settings if settings is not None else {"class_path": type(vocoder).__name__, "init_args": vocoder.init_args}
     fields = {"manifest_in": manifest.digest, "vocoder": built, "roles": sorted(roles), "redo": redo}
     return json.loads(json.dumps(fields, default=str))
@@ -323,8 +323,8 @@ class TokeniseStep(PipelineStep[str]):
     """Turns recordings of `folder` into units, on a GPU where there is one.
 
     Args:
-        vocoder: with a tokenizer.
-        folder: of the recordings.
+        vocoder: Vocoder with a tokenizer.
+        folder: Folder of the recordings.
     """
 
     name, unit = "units", "reply"

@@ -1,4 +1,4 @@
-"""What every LLM that writes and judges has in common."""
+"""The interface of the LLMs that write and judge."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_s2s.construction.openai_server import TransientError
+from lightning_s2s.construction.running.base import Portable
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class ChatRequest:
     """One prompt.
 
     Attributes:
-        prompt: what the user says, without a word on the answer's form.
-        system: what stands before it; "" for nothing.
+        prompt: What the user says, without a word on the answer's form.
+        system: System prompt; "" for none.
         schema: JSON schema of the answer.
-        seed: of the sampling.
+        seed: Seed of the sampling.
     """
 
     prompt: str
@@ -33,10 +34,10 @@ class ChatReply:
     """One answer.
 
     Attributes:
-        text: as it was written, JSON if all went well.
-        cut_off: it was longer than allowed.
-        input_tokens: that were read.
-        output_tokens: that were written.
+        text: The answer as it was written, JSON if all went well.
+        cut_off: Whether it was longer than allowed.
+        input_tokens: Number of tokens that were read.
+        output_tokens: Number of tokens that were written.
     """
 
     text: str
@@ -54,7 +55,7 @@ def json_instruction(schema: dict[str, Any]) -> str:
     return f"Answer in JSON: {json.dumps(shown)}"
 
 
-class ChatModel(ABC):
+class ChatModel(Portable, ABC):
     """Prompts -> answers in JSON.
 
     A subclass is chosen by its name, and goes to other processes, as `SpeechSynthesizer`'s.
@@ -77,7 +78,3 @@ class ChatModel(ABC):
         Raises:
             ValueError: there can be none to any, as where a server is not there.
         """
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For another process."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""A causal LM of this machine, by transformers; its answers follow the schema by construction."""
+"""A local causal LM, by transformers; its answers follow the schema by construction."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class LocalChat(ChatModel):
     same answers on the same machine.
 
     Args:
-        checkpoint: hub id or folder.
-        temperature: of the sampling; 0 takes the likeliest token.
-        top_p: share of probability that is drawn from.
-        repetition_penalty: above 1, words that are there already get rarer; small models need it.
-        max_tokens: of one answer.
-        batch_size: dialogues at the same time.
-        device: cpu, cuda, ...
+        checkpoint: Hub id or folder of the model.
+        temperature: Temperature of the sampling; 0 takes the likeliest token.
+        top_p: Share of the probability mass that is sampled from.
+        repetition_penalty: Values above 1 make words rarer that are there already; small models need it.
+        max_tokens: Number of tokens of one answer at most.
+        batch_size: Number of dialogues in a batch.
+        device: Device on which the LLM runs: cpu, cuda, ...
     """
 
     checkpoint: str
@@ -106,7 +106,7 @@ class SchemaLogits:
     """A logits processor of transformers: what the schema forbids next gets no probability.
 
     Args:
-        tokenizer: llguidance's.
+        tokenizer: Tokenizer of llguidance.
         schemas: JSON schema of each answer in the batch.
     """
 

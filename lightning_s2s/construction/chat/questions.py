@@ -102,10 +102,10 @@ class Question:
     """What an LLM is asked.
 
     Attributes:
-        prompt: the words.
-        fields: key of the answer -> what it holds, in the order in which they are written.
-        seed: of the sampling; asking again takes another.
-        system: what stands before it.
+        prompt: The words.
+        fields: Key of the answer -> what it holds, in the order in which they are written.
+        seed: Seed of the sampling; asking again takes another one.
+        system: System prompt.
     """
 
     prompt: str
@@ -147,13 +147,13 @@ class Question:
 
 @dataclass
 class ParsedAnswer:
-    """What came of a question.
+    """The answer to a question, read and checked.
 
     Attributes:
-        values: field -> content; None where there is no usable answer.
-        reason: why there is none.
-        text: what the LLM wrote last.
-        transient: it was no fault of what was written: asking later may help.
+        values: Field -> content; None where there is no usable answer.
+        reason: Why there is none.
+        text: What the LLM wrote last.
+        transient: Whether the request failed, not the answer, so that asking later may help.
     """
 
     values: dict[str, Any] | None = None
@@ -166,12 +166,12 @@ def ask_questions(chat: ChatModel, questions: Sequence[Question], attempts: int)
     """Ask, and ask those again whose answer was malformed, each time with another seed.
 
     Args:
-        chat: who is asked.
-        questions: together, where it answers in batches.
-        attempts: how often at most; malformed answers are counted, see `track_usage`.
+        chat: The LLM.
+        questions: Questions, asked together where the LLM answers in batches.
+        attempts: How often a question is asked at most; malformed answers are counted, see `track_usage`.
 
     Raises:
-        ValueError: nobody can be asked.
+        ValueError: The LLM can't be asked at all.
     """
     answers = [ParsedAnswer() for _ in questions]
     rest = list(zip(questions, answers, strict=True))

@@ -20,22 +20,22 @@ from lightning_s2s.support.ranges import Count, Natural, Positive, Processes, Te
 class ChatServer(ChatModel):
     """A server with `POST /v1/chat/completions`.
 
-    A request that fails for a reason that may pass (429, 5xx, no answer in time) is made again, with growing pauses;
-    one that the server refuses (a wrong model or key) ends the run.
+    Transient faults (429, 5xx, no answer in time) are retried by the client of the package openai, with growing pauses;
+    a request that the server refuses (a wrong model or key) ends the run.
 
     Args:
-        base_url: such as `http://localhost:8000/v1`.
-        model: the name that the server knows.
-        answers: how the server is brought to write what is asked for: `json_schema`, by a schema, as vLLM and others
-            follow it; `json_object`, as any JSON object; `json`, by the prompt alone; `words`, a request in plain words
-            for each field, for small models behind a server that can't constrain them.
-        temperature: of the sampling.
-        max_tokens: of one answer.
-        extra: further fields of the request, such as `{chat_template_kwargs: {enable_thinking: false}}` for Qwen3.
-        api_key_variable: environment variable with the key; a server that wants none needs none.
-        concurrency: requests at the same time.
-        timeout_sec: for one request.
-        max_retries: how often a request is made again.
+        base_url: URL of its API, such as `http://localhost:8000/v1`.
+        model: Name of the model on the server.
+        answers: How the server is made to answer in the right form: `json_schema`, by a schema, as vLLM and others
+            support it; `json_object`, as any JSON object; `json`, by the prompt alone; `words`, a request in plain
+            words for each field, for small models behind a server that can't constrain them.
+        temperature: Temperature of the sampling.
+        max_tokens: Number of tokens of one answer at most.
+        extra: Further fields of the request, such as `{chat_template_kwargs: {enable_thinking: false}}` for Qwen3.
+        api_key_variable: Environment variable that holds the key; a server that wants none needs none.
+        concurrency: Number of requests at the same time.
+        timeout_sec: Time limit of one request.
+        max_retries: How often a request is retried.
     """
 
     base_url: str
@@ -135,7 +135,7 @@ def _first_of(words: Sequence[str], text: str) -> str:
 
 
 def _first_line(reply: ChatReply) -> str:
-    """The first line with words; up to its last whole sentence where the answer was cut off in it."""
+    """The first line with words; up to its last complete sentence where the answer was cut off in it."""
     lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
     if not lines:
         return ""

@@ -1,4 +1,4 @@
-"""What every filter has in common, and the step that measures."""
+"""The interface of the filters, and the step that measures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_s2s.construction.dialogue import Dialogue, Limit
 from lightning_s2s.construction.running import ItemFailure, PipelineStep
-from lightning_s2s.construction.running.base import fingerprint
+from lightning_s2s.construction.running.base import Portable, fingerprint
 from lightning_s2s.construction.speech.renderings import read_recording
 from lightning_s2s.construction.usage import Usage, track_usage
 
@@ -23,13 +23,13 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class RecordedDialogue:
-    """What a filter looks at.
+    """A dialogue and its recordings, as a filter gets it.
 
     Attributes:
-        dialogue: its words.
-        questions: the user's recordings, one for each turn, without augmentation; none before anything is spoken.
-        replies: the assistant's.
-        voices: a recording of other words in the user's voice, and one in the assistant's.
+        dialogue: The dialogue in words.
+        questions: The user's recordings, one for each turn, without augmentation; none before anything is spoken.
+        replies: The assistant's recordings.
+        voices: A recording of other words in the user's voice, and one in the assistant's.
     """
 
     dialogue: Dialogue
@@ -51,7 +51,7 @@ class Rejection:
     limit: Limit | None = None
 
 
-class Filter(ABC):
+class Filter(Portable, ABC):
     """Measures dialogues, and says which are good enough.
 
     What is measured is kept: another threshold measures nothing again. A subclass is chosen by its name, and goes to
@@ -59,17 +59,17 @@ class Filter(ABC):
     """
 
     name: str
-    """Of its step, and of the dialogues that it rejects in the report."""
+    """Name of its step, under which the report counts what it rejects."""
     hears: bool = False
     """Whether it needs recordings; those that don't come first, so that nothing is spoken in vain."""
     compares_voices: bool = False
     """Whether it needs `RecordedDialogue.voices`."""
     light: bool = False
-    """Whether it measures in no time, see `PipelineStep`."""
+    """Whether it takes next to no time, see `PipelineStep`."""
     compares_dialogues: bool = False
     """Whether it looks at all dialogues at once, those that were rejected before left out."""
     concurrency: int = 1
-    """Batches that it may be asked for at the same time, from as many threads."""
+    """Number of batches that it may be given at the same time, from as many threads."""
     batch_size: int = 1
     """Dialogues in a batch."""
 
@@ -83,24 +83,20 @@ class Filter(ABC):
         """The figures of each dialogue, plain values by names that no other filter uses.
 
         Raises:
-            ValueError: none can be measured.
+            ValueError: No dialogue can be measured.
         """
 
     @abstractmethod
     def verdict(self, figures: Figures) -> Rejection | None:
         """Why a dialogue with these figures is left out; None keeps it."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For another process."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
 
 class FilterStep(PipelineStep[RecordedDialogue]):
     """Measures by a filter: `figures`, and `usage`, what was asked for.
 
     Args:
-        kind: the filter.
-        folder: of the recordings.
+        kind: The filter.
+        folder: Folder of the recordings.
     """
 
     unit = "dialogue"

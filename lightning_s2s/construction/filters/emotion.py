@@ -48,11 +48,11 @@ class EmotionAgreement(_Agreement):
     """Any audio classifier of transformers.
 
     Args:
-        model: hub id or folder, such as `superb/wav2vec2-base-superb-er`.
-        labels: its label -> emotion of the corpus, such as `{hap: happy, ang: angry, neu: neutral, sad: sad}`; labels
-            that are left out stand for themselves.
-        min_probability: of the emotion that was asked for.
-        device: cpu, cuda, ...
+        model: Hub id or folder of the classifier, such as `superb/wav2vec2-base-superb-er`.
+        labels: Label of the classifier -> emotion of the corpus, such as
+            `{hap: happy, ang: angry, neu: neutral, sad: sad}`; missing labels stand for themselves.
+        min_probability: Lowest probability of the emotion that was asked for.
+        device: Device on which the classifier runs: cpu, cuda, ...
     """
 
     model: str
@@ -98,8 +98,8 @@ class ProsodyAgreement(_Agreement):
     """The small classifier that `lightning-s2s emotion-classifier` trains on prosody alone.
 
     Args:
-        folder: of the classifier.
-        min_probability: of the emotion that was asked for.
+        folder: Folder of the classifier.
+        min_probability: Lowest probability of the emotion that was asked for.
     """
 
     folder: str = "experiments/tiny/emotion_classifier"

@@ -33,10 +33,10 @@ class Duration(Filter):
     """Recordings must have a length that fits, and be no silence for the most part.
 
     Args:
-        min_sec: of the shortest.
-        max_sec: of the longest.
-        max_silence_share: of 20 ms frames that lie 40 dB below the loudest.
-        max_sec_per_word: a voice that takes longer got lost.
+        min_sec: Seconds that the shortest must last.
+        max_sec: Seconds that the longest may last.
+        max_silence_share: Highest share of 20 ms frames that lie 40 dB below the loudest.
+        max_sec_per_word: Highest number of seconds for a word; a voice that takes longer got lost.
     """
 
     min_sec: NonNegative = 0.5
@@ -87,9 +87,9 @@ class WordError(Filter):
     """What a Whisper model hears must be what was to be said.
 
     Args:
-        asr: hub id or folder.
-        max_word_error: share of wrong words in the worst recording (of characters, in Chinese and Japanese).
-        device: cpu, cuda, ...
+        asr: Hub id or folder of the model.
+        max_word_error: Highest share of wrong words in the worst recording (of characters, in Chinese and Japanese).
+        device: Device on which the model runs: cpu, cuda, ...
     """
 
     asr: str = "openai/whisper-base"
@@ -146,9 +146,9 @@ class SpeakerSimilarity(Filter):
     """Recordings must sound like their voice: like another recording of it, by a speaker verification model.
 
     Args:
-        model: hub id or folder of a model with x-vectors (WavLM, UniSpeech-SAT, Wav2Vec2, Data2Vec).
-        min_similarity: cosine of the least similar recording; 0.86 is what `microsoft/wavlm-base-plus-sv` names.
-        device: cpu, cuda, ...
+        model: Hub id or folder of a model with x-vectors (WavLM, UniSpeech-SAT, Wav2Vec2, Data2Vec).
+        min_similarity: Lowest cosine of the least similar recording; 0.86 is what `microsoft/wavlm-base-plus-sv` names.
+        device: Device on which the model runs: cpu, cuda, ...
     """
 
     model: str = "microsoft/wavlm-base-plus-sv"
@@ -217,9 +217,9 @@ class Quality(Filter):
     """The opinion score that DistillMOS expects (1 to 5; extra `evaluation`) must be high enough.
 
     Args:
-        min_mos: of the user's recordings, which prosody may have roughened.
-        min_reply_mos: of the assistant's.
-        device: cpu, cuda, ...
+        min_mos: Lowest score of the user's recordings, which prosody may have roughened.
+        min_reply_mos: Lowest score of the assistant's recordings.
+        device: Device on which the model runs: cpu, cuda, ...
     """
 
     min_mos: Annotated[float, Range(0, 5)] = 2.5

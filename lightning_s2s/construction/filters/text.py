@@ -33,8 +33,8 @@ class WordCount(Filter):
     """Lines and replies must have so many words.
 
     Args:
-        min_words: in the shortest.
-        max_words: in the longest.
+        min_words: Number of words that the shortest must have.
+        max_words: Number of words that the longest may have.
     """
 
     min_words: Natural = 3
@@ -56,7 +56,7 @@ class _Words(Filter):
     """No word of a list may stand in some texts.
 
     Args:
-        file: one word or phrase a line, `#` begins a comment; None takes the package's.
+        file: File with one word or phrase a line, `#` begins a comment; None takes the package's own.
     """
 
     light = True
@@ -108,8 +108,8 @@ class SafetyWords(_Words):
     """No word of a list may stand in a line or a reply.
 
     Args:
-        file: one word or phrase a line, `#` begins a comment; None takes the package's (English: self-harm, violence,
-            drugs, sex).
+        file: File with one word or phrase a line, `#` begins a comment; None takes the package's own (English:
+            self-harm, violence, drugs, sex).
     """
 
     name, figure, default = "safety_words", "unsafe_words", "safety_words.txt"
@@ -119,7 +119,7 @@ class FeelingWords(_Words):
     """A line of a minimal pair must not name a feeling: only the voice may tell it.
 
     Args:
-        file: one word or phrase a line, `#` begins a comment; None takes the package's (English).
+        file: File with one word or phrase a line, `#` begins a comment; None takes the package's own (English).
     """
 
     name, figure, default = "feeling_words", "feelings_named", "feeling_words.txt"
@@ -138,9 +138,9 @@ class NearDuplicates(Filter):
     line. A reply must differ from those of another split, not of its own, and from the line that it answers.
 
     Args:
-        max_similarity: of two lines.
-        max_reply_similarity: of two replies in different splits.
-        max_echo: of a reply and its line.
+        max_similarity: Highest similarity of two lines.
+        max_reply_similarity: Highest similarity of two replies in different splits.
+        max_echo: Highest similarity of a reply and its line.
     """
 
     max_similarity: Share = 0.8
@@ -188,7 +188,7 @@ class _Nearest:
     """Texts with an owner each, and which of them is most like another text.
 
     Args:
-        threshold: texts that are less alike need not be found.
+        threshold: Texts that are less similar need not be found.
     """
 
     def __init__(self, threshold: float):
@@ -239,10 +239,10 @@ class ReplyFits(Filter):
     """An LLM judges from 1 to 5 whether the last reply fits what was said and how, by the prompt `judge.txt`.
 
     Args:
-        chat: the judge; not the writer, if it can be helped.
-        min_score: that is good enough.
-        prompts: folder with your own `judge.txt` and `system.txt`; None takes the package's.
-        attempts: how often it is asked until its answer is well-formed.
+        chat: The judge; if possible, another LLM than the writer.
+        min_score: Lowest score that is good enough.
+        prompts: Folder with your own `judge.txt` and `system.txt`; None takes the package's own.
+        attempts: How often it is asked at most until its answer is well-formed.
     """
 
     chat: ChatModel

@@ -13,13 +13,13 @@ class Recording:
     """One utterance of a corpus.
 
     Attributes:
-        id: unique in the corpus.
-        audio: its file, which may be missing.
-        text: what is said; "" where the corpus doesn't tell.
-        speaker: who says it; "" where the corpus doesn't tell.
-        emotion: in lower case; "" without one that annotators agreed on.
-        split: the corpus's own part, such as `train-clean-100` or `Session1`; "" where it has none.
-        audio_sec: duration, once the file was looked at.
+        id: Unique name in the corpus.
+        audio: Audio file, which may be missing.
+        text: What is said; "" where the corpus doesn't tell.
+        speaker: Who says it; "" where the corpus doesn't tell.
+        emotion: Emotion in lower case; "" without one that annotators agreed on.
+        split: The corpus's own part, such as `train-clean-100` or `Session1`; "" where it has none.
+        audio_sec: Duration, once the file was read.
     """
 
     id: str

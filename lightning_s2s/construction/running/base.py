@@ -17,13 +17,20 @@ from lightning_s2s.support.journal import Journal
 Item = TypeVar("Item")
 
 
+class Portable:
+    """Goes to other processes without its attributes that begin with `_`, which are loaded again where needed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
 @dataclass(frozen=True)
 class ItemFailure:
-    """One item's step did not succeed, for a reason that may pass: the next run tries it again.
+    """A step failed for one item, for a transient reason: the next run tries it again.
 
     Attributes:
-        reason: of the last attempt.
-        usage: what all attempts took.
+        reason: Reason of the last attempt.
+        usage: What all attempts took.
     """
 
     reason: str
@@ -37,14 +44,14 @@ class PipelineStep(ABC, Generic[Item]):
     """
 
     name: str
-    """Of its bar and its journal."""
+    """Name of its bar and its journal."""
     unit: str = "row"
     batch_size: int = 1
     """Items in a batch. Batches are cut from all items in their order, so that a run that was killed has the same."""
     threads: int = 1
     """Batches at the same time in one process, for a step that waits for a server."""
     light: bool = False
-    """Whether it is done in no time: it runs in this process then, wherever the others do."""
+    """Whether it takes next to no time: it then runs in this process, wherever the others do."""
 
     @abstractmethod
     def key(self, item: Item) -> str:
@@ -94,11 +101,11 @@ def run_step(
     A batch's results are on disk before the next one's are waited for. Of a batch that lacks any, all are found again.
 
     Args:
-        step: what is done.
-        items: what it is done to; those with the same key are done once.
-        runner: where it runs.
-        folder: of the journals.
-        timed: called with the step's name, the number of items done now, and the seconds that this took.
+        step: What is done.
+        items: What it is done to; items with the same key are done once.
+        runner: Where it runs.
+        folder: Folder of the journals.
+        timed: Called with the step's name, the number of items done now, and the seconds that this took.
 
     Raises:
         ValueError: no item can succeed.

@@ -26,7 +26,7 @@ class Local(Runner):
     """This machine. A step that waits for a server runs in threads, any other in `processes`.
 
     Args:
-        processes: 1 runs everything in this one. More share the cores among them.
+        processes: Number of processes; 1 runs everything in this one, more share the cores among them.
     """
 
     processes: Processes = 1
@@ -53,7 +53,7 @@ class Local(Runner):
 def as_completed(
     pool: Executor, work: Callable[[Sequence[Any]], list[Any]], batches: Sequence[Sequence[Any]], workers: int
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Each batch's number and results as they get ready; after an error, what has not begun is dropped."""
+    """Each batch's number and results as they get ready; after an error, what has not started is dropped."""
     futures: dict[Future, int] = {}
     rest = iter(enumerate(batches))
     try:

@@ -25,10 +25,10 @@ class Ray(Runner):
     them.
 
     Args:
-        workers: actors, each with the step's model.
-        address: of a running cluster, such as `auto` or `ray://head:10001`; None starts one on this machine.
-        cpus: that each actor takes.
-        gpus: that each actor takes; 0.5 puts two on one.
+        workers: Number of actors, each with the step's model.
+        address: Address of a running cluster, such as `auto` or `ray://head:10001`; None starts one on this machine.
+        cpus: CPUs that each actor takes.
+        gpus: GPUs that each actor takes; 0.5 puts two on one.
     """
 
     workers: Processes = 2

@@ -21,15 +21,15 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """One question's share of an `Augmentation`; None leaves a part out.
+    """What happens to one recording, drawn from an `Augmentation`; None leaves a part out.
 
     Attributes:
-        room_sec: reverberation time.
-        noise: a colour, or a file.
-        snr_db: level of the speech above the noise.
-        band_hz: what is let through.
-        level_db: added in the end.
-        seed: of the room's response, the noise, and the place in the noise file.
+        room_sec: Reverberation time.
+        noise: A colour, or a file.
+        snr_db: Level of the speech above the noise.
+        band_hz: [lowest, highest] frequency that is let through.
+        level_db: Decibels added in the end.
+        seed: Seed of the room's response, the noise, and the place in the noise file.
     """
 
     room_sec: float | None = None
@@ -51,13 +51,13 @@ class Augmentation:
     """Each part is off unless it is named; a range is [lowest, highest], drawn evenly.
 
     Args:
-        splits: the splits whose questions are augmented.
-        share: how many of their questions are, 0 to 1; the others stay as they were spoken.
-        room_sec: reverberation time (to -60 dB) of a room that is simulated by decaying noise.
-        noise: colours (`white`, `pink`) and sound files or folders of them, of which one is drawn.
-        snr_db: level of the speech above the noise, both by root mean square.
+        splits: Splits whose questions are augmented.
+        share: Share of their questions that is augmented, 0 to 1; the others stay as they were spoken.
+        room_sec: Reverberation time (to -60 dB) of a room that is simulated by decaying noise.
+        noise: Colours (`white`, `pink`) and sound files or folders of them, of which one is drawn.
+        snr_db: Level of the speech above the noise, both by root mean square.
         bands_hz: [lowest, highest] frequency of the channels of which one is drawn, such as [300, 3400], a telephone's.
-        level_db: added to the whole.
+        level_db: Decibels added to the result.
 
     Raises:
         ValueError: a range is upside down, a noise is no colour and no sound file, or nothing is named.
@@ -86,7 +86,7 @@ class Augmentation:
                 self._noises += [str(path) for path in find_sounds(Path(name))]
 
     def draw(self, split: str, rng: random.Random) -> ClipAugmentation | None:
-        """One question's share, None where it stays as it is; takes the same from `rng` for the same options."""
+        """What happens to one question, None where it stays as it is; the same `rng` gives the same."""
         if split not in self.splits or rng.random() >= self.share:
             return None
         noise = rng.choice(self._noises) if self._noises else None

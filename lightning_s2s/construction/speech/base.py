@@ -1,16 +1,16 @@
-"""What every engine that speaks has in common."""
+"""The interface of the engines that speak."""
 
 from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import soundfile as sf
 
 from lightning_s2s.construction.openai_server import TransientError
+from lightning_s2s.construction.running.base import Portable
 
 UNKNOWN_SIZE = 0x7FFF0000
 """From here on, the size in a WAV header says that its writer did not know it, as one that streams."""
@@ -20,7 +20,7 @@ class SpeechError(TransientError):
     """One text could not be spoken; others may."""
 
 
-class SpeechSynthesizer(ABC):
+class SpeechSynthesizer(Portable, ABC):
     """Text -> speech.
 
     A subclass is chosen by its name: `tts: {class_path: Kokoro, init_args: {folder: models/kokoro}}`; one of another
@@ -45,7 +45,7 @@ class SpeechSynthesizer(ABC):
         """Called once, before anything is spoken.
 
         Args:
-            voices: all that will be asked for.
+            voices: All voices that will be asked for.
 
         Raises:
             ValueError: a file is missing, or a voice unknown; the message names it.
@@ -58,11 +58,11 @@ class SpeechSynthesizer(ABC):
         """Speak a text.
 
         Args:
-            text: what is said.
-            voice: one of the engine's.
-            emotion: one word, such as `sad`.
-            style: how it is said, in words.
-            speed: factor on the speaking rate.
+            text: What is said.
+            voice: One of the engine's voices.
+            emotion: Emotion in one word, such as `sad`.
+            style: How it is said, in words.
+            speed: Factor on the speaking rate.
 
         Returns:
             (T,) float32 in [-1, 1], and its sample rate in Hz.
@@ -71,10 +71,6 @@ class SpeechSynthesizer(ABC):
             SpeechError: this text could not be spoken.
             ValueError: none can, as where a server is not there.
         """
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For another process."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
 def decode(content: bytes) -> tuple[np.ndarray, int]:

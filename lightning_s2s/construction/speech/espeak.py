@@ -25,8 +25,8 @@ class Espeak(SpeechSynthesizer):
     A voice is a language with an optional variant, such as `en-us`, `en-us+f3`, `de+m2`.
 
     Args:
-        command: the program.
-        timeout_sec: for one utterance.
+        command: Name or path of the program.
+        timeout_sec: Time limit of one utterance.
     """
 
     command: str = "espeak-ng"

@@ -22,8 +22,8 @@ class Kokoro(SpeechSynthesizer):
     """Kokoro-82M (hexgrad, Apache-2.0): 24 kHz, English; the same text sounds the same every time. No emotions.
 
     Args:
-        folder: with `kokoro.onnx`, `vocab.json` and `voices/NAME.bin`; see docs/construction.md.
-        num_threads: of ONNX Runtime, for one utterance.
+        folder: Folder with `kokoro.onnx`, `vocab.json` and `voices/NAME.bin`; see docs/construction.md.
+        num_threads: Number of threads of ONNX Runtime for one utterance.
     """
 
     folder: str

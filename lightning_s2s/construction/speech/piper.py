@@ -25,9 +25,9 @@ class Piper(SpeechSynthesizer):
     noise inside its network: the same text sounds a little different each time, unless both scales are 0.
 
     Args:
-        folder: with `NAME.onnx` and `NAME.onnx.json` for each voice.
-        noise_scale: how much pitch and timbre vary; None takes the voice's own.
-        noise_w_scale: how much durations vary; None takes the voice's own.
+        folder: Folder with `NAME.onnx` and `NAME.onnx.json` for each voice.
+        noise_scale: How much pitch and timbre vary; None takes the voice's own value.
+        noise_w_scale: How much durations vary; None takes the voice's own value.
     """
 
     folder: str

@@ -23,12 +23,12 @@ class Prosody:
     """How a neutral rendering is changed.
 
     Args:
-        pitch: factor on the mean fundamental frequency.
-        pitch_range: factor on the excursions of log pitch around its mean.
-        tempo: factor on the speaking rate.
-        energy_db: added to the level.
-        tilt_db: added at 8 kHz relative to 0 Hz, linear in between; pressed voices are brighter.
-        breath: 0..1, share of noise mixed into the voiced parts.
+        pitch: Factor on the mean fundamental frequency.
+        pitch_range: Factor on the excursions of log pitch around its mean.
+        tempo: Factor on the speaking rate.
+        energy_db: Decibels added to the level.
+        tilt_db: Decibels added at 8 kHz relative to 0 Hz, linear in between; pressed voices are brighter.
+        breath: Share of noise mixed into the voiced parts, 0 to 1.
     """
 
     pitch: Annotated[float, Range(0, 10, above=True)] = 1.0

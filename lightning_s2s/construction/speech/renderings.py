@@ -1,4 +1,4 @@
-"""What an engine has spoken, kept on disk: a run that was stopped goes on, and nothing is spoken twice."""
+"""What an engine has spoken, kept on disk: a stopped run resumes, and nothing is spoken twice."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Renderings:
     """An engine's renderings as FLAC files, one for each text, voice, speed, and, where it has them, emotion and style.
 
     Args:
-        synthesizer: the engine.
-        folder: where they are kept.
+        synthesizer: The engine.
+        folder: Folder in which they are kept.
     """
 
     def __init__(self, synthesizer: SpeechSynthesizer, folder: Path):

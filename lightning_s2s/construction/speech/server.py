@@ -19,20 +19,20 @@ from lightning_s2s.support.ranges import Natural, Positive, Processes, checked
 class SpeechServer(SpeechSynthesizer):
     """A server with `POST /v1/audio/speech`, told by `instructions` how to speak.
 
-    A request that fails for a reason that may pass (429, 5xx, no answer in time, audio that is empty or breaks off) is
-    made again, with growing pauses; one that the server refuses (a wrong model, voice or key) ends the run.
+    Transient faults (429, 5xx, no answer in time, audio that is empty or breaks off) are retried with growing pauses; a
+    request that the server refuses (a wrong model, voice or key) ends the run.
 
     Args:
-        base_url: such as `http://localhost:8091/v1`.
-        model: the name that the server knows.
-        instructions: what is asked for beside the text, with the fields {emotion} and {style}; empty asks for nothing.
-        emotions: emotion -> words that stand for {emotion}, such as `sad: sad, slow and close to tears`; those that it
-            lacks stand for themselves.
-        extra: further fields of the request, such as `{language: English, task_type: CustomVoice}` of vLLM-Omni.
-        api_key_variable: environment variable with the key; a server that wants none needs none.
-        concurrency: requests at the same time.
-        timeout_sec: for one request.
-        max_retries: how often a request is made again.
+        base_url: URL of its API, such as `http://localhost:8091/v1`.
+        model: Name of the model on the server.
+        instructions: How the text is to be spoken, with the fields {emotion} and {style}; empty sends none.
+        emotions: Emotion -> words that stand for {emotion}, such as `sad: sad, slow and close to tears`; missing ones
+            stand for themselves.
+        extra: Further fields of the request, such as `{language: English, task_type: CustomVoice}` of vLLM-Omni.
+        api_key_variable: Environment variable that holds the key; a server that wants none needs none.
+        concurrency: Number of requests at the same time.
+        timeout_sec: Time limit of one request.
+        max_retries: How often a request is retried.
     """
 
     base_url: str

@@ -34,12 +34,12 @@ class Line:
     """One recording of a user.
 
     Attributes:
-        id: of the clip; with the seed, it draws prosody and augmentation.
-        text: the words.
-        voice: of the engine.
-        emotion: that they are said with.
-        style: how, in words.
-        split: train, validation or test.
+        id: Name of the clip; with the seed, it draws prosody and augmentation.
+        text: The words.
+        voice: Voice of the engine.
+        emotion: Emotion that they are said with.
+        style: How they are said, in words.
+        split: Either train, validation or test.
     """
 
     id: str
@@ -80,9 +80,9 @@ class SpeakLines(PipelineStep[list[Line]]):
     and `augmentation`, what happened to it. `usage` counts what was retried.
 
     Args:
-        tts: what speaks.
-        delivery: how lines get their emotion.
-        folder: for renderings (`tts`) and clips (`questions`).
+        tts: Engine that speaks.
+        delivery: How lines get their emotion.
+        folder: Folder for renderings (`tts`) and clips (`questions`).
     """
 
     name, unit = "questions", "line"
@@ -173,11 +173,11 @@ class SpeakTexts(PipelineStep[tuple[str, str, str]]):
     """Records (voice, words, emotion) -> `clip` in `folder`, `sec`, and `usage`, what was retried.
 
     Args:
-        name: of the step.
-        tts: what speaks.
-        speed: of all.
-        folder: for the renderings (`tts`), and for what prosody made of them (`replies`).
-        prosody: emotion -> how the voice is changed; emotions that it lacks, and None, leave it as it is.
+        name: Name of the step.
+        tts: Engine that speaks.
+        speed: Speaking rate of all texts.
+        folder: Folder for the renderings (`tts`), and for what prosody made of them (`replies`).
+        prosody: Emotion -> how the voice is changed; missing emotions leave it as it is.
     """
 
     unit = "text"

@@ -1,4 +1,4 @@
-"""What every writer has in common."""
+"""The interface of the writers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class WritingJob:
     """What a writer is asked for, beside its own settings.
 
     Attributes:
-        voices: of the users, by split.
-        traits: name of a voice, or a pattern such as `af_*` -> what is known of its speaker.
-        seed: of every choice.
-        runner: where an LLM runs.
-        folder: for what is written, so that a run that was killed goes on.
-        timed: see `run_step`.
+        voices: Voices of the users by split.
+        traits: Name of a voice, or a pattern such as `af_*` -> what is known of its speaker.
+        seed: Seed of all random choices.
+        runner: Where an LLM runs.
+        folder: Folder for what is written, so that a killed run resumes.
+        timed: See `run_step`.
     """
 
     voices: dict[str, list[str]]
@@ -48,7 +48,7 @@ class DialogueWriter(ABC):
 
     @abstractmethod
     def write(self, job: WritingJob) -> Script:
-        """Everything that will be said; the same order gets the same.
+        """Everything that will be said; the same job gives the same.
 
         Raises:
             ValueError: a setting doesn't fit, a file is missing, or a server is not there.

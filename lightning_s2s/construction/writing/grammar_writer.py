@@ -22,12 +22,12 @@ class GrammarWriter(DialogueWriter):
 
     Args:
         grammar: YAML file of lines and replies.
-        ambiguous_lines: (line, voice) pairs whose words fit any emotion, by split.
-        emotions_per_line: emotions that each of them is said with, by split.
-        explicit_lines: (line, voice) pairs whose words name the emotion, by split; as many for each emotion.
-        replies_per_emotion: distinct spoken replies of each emotion, for stage 2.
-        dialogue_replies_per_emotion: so many of them, the first, answer the questions; None takes all.
-        held_out_share: share of lines and of replies kept out of training.
+        ambiguous_lines: Number of (line, voice) pairs whose words fit any emotion, by split.
+        emotions_per_line: Number of emotions that each of them is said with, by split.
+        explicit_lines: Number of (line, voice) pairs whose words name the emotion, by split; as many for each emotion.
+        replies_per_emotion: Number of distinct spoken replies of each emotion, for stage 2.
+        dialogue_replies_per_emotion: Number of these, the first ones, that answer the questions; None takes all.
+        held_out_share: Share of lines and of replies kept out of training.
 
     Raises:
         ValueError: a number lacks a split.

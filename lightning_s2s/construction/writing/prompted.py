@@ -31,18 +31,18 @@ class PromptedWriter(DialogueWriter):
     then, by option, further turns. An answer that is malformed is repaired or asked for again.
 
     Args:
-        chat: who writes: ChatServer, LocalChat, or a class of your own by its import path.
-        seeds: what is written about.
-        prompts: folder with your own `line.txt`, `reply.txt`, `next_line.txt`, `judge.txt`, `system.txt`, `topics.txt`,
-            `situations.txt`; those that it lacks are the package's.
-        turns: of each dialogue.
-        delivery: emotions that a reply may be spoken with.
-        max_words: of a line or a reply.
-        attempts: how often a question is put until its answer is well-formed.
-        price_per_million_tokens: `{input: ..., output: ...}`, for the cost in the data card.
+        chat: LLM that writes: ChatServer, LocalChat, or a class of your own by its import path.
+        seeds: What is written about.
+        prompts: Folder with your own `line.txt`, `reply.txt`, `next_line.txt`, `judge.txt`, `system.txt`, `topics.txt`,
+            `situations.txt`; missing ones are taken from the package.
+        turns: Number of turns of each dialogue.
+        delivery: Emotions that a reply may be spoken with.
+        max_words: Number of words of a line or a reply at most.
+        attempts: How often a question is asked at most until its answer is well-formed.
+        price_per_million_tokens: Prices as `{input: ..., output: ...}`, for the cost in the data card.
 
     Raises:
-        ValueError: a number is wrong, or the prompts' folder is.
+        ValueError: A number or the folder of prompts is wrong.
     """
 
     chat: ChatModel
@@ -110,8 +110,8 @@ def conversation(turns: Sequence[DialogueTurn], last: tuple[str, str] | None = N
     """The dialogue as a prompt shows it, with how the user's voice was in brackets.
 
     Args:
-        turns: with their replies.
-        last: words and emotion of a line that has no reply yet.
+        turns: Turns with their replies.
+        last: Words and emotion of a line that has no reply yet.
     """
     lines = []
     for turn in turns:
@@ -153,8 +153,8 @@ class WritingStep(PipelineStep[Seed]):
     """Seeds -> dialogues; those of a batch are written side by side.
 
     Args:
-        writer: with all settings.
-        seed: of the sampling.
+        writer: The writer with all settings.
+        seed: Seed of the sampling.
     """
 
     name, unit = "writing", "line"

@@ -26,11 +26,11 @@ class Seed:
     """What one line, said with one or several emotions, is written from.
 
     Attributes:
-        id: unlike all others.
-        split: of its voice.
-        speaker: the voice.
-        emotions: that the line is said with; several make a minimal pair.
-        about: topic, situation, language and the voice's traits.
+        id: Unique name.
+        split: Split of its voice.
+        speaker: The voice.
+        emotions: Emotions that the line is said with; several make a minimal pair.
+        about: Topic, situation, language and the voice's traits.
     """
 
     id: str
@@ -46,13 +46,13 @@ class Seeds:
     """Sampled seeds cover their lists evenly: every topic comes once before one comes twice, and so do the others.
 
     Args:
-        lines: how many lines are written, by split; left out where `file` gives them.
-        emotions_per_line: emotions that each is said with: 1, or more for minimal pairs.
-        emotions: that are drawn from.
-        topics: what is spoken about; left out, those of `topics.txt` among the prompts.
-        situations: in which; left out, those of `situations.txt`.
-        languages: in which the lines are written.
-        file: seeds that are given, JSONL or CSV, in place of sampled ones. Columns: `emotion` (several joined by `|`),
+        lines: Number of lines by split; must be left out where `file` is given.
+        emotions_per_line: Number of emotions that each line is said with: 1, or more for minimal pairs.
+        emotions: Emotions that are drawn from.
+        topics: Topics that are drawn from; by default those of `topics.txt` among the prompts.
+        situations: Situations that are drawn from; by default those of `situations.txt`.
+        languages: Languages in which the lines are written.
+        file: File of given seeds, JSONL or CSV, in place of sampled ones. Columns: `emotion` (several joined by `|`),
             and by choice `split` (train), `topic`, `situation`, `speaker` or `gender`, `age` and `language`, by which a
             voice is chosen, and any others that your prompts name.
 
