@@ -77,7 +77,7 @@ class SpokenReply:
         text: What was said.
         emotion: Emotion that it was said with.
         reply: What is spoken.
-        reply_emotion: how.
+        reply_emotion: Emotion that it is spoken with.
     """
 
     id: str

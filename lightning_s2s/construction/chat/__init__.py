@@ -6,7 +6,6 @@ from lightning_s2s.construction.chat.questions import Choice, Number, ParsedAnsw
 from lightning_s2s.construction.chat.server import ChatServer
 
 __all__ = [
-    "ParsedAnswer",
     "ChatModel",
     "ChatReply",
     "ChatRequest",
@@ -14,6 +13,7 @@ __all__ = [
     "Choice",
     "LocalChat",
     "Number",
+    "ParsedAnswer",
     "Question",
     "Text",
     "ask_questions",

@@ -4,4 +4,4 @@ from lightning_s2s.construction.running.base import ItemFailure, PipelineStep, R
 from lightning_s2s.construction.running.local import Local
 from lightning_s2s.construction.running.ray import Ray
 
-__all__ = ["ItemFailure", "Local", "Ray", "Runner", "PipelineStep", "run_step"]
+__all__ = ["ItemFailure", "Local", "PipelineStep", "Ray", "Runner", "run_step"]

@@ -4,4 +4,4 @@ from lightning_s2s.construction.writing.base import DialogueWriter, WritingJob
 from lightning_s2s.construction.writing.grammar_writer import GrammarWriter
 from lightning_s2s.construction.writing.prompted import PromptedWriter
 
-__all__ = ["DialogueWriter", "GrammarWriter", "WritingJob", "PromptedWriter"]
+__all__ = ["DialogueWriter", "GrammarWriter", "PromptedWriter", "WritingJob"]
