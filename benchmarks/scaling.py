@@ -24,8 +24,8 @@ import time
 import scaling_training
 from models import SIZES, answer, build_model, make_question, start
 
-from lightning_s2s.evaluation.answer import percentile
 from lightning_s2s.evaluation.hardware import describe_hardware
+from lightning_s2s.evaluation.results import percentile
 from lightning_s2s.streaming.engine import StreamingEngine
 
 REPLY_TOKENS = (32, 64, 128, 256)

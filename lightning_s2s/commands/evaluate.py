@@ -33,17 +33,17 @@ def run(name: str, arguments: list[str]) -> int:
     if kind == "answers":
         from lightning_s2s.checkpoints.sources import find_model
         from lightning_s2s.evaluation.answers import EvaluateAnswersConfig, evaluate_answers
-        from lightning_s2s.evaluation.runs import read_run
+        from lightning_s2s.evaluation.runs import read_training_run
         from lightning_s2s.reporting.answers_report import write_report
-        from lightning_s2s.reporting.tables import print_figures, print_table
+        from lightning_s2s.reporting.tables import print_metrics, print_table
 
         settings = parse_settings(f"{program} {kind}", EvaluateAnswersConfig, rest)
         settings.model = str(find_model(settings.model))
-        answers, figures = evaluate_answers(settings)
+        answers, metrics = evaluate_answers(settings)
         page = Path(settings.output_dir) / "report.html"
-        write_report(page, settings.title, answers, figures, [read_run(run) for run in settings.runs])
+        write_report(page, settings.title, answers, metrics, [read_training_run(run) for run in settings.runs])
         print_table(answers)
-        print_figures(figures)
+        print_metrics(metrics)
         print(f"\nlisten and look: {page}")
     else:
         from lightning_s2s.evaluation.speech import EvaluateSpeechConfig, evaluate_speech

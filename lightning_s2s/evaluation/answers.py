@@ -1,4 +1,4 @@
-"""Ask a model a manifest's questions and judge its answers: emotion heard, reply, its emotion, latency."""
+"""Ask a model the questions of a manifest and judge its answers: emotion heard, reply, its emotion, latency."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_
 from lightning_s2s.data.dataset import user_audio_items
 from lightning_s2s.data.manifest import ManifestError, read_manifest
 from lightning_s2s.data.tasks import EMOTIONS, TASKS
-from lightning_s2s.evaluation.answer import Answer, Figure, percentile
 from lightning_s2s.evaluation.grammar import DialogueGrammar
+from lightning_s2s.evaluation.results import AnswerResult, Metric, percentile
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.session import respond
 from lightning_s2s.support.files import replacing, write_text
@@ -28,18 +28,18 @@ from lightning_s2s.support.ranges import Natural, checked
 @checked
 @dataclass
 class EvaluateAnswersConfig:
-    """Answers every question of a manifest and reports.
+    """Answers every question of a manifest and reports on the answers.
 
     Args:
-        model: a model folder, such as `model` in the folder of a stage's run.
-        questions: manifest with one spoken question a line, `transcript` and `emotion` beside its audio.
-        grammar: YAML of the lines and replies, which judges the replies' form, emotion and topic.
-        output_dir: gets `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
-        num_warmup: answers before the clock counts.
-        limit: only so many questions, 0 or more; 0 for all.
-        title: heading of the page.
-        runs: folders of the trainings behind the model, whose curves the page shows.
-        trust_sources: also load what the model's folder names outside of itself: hub ids, URLs, other files.
+        model: A model folder, such as `model` in the folder of a stage's run.
+        questions: Manifest with one spoken question per line, with `transcript` and `emotion` beside its audio.
+        grammar: YAML of the lines and replies, by which the form, emotion and topic of a reply are judged.
+        output_dir: Folder for `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
+        num_warmup: Number of answers before latency is measured.
+        limit: Number of questions to ask, from the start of the manifest; 0 asks all.
+        title: Heading of the report.
+        runs: Folders of the training runs behind the model; the report shows their curves.
+        trust_sources: Also load what the model folder names outside of itself: hub ids, URLs, other files.
     """
 
     model: str
@@ -53,11 +53,11 @@ class EvaluateAnswersConfig:
     trust_sources: bool = False
 
 
-def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[Answer], list[Figure]]:
-    """Answer and judge; writes all but the page.
+def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[AnswerResult], list[Metric]]:
+    """Answer every question, judge the answers, and write everything except the report.
 
     Raises:
-        ValueError: model, manifest or grammar are missing or broken, or a row asks nothing that can be judged.
+        ValueError: The model, manifest or grammar is missing or broken, or a row has no question that can be judged.
     """
     from tqdm import tqdm
 
@@ -72,7 +72,7 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[Answer], list[
     for row in rows[: config.num_warmup]:
         answer_question(model, row, grammar)
     answers = [answer_question(model, row, grammar) for row in tqdm(rows, "answering", unit="question")]
-    figures = summarise(answers, grammar)
+    metrics = summarise(answers, grammar)
 
     lines = []
     for answer, name in zip(answers, file_names([answer.id for answer in answers]), strict=True):
@@ -82,31 +82,31 @@ def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[Answer], list[
                 sf.write(temporary, answer.reply.waveform.numpy(), answer.reply.sample_rate)
         lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
     write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
-    write_text(output / "figures.json", json.dumps({figure.name: figure.value for figure in figures}, indent=2) + "\n")
-    return answers, figures
+    write_text(output / "figures.json", json.dumps({metric.name: metric.value for metric in metrics}, indent=2) + "\n")
+    return answers, metrics
 
 
 def find_question(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The content item that is asked: the user's first one with audio.
+    """The question of a row: the user's first content item with audio.
 
     Raises:
-        ManifestError: there is none, or it has no emotion to judge the answer by.
+        ManifestError: The row has no such item, or the item has no emotion to judge the answer by.
     """
     item = next(iter(user_audio_items(row["messages"])), None)
     if item is None:
-        problem = "messages: the user says nothing (an item with `audio`); a spoken question is needed"
+        problem = "messages: the user says nothing; a spoken question (an item with `audio`) is needed"
         raise ManifestError(row["manifest"], row["line"], "no question", problem)
     if not item.get("emotion"):
-        problem = f"emotion: is missing beside the audio {item['audio']!r}; the answer is judged by it"
+        problem = f"emotion: is missing beside the audio {item['audio']!r}; answers are judged by it"
         raise ManifestError(row["manifest"], row["line"], "no emotion", problem)
     return item
 
 
 def check_question(row: Mapping[str, Any]) -> None:
-    """Look for a row's question and the header of its audio, before the model is loaded.
+    """Check a row's question and the header of its audio, before the model is loaded.
 
     Raises:
-        ManifestError: there is none, or its audio can't be used.
+        ManifestError: The row has no question, or its audio cannot be used.
     """
     try:
         audio_duration_sec(AudioReference.parse(find_question(row)["audio"], row["folder"]))
@@ -115,7 +115,7 @@ def check_question(row: Mapping[str, Any]) -> None:
 
 
 def file_names(identities: Iterable[str]) -> list[str]:
-    """Names for files, one for each id: the id itself where that is one and no other has it."""
+    """One file name per id: the id itself if it is a valid name that no earlier id has taken."""
     names: list[str] = []
     taken: set[str] = set()
     for identity in identities:
@@ -129,11 +129,11 @@ def file_names(identities: Iterable[str]) -> list[str]:
     return names
 
 
-def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: DialogueGrammar) -> Answer:
-    """One row's question answered greedily, in text and sound, and asked for its emotion.
+def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: DialogueGrammar) -> AnswerResult:
+    """Answer a row's question greedily, in text and speech, and ask the model which emotion it heard.
 
     Raises:
-        ManifestError: the row has no question, or its audio can't be used.
+        ManifestError: The row has no question, or its audio cannot be used.
     """
     item = find_question(row)
     sample_rate = model.encoder.sample_rate
@@ -146,7 +146,7 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
         model, waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
     ).text.lower()
     judged = grammar.judge(reply.text)
-    return Answer(
+    return AnswerResult(
         id=row["id"],
         speaker=str(row.get("speaker") or ""),
         pair=str(row.get("pair") or row["id"]),
@@ -162,8 +162,8 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
     )
 
 
-def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figure]:
-    """The measures of the answers with their targets."""
+def summarise(answers: Sequence[AnswerResult], grammar: DialogueGrammar) -> list[Metric]:
+    """Metrics of the answers, with their targets."""
 
     def share(values: Iterable[bool]) -> float:
         values = list(values)
@@ -178,29 +178,29 @@ def summarise(answers: Sequence[Answer], grammar: DialogueGrammar) -> list[Figur
     first_audio = [a.reply.marks["first_audio"] for a in answers if "first_audio" in a.reply.marks]
     factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
     return [
-        Figure(
+        Metric(
             "emotion recognised",
-            share(a.emotion_heard == a.emotion_spoken for a in answers),
+            share(a.heard for a in answers),
             0.85,
             note="speakers and sentences never heard in training",
         ),
-        Figure(
+        Metric(
             "minimal pairs: reply fits the emotion",
             share(a.fits for a in pairs),
             0.8,
             note=f"from the words alone: {100 * chance:.0f} %",
         ),
-        Figure("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
-        Figure(
+        Metric("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
+        Metric(
             "replies on the topic asked about", share(said is not None and replied == said for replied, said in topics)
         ),
-        Figure("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
-        Figure("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
-        Figure("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
+        Metric("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
+        Metric("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
+        Metric("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
     ]
 
 
-def _record(answer: Answer, wav: Path) -> dict[str, Any]:
+def _record(answer: AnswerResult, wav: Path) -> dict[str, Any]:
     return {
         "id": answer.id,
         "speaker": answer.speaker,

@@ -1,4 +1,4 @@
-"""What a grammar can say: lines, replies that fit them, and which emotion and topic a reply belongs to."""
+"""A grammar of dialogues: its lines, the replies that fit them, and the emotion and topic of a given reply."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightning_s2s.support.reading import read_yaml, reading
 
 
 class DialogueGrammar:
-    """Lines and replies of the embedded corpus, with their inverse: which emotion and topic a reply belongs to.
+    """Generates the lines and replies of the embedded corpus, and maps a reply back to its emotion and topic.
 
     Args:
         path: YAML file with `topics`, `people`, `times`, `lines`, `replies` and `continuations`.
 
     Raises:
-        ValueError: the file lacks one of these keys, or an emotion has no replies.
+        ValueError: One of these keys is missing, or an emotion has no replies.
     """
 
     def __init__(self, path: str | Path):
@@ -40,11 +40,11 @@ class DialogueGrammar:
 
     @staticmethod
     def normalise(text: str) -> str:
-        """Lower case, letters and spaces alone: the form in which texts are compared."""
+        """`text` in lower case with only letters and single spaces, the form in which texts are compared."""
         return " ".join(re.sub(r"[^a-z ]", " ", text.lower()).split())
 
     def lines(self, kind: str) -> list[str]:
-        """All lines of one kind (`ambiguous` or an emotion), fields filled in, in a fixed order."""
+        """All lines of one kind (`ambiguous` or an emotion) with their fields filled in, in a fixed order."""
         rules, lines = self.rules, []
         for template in rules["lines"][kind]:
             fields = {"topic": rules["topics"]}
@@ -57,7 +57,7 @@ class DialogueGrammar:
         return lines
 
     def find_topic(self, text: str) -> str | None:
-        """The topic that a text speaks of, None when there is none."""
+        """The topic that a text names, None if it names none."""
         words = set(self.normalise(text).split())
         return next((topic for topic in self.rules["topics"] if topic in words), None)
 
@@ -65,7 +65,7 @@ class DialogueGrammar:
         """The topic of one of the grammar's own lines or replies.
 
         Raises:
-            ValueError: the text names no topic.
+            ValueError: The text names no topic.
         """
         topic = self.find_topic(text)
         if topic is None:
@@ -83,5 +83,5 @@ class DialogueGrammar:
         ]
 
     def judge(self, reply: str) -> tuple[str, str] | None:
-        """(emotion, topic) of a well-formed reply, None for a text that the grammar can't have written."""
+        """(emotion, topic) of a well-formed reply, None for a text that the grammar cannot generate."""
         return self._replies.get(self.normalise(reply))

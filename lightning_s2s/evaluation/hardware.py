@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on, in words: a latency without it means nothing."""
+"""A description of the machine, which every measured latency needs beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe_hardware() -> dict[str, str]:
-    """Label -> text: processor, cores, memory, accelerator, system and versions of what computes."""
+    """Label -> text for processor, cores, memory, accelerator, system, and the versions of Python and PyTorch."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,26 +1,40 @@
-"""Training runs as the report shows them, read from TensorBoard's files."""
+"""Training runs as the report shows them, read from TensorBoard's event files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from lightning_s2s.evaluation.answer import Run
 
 CURVES = ("train/loss", "val/text_loss", "val/unit_loss", "val/loss")
 MAX_POINTS = 200
 
 
-def read_run(folder: str | Path, name: str | None = None, curves: Sequence[str] = CURVES) -> Run:
-    """The steps, the time and the curves of a run, joined over the parts of one that was stopped and resumed.
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training run behind an evaluated model.
+
+    Attributes:
+        name: Heading, such as "1_understanding".
+        facts: Label -> text, such as {"last step": "600", "logged over": "3 min 20 s"}.
+        curves: Metric -> its (step, value) points.
+    """
+
+    name: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+
+
+def read_training_run(folder: str | Path, name: str | None = None, curves: Sequence[str] = CURVES) -> TrainingRun:
+    """Steps, duration and curves of a run; the parts of a run that was stopped and resumed are joined.
 
     Args:
-        folder: a run's folder; TensorBoard's files lie anywhere below it.
-        name: shown as the heading; the folder's name when None.
-        curves: metrics to keep where the run has them, thinned to 200 points.
+        folder: Folder of the run; its event files may lie anywhere below.
+        name: Heading; None takes the folder's name.
+        curves: Metrics to read if the run logged them, thinned to 200 points each.
 
     Raises:
-        ValueError: there are no TensorBoard files below `folder`.
+        ValueError: `folder` has no event files below it.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,7 +45,7 @@ def read_run(folder: str | Path, name: str | None = None, curves: Sequence[str] 
     points: dict[str, dict[int, float]] = {}
     seconds, last_step = 0.0, 0
     for path in files:
-        # Scalars alone: audio and pictures may be large.
+        # Only scalars are read in full: audio and images may be large.
         part = EventAccumulator(str(path), {"scalars": 0, "audio": 1, "images": 1, "histograms": 1, "tensors": 1})
         part.Reload()
         times = []
@@ -43,11 +57,12 @@ def read_run(folder: str | Path, name: str | None = None, curves: Sequence[str] 
                 points.setdefault(tag, {}).update({event.step: event.value for event in events})
         seconds += max(times) - min(times) if times else 0.0
     facts = {"last step": f"{last_step:,}", "logged over": _duration(seconds)}
-    return Run(name or folder.name, facts, {tag: _thin(sorted(points[tag].items())) for tag in curves if tag in points})
+    thinned = {tag: _thin(sorted(points[tag].items())) for tag in curves if tag in points}
+    return TrainingRun(name or folder.name, facts, thinned)
 
 
 def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most MAX_POINTS of the points, the last one among them."""
+    """At most MAX_POINTS of the points, always including the last."""
     stride = -(-len(points) // MAX_POINTS)
     return points[::-1][::stride][::-1] if points else points
 

@@ -1,4 +1,4 @@
-"""Word error of speech by an ASR model: of spoken replies, of the codec, and of the speech decoder alone."""
+"""Word error rate of speech by an ASR model: of spoken replies, of the codec, or of the speech decoder alone."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from lightning_s2s.support.reading import parse_json
 @checked
 @dataclass
 class EvaluateSpeechConfig:
-    """Word error of speech against the text it should say.
+    """Measures the word error rate of speech against the text it should say.
 
-    One of `answers`, `vocoder` or `model` says what is measured.
+    Exactly one of `answers`, `vocoder` and `model` must be given: it selects what is measured.
 
     Args:
-        asr: hub id or folder of a Whisper model that listens.
-        answers: a folder that `evaluate answers` wrote: its replies against their own text.
-        vocoder: folder of pocket weights: the manifest's units, or where a reply has none its recording,
-            re-synthesised.
-        model: a model folder: its speech decoder speaks the manifest's texts from text conditions (stage 2a).
-        manifest: spoken replies, for `vocoder` and `model`.
-        limit: only so many sentences; 0 for all.
-        mos: also estimate the quality (DistillMOS; extra `evaluation`).
-        output_dir: gets the figures as `figures.json`.
+        asr: Hub id or folder of the Whisper model that transcribes.
+        answers: Folder written by `evaluate answers`: its spoken replies are compared with their own text.
+        vocoder: Folder of pocket weights: it re-synthesises the manifest's units, or the recording of a reply
+            without units.
+        model: Model folder: its speech decoder speaks the manifest's texts from text conditions (stage 2a).
+        manifest: Manifest of spoken replies, for `vocoder` and `model`.
+        limit: Number of sentences, evenly spread over the manifest; 0 takes all.
+        mos: Also estimate the speech quality (DistillMOS; extra `evaluation`).
+        output_dir: Folder for the results, `figures.json`; None writes no file.
     """
 
     asr: str = "openai/whisper-base"
@@ -52,11 +52,11 @@ class EvaluateSpeechConfig:
 
 
 class Transcriber:
-    """A Whisper model that writes speech down.
+    """Transcribes speech with a Whisper model.
 
     Args:
-        name: hub id or folder.
-        device: cpu, cuda, ...
+        name: Hub id or folder of the model.
+        device: Device on which the model runs, such as cpu or cuda.
     """
 
     def __init__(self, name: str, device: str = "cpu"):
@@ -71,10 +71,14 @@ class Transcriber:
 
     @torch.inference_mode()
     def transcribe(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
-        """Waveforms (T,) float32 at 16 kHz, and the language of each, by name or code -> texts.
+        """Transcribe a batch.
+
+        Args:
+            waveforms: (T,) float32 each, at 16 kHz.
+            languages: Language of each waveform, as a name or code.
 
         Raises:
-            ValueError: a language that Whisper doesn't know.
+            ValueError: Whisper does not know one of the languages.
         """
         features = self.processor(list(waveforms), sampling_rate=16_000, return_tensors="pt").input_features
         ids = self.model.generate(
@@ -87,9 +91,9 @@ class Transcriber:
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, contractions opened: both sides of the comparison in one spelling.
+    """`text` in lower case, without punctuation and with contractions expanded, as both sides are compared.
 
-    Chinese and Japanese characters count as words.
+    Each Chinese or Japanese character becomes a word of its own.
     """
     text = text.lower().replace("\u2019", "'")
     for short, full in (
@@ -113,10 +117,10 @@ def normalise(text: str) -> str:
 
 
 def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
-    """Word error rate over all sentences, and by request the mean opinion score; printed and returned.
+    """Print and return the word error rate over all sentences and, if asked for, the mean opinion score.
 
     Raises:
-        ValueError: not exactly one of `answers`, `vocoder`, `model` is given, a file is missing, or nothing was spoken.
+        ValueError: Not exactly one of `answers`, `vocoder`, `model` is given, a file is missing, or there is no speech.
     """
     from torchmetrics.text import WordErrorRate
     from tqdm import tqdm
@@ -125,7 +129,7 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
     if len(given) != 1:
         raise ValueError(f"give exactly one of answers, vocoder, model; got {', '.join(given) or 'none'}")
     if given != ["answers"] and not config.manifest:
-        raise ValueError(f"manifest: is missing; {given[0]} needs spoken replies")
+        raise ValueError(f"manifest: is missing; {given[0]} needs a manifest of spoken replies")
     sentences = list(SOURCES[given[0]](getattr(config, given[0]), config.manifest or "", config.limit))
     if not sentences:
         where = config.manifest or config.answers
@@ -148,7 +152,7 @@ def evaluate_speech(config: EvaluateSpeechConfig) -> dict[str, float]:
 
 
 def _limited(rows: Sequence[Any], limit: int) -> Sequence[Any]:
-    """Evenly spread over all rows, so that a few stand for the whole."""
+    """`limit` rows, evenly spread over all of them; all rows if `limit` is 0."""
     return rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 
@@ -163,7 +167,7 @@ def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str
         record = parse_json(line, f"{path}:{number}")
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("reply", "audio")):
             raise ValueError(f"{path}:{number}: expected an object with the strings `reply` and `audio`")
-        silent = not (folder / record["audio"]).is_file()  # a reply without sound says none of its words
+        silent = not (folder / record["audio"]).is_file()  # silence: all words count as deleted
         yield record["reply"], np.zeros(16_000, np.float32) if silent else load_audio(record["audio"], folder, 16_000)
 
 
@@ -207,10 +211,10 @@ def _at_16k(waveform: torch.Tensor, sample_rate: int) -> np.ndarray:
 
 
 def load_distillmos() -> Any:
-    """The network that expects an opinion score of (B, T) at 16 kHz.
+    """DistillMOS: (B, T) speech at 16 kHz -> its estimated mean opinion score, 1 to 5.
 
     Raises:
-        ValueError: the package distillmos is missing.
+        ValueError: The package distillmos is missing.
     """
     try:
         import distillmos

@@ -1,8 +1,8 @@
-"""The data card of a corpus: what is in it, how it was made, and what nobody looked at."""
+"""The data card of a corpus: what is in it, how it was made, and what nobody checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,14 @@ from lightning_s2s.construction.speech.augmentation import COLOURS, Augmentation
 from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.data.tasks import SPLITS
+from lightning_s2s.reporting.pages import TEMPLATES
+from lightning_s2s.reporting.tables import escape_markdown, markdown_table
 from lightning_s2s.support.files import write_text
 
 if TYPE_CHECKING:
-    from lightning_s2s.construction.outcome import Outcome
+    from huggingface_hub import DatasetCardData
 
-NOT_STATED = "not stated"
+    from lightning_s2s.construction.outcome import Outcome
 
 HUB_LICENCES = {
     "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0",
@@ -41,7 +43,8 @@ HUB_LICENCES = {
     "cdla-permissive-2.0", "cdla-sharing-1.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "mit", "mpl-2.0", "odbl", "odc-by",
     "openrail", "pddl", "unlicense",
 }  # fmt: skip
-"""Those of the hub's names that a corpus may have; another licence is `other` there, with its name."""
+"""The hub's licence ids that suit a corpus; any other licence is `other` there, with its name."""
+SIZES = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M"}
 
 UNCHECKED: list[tuple[tuple[type[Filter], ...], str]] = [
     ((WordError,), "whether the recordings say their words"),
@@ -54,123 +57,108 @@ UNCHECKED: list[tuple[tuple[type[Filter], ...], str]] = [
     ((FeelingWords,), "whether the words of a minimal pair name a feeling"),
     ((NearDuplicates,), "whether dialogues repeat each other"),
 ]
-"""Filters -> what nobody looked at where none of them ran."""
-
+"""Filters -> what nobody checked if none of them ran."""
 OTHER_STEPS = {"writing": "not written", "speech": "not spoken"}
-
 NO_THRESHOLDS = ("attempts", "batch_size", "concurrency", "device")
 """Settings of filters that the card leaves out."""
 
 
 def write_card(path: Path, outcome: Outcome, config: CorpusConfig) -> None:
-    """Write the data card in Markdown, with the header that the Hugging Face hub reads.
+    """Write the data card: Markdown with the metadata that the Hugging Face Hub reads.
 
     Args:
         path: `README.md` of the corpus folder.
-        outcome: of the run.
-        config: of the run.
+        outcome: Outcome of the run.
+        config: Configuration of the run.
     """
     write_text(path, card(outcome, config))
 
 
 def card(outcome: Outcome, config: CorpusConfig) -> str:
-    """The data card; arguments as those of `write_card`. The same run gives the same text."""
-    import yaml
+    """Text of the data card, the same for the same run. No name or text in it can add markup or metadata."""
+    from huggingface_hub import DatasetCard
 
-    head = yaml.safe_dump(header(outcome, config), sort_keys=False, allow_unicode=True, width=1000)
-    sections = [
-        f"---\n{head}---\n\n# Synthetic spoken dialogues",
-        _summary(outcome, config),
-        f"## Contents\n\n{_contents(outcome)}",
-        f"## How it was made\n\n{_bullets(_origin(outcome, config))}",
-        f"### Filters\n\n{_filters(outcome, config)}",
-        f"## Licences\n\n{_table(('part', 'licence'), _licences(config))}",
-        f"## Limits\n\n{_bullets(_limits(outcome, config))}",
-    ]
-    return "\n\n".join(sections) + "\n"
+    values = _escaped({**_contents(outcome), **_origin(outcome, config), **_checks(outcome, config)})
+    template = str(TEMPLATES / "corpus_card.md")
+    text = str(DatasetCard.from_template(metadata(outcome, config), template, table=markdown_table, **values))
+    return text.rstrip() + "\n"
 
 
-def header(outcome: Outcome, config: CorpusConfig) -> dict[str, Any]:
-    """What the hub reads of the card; what is not known is left out."""
+def metadata(outcome: Outcome, config: CorpusConfig) -> DatasetCardData:
+    """Metadata for the hub; what is not known is left out."""
+    from huggingface_hub import DatasetCardData
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     names = [language.lower() for language in _languages(outcome)]
     codes = [TO_LANGUAGE_CODE.get(name, name if name in TO_LANGUAGE_CODE.values() else "") for name in names]
-    licence = config.licences.get("corpus", "")
+    licence = " ".join(config.licences.get("corpus", "").split())
     known = licence.lower() in HUB_LICENCES
-    count = len(outcome.kept)
-    entries: dict[str, Any] = {
-        "pretty_name": "Synthetic spoken dialogues",
-        "language": list(dict.fromkeys(code for code in codes if code)),
-        "license": (licence.lower() if known else "other") if licence else "",
-        "license_name": "" if known else licence,
-        "task_categories": ["audio-to-audio"],
-        "size_categories": [size_category(count)],
-    }
-    if outcome.dataset is not None:
-        files = [{"split": split, "path": f"{outcome.dataset}/data/{split}-*.parquet"} for split in _splits(outcome)]
-        entries["configs"] = [{"config_name": "default", "data_files": files}]
-    return {key: value for key, value in entries.items() if value}
+    files = [{"split": split, "path": f"{outcome.dataset}/data/{split}-*.parquet"} for split in _splits(outcome)]
+    return DatasetCardData(
+        pretty_name="Synthetic spoken dialogues",
+        language=list(dict.fromkeys(code for code in codes if code)) or None,
+        license=(licence.lower() if known else "other") if licence else None,
+        license_name=None if known else licence or None,
+        task_categories=["audio-to-audio"],
+        size_categories=[size_category(len(outcome.kept))],
+        configs=[{"config_name": "default", "data_files": files}] if outcome.dataset is not None else None,
+    )
 
 
 def size_category(count: int) -> str:
-    """The hub's name of a number of rows."""
-    bounds = [(10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M")]
-    lower = ""
-    for bound, name in bounds:
-        if count < bound:
-            return f"{lower}<n<{name}" if lower else f"n<{name}"
-        lower = name
-    return f"n>{lower}"
+    """The hub's name for a number of rows."""
+    below = [name for bound, name in SIZES.items() if bound <= count]
+    above = [name for bound, name in SIZES.items() if bound > count]
+    if not above:
+        return f"n>{below[-1]}"
+    return f"{below[-1]}<n<{above[0]}" if below else f"n<{above[0]}"
 
 
-def _summary(outcome: Outcome, config: CorpusConfig) -> str:
-    turns = max(len(candidate.dialogue.turns) for candidate in outcome.kept)
-    length = "one turn each" if turns == 1 else f"up to {turns} turns"
-    languages = ", ".join(_languages(outcome))
-    text = (
-        f"{len(outcome.kept):,} spoken dialogues of {length}{f', in {languages}' if languages else ''}: what a user "
-        "says, in words and voice, with an emotion, and a spoken reply that is meant to fit both. A minimal pair is a "
-        "group of dialogues that share voice and first words and differ in emotion. Made by `lightning-s2s construct`."
-    )
-    files = ["`questions.zip` holds the users' recordings"]
-    if config.vocoder is not None:
-        files.append("the `.jsonl.gz` files are the manifests to train on")
-    if outcome.dataset is not None:
-        files.append(
-            f"`{outcome.dataset}` holds the dialogues for the package `datasets`, with the replies' recordings"
-        )
-    return f"{text}\n\n{'; '.join(files)}."
+def _escaped(value: Any) -> Any:
+    """A value with all of its strings escaped for Markdown."""
+    if isinstance(value, str):
+        return escape_markdown(value)
+    if isinstance(value, Mapping):
+        return {key: _escaped(part) for key, part in value.items()}
+    return [_escaped(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _contents(outcome: Outcome) -> str:
-    splits = _splits(outcome)
-    voices = [_voices(outcome.kept, split) for split in splits]
-    rows = []
-    for split in (*splits, "all") if len(splits) > 1 else splits:
-        chosen = [c for c in outcome.kept if split in (c.dialogue.split, "all")]
-        asked = sum(outcome.seconds[outcome.clips[name]] for c in chosen for name in c.dialogue.clip_ids)
-        said = sum(outcome.seconds[clip] for c in chosen for clip in c.replies)
-        turns = sum(len(candidate.dialogue.turns) for candidate in chosen)
-        counts = (len(chosen), turns, _minimal_pairs(chosen), len(_voices(chosen)))
-        rows.append((split, *(f"{count:,}" for count in counts), f"{asked / 60:.1f}", f"{said / 60:.1f}"))
-    heads = ("split", "dialogues", "turns", "minimal pairs", "users' voices", "minutes of users", "minutes of replies")
-    emotions = list(dict.fromkeys(turn.emotion for c in outcome.kept for turn in c.dialogue.turns))
-    counted = [
-        (emotion, *(f"{_turns_with(outcome.kept, split, emotion):,}" for split in splits)) for emotion in emotions
-    ]
-    parts = [_table(heads, rows)]
-    spoken = [clip for candidate in outcome.kept for clip in candidate.replies]
-    if len(set(spoken)) < len(spoken):
-        parts.append(f"{len(set(spoken)):,} replies are distinct; one that is said again counts again.")
-    if len(splits) > 1 and len(set.union(*map(set, voices))) == sum(map(len, voices)):
-        parts.append("No user's voice is in more than one split.")
-    parts.append(f"Users' turns by emotion:\n\n{_table(('emotion', *splits), counted)}")
-    return "\n\n".join(parts)
+# --- contents ---------------------------------------------------------------------------------------------------------
 
 
-def _minimal_pairs(candidates: Sequence[Candidate]) -> int:
-    """Groups of which at least two with different emotions are left."""
+def _contents(outcome: Outcome) -> dict[str, Any]:
+    kept, splits = outcome.kept, _splits(outcome)
+    voices = [_voices(kept, split) for split in splits]
+    spoken = [clip for candidate in kept for clip in candidate.replies]
+    emotions = dict.fromkeys(turn.emotion for candidate in kept for turn in candidate.dialogue.turns)
+    return {
+        "num_dialogues": f"{len(kept):,}",
+        "num_candidates": f"{len(outcome.candidates):,}",
+        "num_voices": len(_voices(kept)),
+        "max_turns": max(len(candidate.dialogue.turns) for candidate in kept),
+        "languages": _languages(outcome),
+        "dataset": outcome.dataset,
+        "splits": splits,
+        "missing_splits": [split for split in SPLITS if split not in splits],
+        "counts": [_counts(outcome, split) for split in ([*splits, "all"] if len(splits) > 1 else splits)],
+        "emotions": [[emotion, *(f"{_num_turns(kept, split, emotion):,}" for split in splits)] for emotion in emotions],
+        "repeated_replies": f"{len(set(spoken)):,}" if len(set(spoken)) < len(spoken) else "",
+        "distinct_voices": len(splits) > 1 and len(set().union(*voices)) == sum(map(len, voices)),
+    }
+
+
+def _counts(outcome: Outcome, split: str) -> list[str]:
+    """A row of the table of contents; `split` may be "all"."""
+    chosen = [c for c in outcome.kept if split in (c.dialogue.split, "all")]
+    question_sec = sum(outcome.seconds[outcome.clips[name]] for c in chosen for name in c.dialogue.clip_ids)
+    reply_sec = sum(outcome.seconds[clip] for c in chosen for clip in c.replies)
+    turns = sum(len(candidate.dialogue.turns) for candidate in chosen)
+    counts = (len(chosen), turns, _num_minimal_pairs(chosen), len(_voices(chosen)))
+    return [split, *(f"{count:,}" for count in counts), f"{question_sec / 60:.1f}", f"{reply_sec / 60:.1f}"]
+
+
+def _num_minimal_pairs(candidates: Sequence[Candidate]) -> int:
+    """Number of pairs of which at least two emotions are left."""
     emotions: dict[tuple[str, str], set[str]] = {}
     for candidate in candidates:
         dialogue = candidate.dialogue
@@ -178,57 +166,74 @@ def _minimal_pairs(candidates: Sequence[Candidate]) -> int:
     return sum(len(of_pair) > 1 for of_pair in emotions.values())
 
 
-def _turns_with(candidates: Sequence[Candidate], split: str, emotion: str) -> int:
+def _num_turns(candidates: Sequence[Candidate], split: str, emotion: str) -> int:
     return sum(t.emotion == emotion for c in candidates if c.dialogue.split == split for t in c.dialogue.turns)
 
 
-def _origin(outcome: Outcome, config: CorpusConfig) -> Iterable[str]:
-    """How it was made, a line for each part."""
+def _languages(outcome: Outcome) -> list[str]:
+    named = (candidate.dialogue.seed.get("language", "") for candidate in outcome.kept)
+    return list(dict.fromkeys(language for language in named if language))
+
+
+def _splits(outcome: Outcome) -> list[str]:
+    """Splits that have dialogues."""
+    present = {candidate.dialogue.split for candidate in outcome.kept}
+    return [split for split in SPLITS if split in present]
+
+
+def _voices(candidates: Sequence[Candidate], split: str | None = None) -> list[str]:
+    """Users' voices, of one split or of all."""
+    return list(dict.fromkeys(c.dialogue.speaker for c in candidates if split in (None, c.dialogue.split)))
+
+
+# --- origin -----------------------------------------------------------------------------------------------------------
+
+
+def _origin(outcome: Outcome, config: CorpusConfig) -> dict[str, Any]:
     about = dict(config.writer.description)
     words = about.pop("writer", type(config.writer).__name__)
-    yield f"**Words**: {words}{''.join(f'; {label}: {text}' for label, text in about.items())}"
-    if outcome.usage.output_tokens:
-        cost = config.writer.cost(outcome.usage)
-        price = "" if cost is None else f"; cost {cost:.4f}, by the prices that the configuration names"
-        read, written = outcome.usage.input_tokens, outcome.usage.output_tokens
-        yield f"**Tokens** of all LLMs: {read:,} read, {written:,} written{price}"
-    voices = "; ".join(f"{split} {', '.join(_voices(outcome.kept, split))}" for split in _splits(outcome))
-    yield f"**Users' voices**: {_engine(config.tts)}, speed {config.user_speed:g}; {voices}"
-    if config.tts.has_emotions:
-        yield f"**Emotion**: the engine is asked for it{' and for a style' if _has_styles(outcome) else ''}"
-    if config.prosody is not None:
-        changes = "; ".join(f"{emotion}: {_prosody(prosody)}" for emotion, prosody in config.prosody.items())
-        share = f", with a random share (jitter {config.jitter:g}) for each line" if config.jitter else ""
-        yield f"**Prosody**: changed by WORLD{share}; {changes}"
-    if config.augmentation is not None:
-        yield f"**Augmentation**: {_augmentation(config.augmentation)}"
-    assistant = config.assistant_tts or config.tts
-    yield f"**Replies**: {_engine(assistant)}, voice {config.assistant_voice}, speed {config.assistant_speed:g}"
-    if config.assistant_prosody:
-        changes = "; ".join(f"{emotion}: {_prosody(prosody)}" for emotion, prosody in config.assistant_prosody.items())
-        yield f"**Prosody of the replies**: changed by WORLD; {changes}"
-    if config.vocoder is not None:
-        vocoder = config.vocoder
-        identity = f", weights `{outcome.weights}`" if outcome.weights else ""
-        yield (
-            f"**Units** of the replies: {type(vocoder).__name__}, {vocoder.unit_rate_hz:g} a second of "
-            f"{vocoder.num_units:,} different ones{identity}"
-        )
-    yield f"**Seed**: {config.seed}"
+    usage, assistant = outcome.usage, config.assistant_tts or config.tts
+    cost = config.writer.cost(usage) if usage.output_tokens else None
+    price = "" if cost is None else f"; cost {cost:.4f}, at the prices of the configuration"
+    voices = [f"{split} {', '.join(_voices(outcome.kept, split))}" for split in _splits(outcome)]
+    writers = {PromptedWriter: "llm", GrammarWriter: "grammar"}
+    return {
+        "words": "; ".join([words, *(f"{label}: {text}" for label, text in about.items())]),
+        "writer_kind": next((kind for of, kind in writers.items() if isinstance(config.writer, of)), ""),
+        "tokens": f"{usage.input_tokens:,} read, {usage.output_tokens:,} written{price}" if usage.output_tokens else "",
+        "user_engine": _engine(config.tts),
+        "user_voices": "; ".join(voices),
+        "user_speed": f"{config.user_speed:g}",
+        "engine_acts": config.tts.has_emotions,
+        "styled": any(turn.style for candidate in outcome.kept for turn in candidate.dialogue.turns),
+        "prosody": _prosody(config.prosody or {}),
+        "jitter": f"{config.jitter:g}" if config.jitter else "",
+        "augmentation": "" if config.augmentation is None else _augmentation(config.augmentation),
+        "reply_engine": _engine(assistant),
+        "reply_voice": config.assistant_voice,
+        "reply_speed": f"{config.assistant_speed:g}",
+        "reply_prosody": _prosody(config.assistant_prosody or {}),
+        "units": _units(outcome, config),
+        "seed": config.seed,
+        "licences": _licences(config),
+        "engines": sorted({type(tts).__name__ for tts in (config.tts, assistant)}),
+    }
 
 
 def _engine(tts: SpeechSynthesizer) -> str:
-    return f"{type(tts).__name__} (`{tts.identity}`)"
+    return f"{type(tts).__name__} ({tts.identity})"
 
 
-def _prosody(prosody: Prosody) -> str:
-    """What it changes."""
-    changed = [item.name for item in fields(prosody) if getattr(prosody, item.name) != item.default]
-    return ", ".join(f"{name} {getattr(prosody, name):g}" for name in changed) or "unchanged"
+def _prosody(of_emotions: Mapping[str, Prosody]) -> str:
+    """What changes for each emotion."""
+    changes = []
+    for emotion, prosody in of_emotions.items():
+        changed = [item.name for item in fields(prosody) if getattr(prosody, item.name) != item.default]
+        changes.append(f"{emotion}: {', '.join(f'{n} {getattr(prosody, n):g}' for n in changed) or 'unchanged'}")
+    return "; ".join(changes)
 
 
 def _augmentation(augmentation: Augmentation) -> str:
-    """What may happen to a recording."""
     parts = [f"{augmentation.share:.0%} of the questions of {', '.join(augmentation.splits)}"]
     if augmentation.room_sec:
         parts.append(f"simulated room, reverberation {_range(augmentation.room_sec)} s")
@@ -245,31 +250,16 @@ def _range(limits: Sequence[float]) -> str:
     return f"{limits[0]:g} to {limits[1]:g}"
 
 
-def _filters(outcome: Outcome, config: CorpusConfig) -> str:
-    """Filters with their thresholds, and what was left out at every step."""
-    lost = outcome.rejections()
-    settings = {kind.name: (type(kind).__name__, _thresholds(kind)) for kind in config.filters}
-    rows = [(OTHER_STEPS.get(name, name), "", f"{count:,}") for name, count in lost.items() if name not in settings]
-    rows += [(title, thresholds, f"{lost[name]:,}") for name, (title, thresholds) in settings.items()]
-    yielded = f"{len(outcome.kept):,} of {len(outcome.candidates):,} dialogues were kept."
-    if not config.filters:
-        yielded += " No filter ran."
-    return f"{yielded}\n\n{_table(('step', 'settings', 'left out'), rows)}" if rows else yielded
-
-
-def _thresholds(kind: Filter) -> str:
-    """A filter's settings; a model among them by what it is."""
-    found = []
-    for name, value in vars(kind).items():
-        if name.startswith("_") or name in NO_THRESHOLDS or value is None or value == {}:
-            continue
-        identity = getattr(value, "identity", None)
-        found.append(f"{name} `{identity}`" if identity else f"{name} {value}")
-    return ", ".join(found)
+def _units(outcome: Outcome, config: CorpusConfig) -> str:
+    if (vocoder := config.vocoder) is None:
+        return ""
+    weights = f", weights {outcome.weights}" if outcome.weights else ""
+    rate = f"{vocoder.unit_rate_hz:g} per second from a vocabulary of {vocoder.num_units:,}"
+    return f"{type(vocoder).__name__}, {rate}{weights}"
 
 
 def _licences(config: CorpusConfig) -> list[tuple[str, str]]:
-    """Part -> licence: what the configuration says, then what the parts say of themselves."""
+    """Part -> licence: as the configuration states it, or else as the part itself does."""
     known = {"corpus": "", "writer": "", "tts": config.tts.licence}
     if config.assistant_tts is not None:
         known["assistant_tts"] = config.assistant_tts.licence
@@ -279,79 +269,36 @@ def _licences(config: CorpusConfig) -> list[tuple[str, str]]:
     if config.augmentation is not None and set(config.augmentation.noise) - set(COLOURS):
         known["noise"] = ""
     known |= config.licences
-    return [(part, licence or NOT_STATED) for part, licence in known.items()]
+    return [(part, licence or "not stated") for part, licence in known.items()]
 
 
-def _limits(outcome: Outcome, config: CorpusConfig) -> Iterable[str]:
-    """What follows from how it was made."""
-    engines = {type(tts).__name__ for tts in (config.tts, config.assistant_tts) if tts is not None}
-    yield (
-        f"**Synthetic voices**: {' and '.join(sorted(engines))}, {len(_voices(outcome.kept))} of users and one of the "
-        "assistant. People speak in more ways."
-    )
-    yield f"**Nobody has read or listened**: no step asks a person. {_written(config)}".rstrip()
-    if config.prosody is not None:
-        yield (
-            "**Emotion by signal processing**: fixed rules change the voice. A model that "
-            "recognises them need not recognise people's emotions."
-        )
-    if config.tts.has_emotions:
-        yield "**Emotion as asked for**: the label is what the engine was asked for, not what somebody heard."
-    assistant = config.assistant_tts or config.tts
-    replies = {turn.reply_emotion for candidate in outcome.kept for turn in candidate.dialogue.turns}
-    if not assistant.has_emotions and not config.assistant_prosody and replies != {"neutral"}:
-        yield "**Replies are spoken neutrally**: their engine has no emotions, whatever `reply_emotion` says."
-    if max(len(candidate.dialogue.turns) for candidate in outcome.kept) == 1:
-        yield "**One turn**: nothing that a user or the assistant says refers to what was said before."
-    if missing := [split for split in SPLITS if split not in _splits(outcome)]:
-        yield f"**No dialogues for {' and '.join(missing)}**."
-    if config.augmentation is not None and any(kind.hears for kind in config.filters):
-        yield "**Filters heard the recordings before augmentation**."
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _checks(outcome: Outcome, config: CorpusConfig) -> dict[str, Any]:
+    lost = outcome.rejections()
+    own = {kind.name: (type(kind).__name__, _thresholds(kind), f"{lost[kind.name]:,}") for kind in config.filters}
+    others = [(OTHER_STEPS.get(name, name), "", f"{count:,}") for name, count in lost.items() if name not in own]
     pairs = any(candidate.dialogue.ambiguous for candidate in outcome.kept)
-    unchecked = [
-        what
-        for kinds, what in UNCHECKED
-        if not any(isinstance(kind, kinds) for kind in config.filters) and (pairs or FeelingWords not in kinds)
-    ]
-    if unchecked:
-        yield f"**Not checked by any filter**: {'; '.join(unchecked)}."
+    assistant = config.assistant_tts or config.tts
+    emotions = {turn.reply_emotion for candidate in outcome.kept for turn in candidate.dialogue.turns}
+    return {
+        "filtered": bool(config.filters),
+        "listening_filters": any(kind.hears for kind in config.filters),
+        "losses": [*others, *own.values()],
+        "neutral_replies": not (assistant.has_emotions or config.assistant_prosody) and emotions != {"neutral"},
+        "unchecked": [
+            what
+            for kinds, what in UNCHECKED
+            if not any(isinstance(kind, kinds) for kind in config.filters) and (pairs or FeelingWords not in kinds)
+        ],
+    }
 
 
-def _written(config: CorpusConfig) -> str:
-    if isinstance(config.writer, PromptedWriter):
-        return "The words are an LLM's, with its habits."
-    return "The words are a grammar's, whose patterns repeat." if isinstance(config.writer, GrammarWriter) else ""
-
-
-def _has_styles(outcome: Outcome) -> bool:
-    return any(turn.style for candidate in outcome.kept for turn in candidate.dialogue.turns)
-
-
-def _languages(outcome: Outcome) -> list[str]:
-    """As the seeds name them."""
-    named = (candidate.dialogue.seed.get("language", "") for candidate in outcome.kept)
-    return list(dict.fromkeys(language for language in named if language))
-
-
-def _splits(outcome: Outcome) -> list[str]:
-    """Those that have dialogues."""
-    present = {candidate.dialogue.split for candidate in outcome.kept}
-    return [split for split in SPLITS if split in present]
-
-
-def _voices(candidates: Sequence[Candidate], split: str | None = None) -> list[str]:
-    """The users', of one split or of all."""
-    return list(dict.fromkeys(c.dialogue.speaker for c in candidates if split in (None, c.dialogue.split)))
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").split())
+def _thresholds(kind: Filter) -> str:
+    """Settings of a filter; a model among them by its identity."""
+    return ", ".join(
+        f"{name} {getattr(value, 'identity', value)}"
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and name not in NO_THRESHOLDS and value is not None and value != {}
+    )

@@ -1,18 +1,32 @@
-"""Answers and figures as text, for a terminal."""
+"""Tables of results: plain text for a terminal, and Markdown for cards and TensorBoard."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from lightning_s2s.evaluation.answer import Answer, Figure, printable
+from lightning_s2s.evaluation.results import AnswerResult, Metric, printable
+
+_MARKUP = re.compile(r"(`[^`]+`)|([\\`*\[\]<>~$&]|(?<!\w)_|_(?!\w))")
 
 
-def format_table(answers: Sequence[Answer], width: int) -> str:
-    """The answers as aligned columns of at most `width` characters (77 at least); texts take up to four lines."""
+def escape_markdown(text: str) -> str:
+    """Text as one line that Markdown shows as it is; only code spans (`...`) keep their meaning."""
+    return _MARKUP.sub(lambda found: found[1] or f"\\{found[2]}", printable(text))
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are Markdown themselves."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def format_table(answers: Sequence[AnswerResult], width: int) -> str:
+    """The answers in aligned columns of at most `width` characters (77 at least); texts take up to four lines."""
     rows = [("said", "emotion heard", "reply", "its emotion", "first audio", "real-time factor")]
     for answer in answers:
         heard, emotion = answer.emotion_heard or "none", answer.reply_emotion
@@ -20,17 +34,16 @@ def format_table(answers: Sequence[Answer], width: int) -> str:
         rows.append(
             (
                 answer.said,
-                heard if heard == answer.emotion_spoken else f"{heard}, was {answer.emotion_spoken}",
+                heard if answer.heard else f"{heard}, was {answer.emotion_spoken}",
                 printable(answer.reply.text) or "-",
                 "not well-formed" if emotion is None else emotion if answer.fits else f"{emotion} (misfit)",
                 "-" if audio is None else f"{audio:.3f} s",
                 "-" if factor is None else f"{factor:.2f}",
             )
         )
-    # The two texts share what the four short columns leave; 5 gaps of 2.
-    short = {1: 13, 3: 12, 4: 9, 5: 9}
-    left = max(24, width - sum(short.values()) - 10)
-    widths = [short.get(0, left * 2 // 5), 13, left - left * 2 // 5, 12, 9, 9]
+    # The two texts share what the four short columns and the five gaps of two leave.
+    left = max(24, width - (13 + 12 + 9 + 9) - 10)
+    widths = [left * 2 // 5, 13, left - left * 2 // 5, 12, 9, 9]
     lines = []
     for number, row in enumerate(rows):
         cells = [
@@ -47,18 +60,18 @@ def format_table(answers: Sequence[Answer], width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def print_figures(figures: Sequence[Figure]) -> None:
-    """One line for each figure, with its target."""
-    width = max(len(figure.name) for figure in figures)
+def print_metrics(metrics: Sequence[Metric]) -> None:
+    """Print one line per metric, with its target."""
+    width = max(len(metric.name) for metric in metrics)
     print()
-    for figure in figures:
-        verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
-        target = f"(target {figure.format_target()}: {verdict})" if figure.target is not None else ""
-        print(f"{figure.name:<{width}}  {figure.format(figure.value):>8}  {target} {figure.note}".rstrip())
+    for metric in metrics:
+        verdict = {True: "met", False: "MISSED", None: ""}[metric.met]
+        target = f"(target {metric.format_target()}: {verdict})" if metric.target is not None else ""
+        print(f"{metric.name:<{width}}  {metric.format(metric.value):>8}  {target} {metric.note}".rstrip())
 
 
-def print_table(answers: Sequence[Answer], file: TextIO | None = None) -> None:
-    """Print `format_table` in the width of the terminal, to `file` or standard output."""
+def print_table(answers: Sequence[AnswerResult], file: TextIO | None = None) -> None:
+    """Print `format_table` at the width of the terminal, to `file` or standard output."""
     width = max(80, shutil.get_terminal_size((120, 24)).columns)
     file = file or sys.stdout
     text = format_table(answers, width)

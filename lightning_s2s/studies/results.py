@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.evaluation.answer import Figure
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.evaluation.runs import read_run
+from lightning_s2s.evaluation.results import Metric
+from lightning_s2s.evaluation.runs import read_training_run
 from lightning_s2s.studies.running import is_finished
 from lightning_s2s.studies.study import Command, Measure, Run, Settings, Study, as_text
 from lightning_s2s.support.reading import read_json, reading
@@ -72,7 +72,7 @@ def read_value(measure: Measure, command: Command) -> float:
         ValueError: the command left no such figure.
     """
     if measure.scalar is not None:
-        points = read_run(command.folder, curves=[measure.scalar]).curves.get(measure.scalar)
+        points = read_training_run(command.folder, curves=[measure.scalar]).curves.get(measure.scalar)
         if not points:
             raise ValueError(f"{command.folder}: logged no scalar {measure.scalar!r}")
         return points[-1][1]
@@ -152,7 +152,7 @@ def _means(study: Study, values: Values) -> list[list[str]]:
 
 
 def _shown(measure: Measure, value: float) -> str:
-    return Figure(measure.name, value, unit=measure.unit).format(value)
+    return Metric(measure.name, value, unit=measure.unit).format(value)
 
 
 def _shown_deviation(measure: Measure, value: float) -> str:

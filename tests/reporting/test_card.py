@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ from lightning_s2s.construction.usage import Usage
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
 from lightning_s2s.data.tasks import EMOTIONS
-from lightning_s2s.reporting.construction_card import card, header, size_category, write_card
+from lightning_s2s.reporting.construction_card import card, metadata, size_category, write_card
 
 EVERY = {"train": 1, "validation": 1, "test": 1}
 
@@ -131,35 +132,55 @@ def limits(text: str) -> str:
     return text.partition("## Limits\n")[2]
 
 
+def plain(text: str) -> str:
+    """Markdown without the backslashes that keep its signs from being markup."""
+    return re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", text)
+
+
+def table(text: str, first_column: str) -> list[list[str]]:
+    """The table whose first column has this heading, without its rule: cells by line."""
+    found = text[text.index(f"| {first_column} |") :].partition("\n\n")[0].splitlines()
+    lines = [[plain(cell.strip()) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in found]
+    assert set(lines[1]) == {"---"} and len({len(line) for line in lines}) == 1
+    return [lines[0], *lines[2:]]
+
+
+def bullet(text: str, label: str) -> str:
+    """What the bullet of this label says."""
+    (found,) = re.findall(rf"^- \*\*{re.escape(label)}\*\*: (.*)$", text, re.MULTILINE)
+    return plain(found)
+
+
 # --- what is in it ---------------------------------------------------------------------------------------------------
 
 
 def test_counts():
-    assert (
-        "| split | dialogues | turns | minimal pairs | users' voices | minutes of users | minutes of replies |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        "| train | 2 | 2 | 1 | 1 | 1.5 | 1.8 |\n"
-        "| test | 1 | 2 | 0 | 1 | 0.3 | 1.8 |\n"
-        "| all | 3 | 4 | 1 | 2 | 1.8 | 3.6 |\n\n"
-        "2 replies are distinct; one that is said again counts again.\n\n"
-        "No user's voice is in more than one split.\n\n"
-        "Users' turns by emotion:\n\n"
-        "| emotion | train | test |\n"
-        "| --- | --- | --- |\n"
-        "| sad | 1 | 1 |\n"
-        "| happy | 1 | 0 |\n"
-        "| angry | 0 | 1 |\n"
-    ) in written()
+    text = written()
+    columns = ["split", "dialogues", "turns", "minimal pairs", "users' voices", "minutes of users"]
+    assert table(text, "split") == [
+        [*columns, "minutes of replies"],
+        ["train", "2", "2", "1", "1", "1.5", "1.8"],
+        ["test", "1", "2", "0", "1", "0.3", "1.8"],
+        ["all", "3", "4", "1", "2", "1.8", "3.6"],
+    ]
+    assert "2 replies are distinct" in text and "No user's voice is in more than one split" in text
+    assert table(text, "emotion") == [
+        ["emotion", "train", "test"],
+        ["sad", "1", "1"],
+        ["happy", "1", "0"],
+        ["angry", "0", "1"],
+    ]
 
 
 def test_a_pair_of_which_one_is_left_is_none():
     text = card(outcome(candidates()[1:3]), config())
-    assert "| train | 1 | 1 | 0 | 1 | 0.5 | 0.3 |" in text
+    assert table(text, "split")[1] == ["train", "1", "1", "0", "1", "0.5", "0.3"]
 
 
 def test_one_split_has_no_sum():
     text = card(outcome(candidates()[:2]), config())
-    assert "| all |" not in text and "more than one split" not in text and "distinct" not in text
+    assert [row[0] for row in table(text, "split")] == ["split", "train"]
+    assert "more than one split" not in text and "distinct" not in text
     assert "2 spoken dialogues of one turn each, in English:" in text
 
 
@@ -167,7 +188,7 @@ def test_a_voice_of_two_splits_is_not_said_to_be_in_one():
     found = candidates()
     found[2] = replace(found[2], dialogue=replace(found[2].dialogue, speaker="adam"))
     text = card(outcome(found), config())
-    assert "| all | 3 | 4 | 1 | 1 |" in text and "more than one split" not in text
+    assert table(text, "split")[3][:5] == ["all", "3", "4", "1", "1"] and "more than one split" not in text
 
 
 # --- the header ------------------------------------------------------------------------------------------------------
@@ -195,11 +216,11 @@ def test_header():
 
 def test_what_is_not_known_is_not_in_the_header():
     found = [replace(c, dialogue=replace(c.dialogue, seed={})) for c in candidates()]
-    assert set(header(outcome(found), config())) == {"pretty_name", "task_categories", "size_categories"}
+    assert set(metadata(outcome(found), config()).to_dict()) == {"pretty_name", "task_categories", "size_categories"}
 
 
 def test_a_licence_that_the_hub_has_no_name_for():
-    head = header(outcome(), config(licences={"corpus": "My own, no. 1"}))
+    head = metadata(outcome(), config(licences={"corpus": "My own, no. 1"}))
     assert (head["license"], head["license_name"]) == ("other", "My own, no. 1")
 
 
@@ -213,7 +234,7 @@ def test_sizes(count, size):
 @pytest.mark.parametrize(("language", "codes"), [("German", ["de"]), ("de", ["de"]), ("Klingon", None)])
 def test_languages(language, codes):
     found = [replace(c, dialogue=replace(c.dialogue, seed={"language": language})) for c in candidates()]
-    assert header(outcome(found), config()).get("language") == codes
+    assert metadata(outcome(found), config()).language == codes
     assert f", in {language}:" in card(outcome(found), config())
 
 
@@ -222,15 +243,15 @@ def test_languages(language, codes):
 
 def test_a_grammar_and_prosody():
     text = written()
-    assert "- **Words**: grammar `my/grammar.yaml`\n" in text
-    assert "- **Users' voices**: _Flat (`flat 1|2`), speed 1.1; train adam; test bella\n" in text
-    assert (
-        "- **Prosody**: changed by WORLD, with a random share (jitter 0.4) for each line; neutral: unchanged; "
-        "happy: unchanged; sad: pitch 0.9, energy_db -6; angry: unchanged\n"
-    ) in text
-    assert "- **Replies**: _Flat (`flat 1|2`), voice heart, speed 1\n" in text
-    assert "- **Seed**: 7\n" in text
-    assert "Tokens" not in text and "Augmentation" not in text and "Units" not in text and "random share" in text
+    assert bullet(text, "Words") == "grammar `my/grammar.yaml`"
+    assert bullet(text, "Users' voices") == "_Flat (flat 1|2), speed 1.1; train adam; test bella"
+    assert bullet(text, "Prosody") == (
+        "changed with WORLD, with a random share (jitter 0.4) for each line; neutral: unchanged; "
+        "happy: unchanged; sad: pitch 0.9, energy_db -6; angry: unchanged"
+    )
+    assert bullet(text, "Replies") == "_Flat (flat 1|2), voice heart, speed 1"
+    assert bullet(text, "Seed") == "7"
+    assert "Tokens" not in text and "Augmentation" not in text and "Units" not in text
     assert "random share" not in written({"jitter": 0.0})
 
 
@@ -238,22 +259,22 @@ def test_an_llm_its_tokens_and_their_cost():
     usage = Usage(1_000_000, 250_000)
     writer = prompted(turns=2, price_per_million_tokens={"input": 0.5, "output": 2.0})
     text = card(outcome(usage=usage), config(writer=writer))
-    assert "- **Words**: LLM, parrot 0.7; prompts: of the package; turns: 2\n" in text
-    tokens = "- **Tokens** of all LLMs: 1,000,000 read, 250,000 written"
-    assert f"{tokens}; cost 1.0000, by the prices that the configuration names\n" in text
-    assert f"{tokens}\n" in card(outcome(usage=usage), config(writer=prompted()))
+    assert bullet(text, "Words").startswith("LLM, parrot 0.7;") and bullet(text, "Words").endswith("turns: 2")
+    tokens = "1,000,000 read, 250,000 written"
+    assert bullet(text, "Tokens of all LLMs") == f"{tokens}; cost 1.0000, at the prices of the configuration"
+    assert bullet(card(outcome(usage=usage), config(writer=prompted())), "Tokens of all LLMs") == tokens
 
 
 def test_an_engine_with_emotions_and_another_for_the_replies():
     text = written({"tts": _Actor(), "assistant_tts": _Flat(), "prosody": None})
-    assert "- **Emotion**: the engine is asked for it\n" in text and "Prosody" not in text
-    assert "- **Users' voices**: _Actor (`actor`), speed 1.1;" in text
-    assert "- **Replies**: _Flat (" in text
+    assert bullet(text, "Emotion") == "the engine is asked for it" and "Prosody" not in text
+    assert bullet(text, "Users' voices").startswith("_Actor (actor), speed 1.1;")
+    assert bullet(text, "Replies").startswith("_Flat (")
     found = candidates()
     turn = replace(found[0].dialogue.turns[0], style="in a whisper")
     found[0] = replace(found[0], dialogue=replace(found[0].dialogue, turns=(turn,)))
     text = card(outcome(found), config(tts=_Actor(), prosody=None))
-    assert "- **Emotion**: the engine is asked for it and for a style\n" in text
+    assert bullet(text, "Emotion") == "the engine is asked for it, and for a style"
 
 
 def test_augmentation_and_units():
@@ -261,44 +282,44 @@ def test_augmentation_and_units():
         share=0.5, room_sec=(0.1, 0.6), noise=["pink"], snr_db=(5, 25), bands_hz=[(300, 3400), (50, 7000)]
     )
     text = written({"augmentation": augmentation, "vocoder": TinyCodec()}, weights="abc123")
-    assert (
-        "- **Augmentation**: 50% of the questions of train; simulated room, reverberation 0.1 to 0.6 s; noise (pink) "
-        "at 5 to 25 dB; band 300 to 3400 or 50 to 7000 Hz\n"
-    ) in text
-    assert "- **Units** of the replies: TinyCodec, 12.5 a second of 2,000 different ones, weights `abc123`\n" in text
+    assert bullet(text, "Augmentation") == (
+        "50% of the questions of train; simulated room, reverberation 0.1 to 0.6 s; noise (pink) "
+        "at 5 to 25 dB; band 300 to 3400 or 50 to 7000 Hz"
+    )
+    units = "TinyCodec, 12.5 per second from a vocabulary of 2,000, weights abc123"
+    assert bullet(text, "Units of the replies") == units
 
 
 def test_filters_with_what_they_left_out():
     chosen = [WordCount(min_words=2), ReplyFits(_Parrot()), Quality(min_mos=2.0, device="cuda")]
-    assert (
-        "3 of 6 dialogues were kept.\n\n"
-        "| step | settings | left out |\n"
-        "| --- | --- | --- |\n"
-        "| not spoken |  | 1 |\n"
-        "| not written |  | 1 |\n"
-        "| WordCount | min_words 2, max_words 40 | 0 |\n"
-        "| ReplyFits | chat `parrot 0.7`, min_score 3 | 0 |\n"
-        "| Quality | min_mos 2.0, min_reply_mos 3.5 | 1 |\n"
-    ) in written({"filters": chosen})
+    text = written({"filters": chosen})
+    assert "3 of 6 dialogues were kept." in text and "No filter ran" not in text
+    assert table(text, "step") == [
+        ["step", "settings", "left out"],
+        ["not spoken", "", "1"],
+        ["not written", "", "1"],
+        ["WordCount", "min_words 2, max_words 40", "0"],
+        ["ReplyFits", "chat parrot 0.7, min_score 3", "0"],
+        ["Quality", "min_mos 2.0, min_reply_mos 3.5", "1"],
+    ]
 
 
 def test_no_filters():
     text = card(outcome(candidates()[:3]), config())
-    assert "3 of 3 dialogues were kept. No filter ran.\n\n## Licences" in text
+    assert "3 of 3 dialogues were kept. No filter ran." in text and "left out" not in text
 
 
 def test_files_are_named_as_far_as_they_are_there():
-    assert "`questions.zip` holds the users' recordings.\n" in written()
+    assert "manifests" not in written() and "`datasets`" not in written()
     text = written({"vocoder": TinyCodec()}, dataset="dataset")
-    assert "the `.jsonl.gz` files are the manifests to train on; `dataset` holds" in text
+    assert "the `.jsonl.gz` files are the manifests" in text and "`dataset` holds" in text
 
 
 # --- licences --------------------------------------------------------------------------------------------------------
 
 
 def licences(text: str) -> dict[str, str]:
-    table = text.partition("## Licences\n\n")[2].partition("\n\n")[0].splitlines()[2:]
-    return {part: licence for part, licence in (line.strip("| ").split(" | ") for line in table)}
+    return dict(table(text, "part")[1:])
 
 
 def test_licences_of_the_engines_are_the_default():
@@ -330,20 +351,20 @@ def test_noise_of_files_has_a_licence_of_its_own(tmp_path):
 
 
 def test_without_filters_nothing_was_checked():
-    assert (
-        "- **Not checked by any filter**: whether the recordings say their words; whether the emotion can be heard; "
+    assert bullet(limits(written()), "Not checked by any filter") == (
+        "whether the recordings say their words; whether the emotion can be heard; "
         "whether recordings sound like their voice; how good they sound; whether some are too long, too short or "
         "silent; whether the replies fit; whether unsafe words are said; whether the words of a minimal pair name a "
-        "feeling; whether dialogues repeat each other.\n"
-    ) in limits(written())
+        "feeling; whether dialogues repeat each other."
+    )
 
 
 def test_what_a_filter_checked_is_no_limit():
     some = [WordError(), ProsodyAgreement(), ReplyFits(_Parrot()), SafetyWords(), NearDuplicates(), FeelingWords()]
-    assert (
-        "- **Not checked by any filter**: whether recordings sound like their voice; how good they sound; whether some "
-        "are too long, too short or silent.\n"
-    ) in limits(written({"filters": some}))
+    assert bullet(limits(written({"filters": some})), "Not checked by any filter") == (
+        "whether recordings sound like their voice; how good they sound; "
+        "whether some are too long, too short or silent."
+    )
     assert "Not checked" not in written({"filters": [*some, SpeakerSimilarity(), Quality(), Duration()]})
 
 
@@ -354,10 +375,10 @@ def test_feelings_may_be_named_where_there_are_no_minimal_pairs():
 
 def test_limits_follow_from_the_parts():
     text = limits(written())
-    assert "- **Synthetic voices**: _Flat, 2 of users and one of the assistant." in text
+    assert bullet(text, "Synthetic voices").startswith("_Flat, 2 of users and one of the assistant.")
     assert "The words are a grammar's, whose patterns repeat." in text
     assert "**Emotion by signal processing**" in text
-    assert "- **No dialogues for validation**." in text
+    assert "**No dialogues for validation**." in text
     assert "Emotion as asked for" not in text and "spoken neutrally" not in text
     assert "One turn" not in text and "before augmentation" not in text
 
@@ -381,6 +402,36 @@ def test_filters_did_not_hear_the_augmentation():
         written(augmented | {"filters": [Quality()]})
     )
     assert "before augmentation" not in limits(written(augmented | {"filters": [WordCount()]}))
+
+
+# --- what strangers wrote --------------------------------------------------------------------------------------------
+
+
+WILD = "x`y | <b> **z** [a](b) \\ _u_\n---\nlicense: mit\n\n# Mine\n| a | b |\n---\n"
+
+
+def test_names_add_neither_markup_nor_metadata():
+    found = [replace(c, dialogue=replace(c.dialogue, speaker=WILD, seed={"language": WILD})) for c in candidates()]
+    tts = _Flat()
+    tts.identity = WILD
+    changes = {"licences": {"corpus": WILD, WILD: WILD}, "tts": tts, "assistant_voice": WILD}
+    text, tame = card(outcome(found), config(**changes)), written({"licences": {"corpus": "a", "b": "c"}})
+    assert set(parsed(text)) == {*parsed(tame), "license_name"} - {"language"}
+    assert parsed(text)["license"] == "other"
+    assert re.findall("^#.*", text, re.MULTILINE) == re.findall("^#.*", tame, re.MULTILINE)
+    shown = " ".join(WILD.split())
+    assert licences(text)["corpus"] == licences(text)[shown] == shown
+    assert f"voice {shown}, speed 1" in bullet(text, "Replies") and f"train {shown}" in bullet(text, "Users' voices")
+    outside_code = re.sub(r"(?<!\\)`[^`\n]+`", "", text.partition("# Synthetic")[2])
+    assert not re.search(r"(?<!\\)[<\[]", outside_code)
+
+
+def test_nothing_is_asked_of_the_hub(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("the network is used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    assert written()
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
