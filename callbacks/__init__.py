@@ -1,6 +1,6 @@
-"""Lightning callbacks for models that answer speech with speech.
+"""Lightning callbacks for speech-to-speech models.
 
-They are imported here, and not on first use: only then does a YAML find them by their short names.
+They are imported eagerly, since a YAML finds callbacks by their short names only after they are imported.
 """
 
 from lightning_s2s.callbacks.audio_logger import AudioLogger

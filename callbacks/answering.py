@@ -1,4 +1,4 @@
-"""What callbacks share that let a model answer spoken questions while it is validated."""
+"""Base of the callbacks that let a model answer spoken questions during validation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpokenQuestion:
-    """A manifest row's first spoken question and what should be answered.
+    """The first spoken question of a manifest row, and its reference answer.
 
     Attributes:
-        id: of the row.
-        waveform: (T,) float32, as the file has it.
-        sample_rate: Hz of `waveform`.
-        said: the words, "" when the manifest doesn't give them.
-        emotion: it was said with, "" when unknown.
-        answer: the manifest's message that follows the question, None when there is none.
-        folder: where the row's relative paths start.
+        id: Id of the row.
+        waveform: (T,) float32, at the sample rate of the file.
+        sample_rate: Sample rate of `waveform` in Hz.
+        said: Words of the question; "" if the manifest does not give them.
+        emotion: Emotion that the question was said with; "" if unknown.
+        answer: The assistant's message that follows the question; None if there is none.
+        folder: Folder to which the row's paths are relative.
     """
 
     id: str
@@ -52,21 +52,21 @@ class SpokenQuestion:
 
     @property
     def tag(self) -> str:
-        """The id with what TensorBoard's tags don't allow replaced."""
+        """The id, with the characters replaced that TensorBoard does not allow in a tag."""
         return re.sub(r"[^-\w.]+", "_", self.id)
 
     @property
     def answer_text(self) -> str:
-        """The words of the answer that should be given."""
+        """Words of the reference answer."""
         items = content_items(self.answer["content"]) if self.answer else []
         return " ".join(item["text"] for item in items if item.get("text"))
 
 
 def load_questions(manifest: str, num_questions: int) -> list[SpokenQuestion]:
-    """The first `num_questions` rows that begin with speech, fewer when the manifest has fewer.
+    """Questions of the first `num_questions` rows in which the user speaks, or of fewer if there are fewer.
 
     Raises:
-        ValueError: there is no such manifest, it is broken, its audio can't be used, or no row has spoken questions.
+        ValueError: The manifest is missing or broken, its audio cannot be used, or no row has a spoken question.
     """
     questions: list[SpokenQuestion] = []
     for row in read_manifest(manifest):
@@ -102,26 +102,26 @@ def load_questions(manifest: str, num_questions: int) -> list[SpokenQuestion]:
 class AnsweringCallback(L.Callback, ABC):
     """Lets the module's model answer spoken questions at the end of a validation.
 
-    Works with every LightningModule whose `model` has `can_answer` and `respond` (see `SpeechToSpeechModel`); with any
-    other it says so once and does nothing. The sanity check before a fit is left out. The random state of the training
-    is kept, so that a run with the callback equals one without. The first process answers alone, unless the weights
-    are sharded over all processes: then all of them answer, and the first one logs.
+    Works with every LightningModule whose `model` is a `SpeechToSpeechModel` that can answer; with any other module it
+    warns once and does nothing. The sanity check is skipped. The random state of the training is restored, so that a
+    run with the callback equals a run without it. Only rank 0 answers, unless the weights are sharded: then all ranks
+    answer, and rank 0 logs.
 
     Args:
-        questions: manifest; its first rows that begin with speech are asked.
-        num_questions: how many.
-        every_n_validations: answer after the first validation and then after every n-th.
-        greedy: take the most likely tokens; otherwise draw, with the question's number as the seed.
+        questions: Manifest; its first rows that begin with speech are asked.
+        num_questions: Number of questions.
+        every_n_validations: Answer after the first validation and then after every n-th.
+        greedy: Take the most likely tokens; otherwise sample, with the question's index as the seed.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: A number is below 1.
     """
 
     def __init__(self, questions: str, num_questions: int, every_n_validations: int, greedy: bool):
         super().__init__()
         for name, value in (("num_questions", num_questions), ("every_n_validations", every_n_validations)):
             if value < 1:
-                raise ValueError(f"{name}: got {value}; at least 1 is needed")
+                raise ValueError(f"{name}: got {value}; must be at least 1")
         self.manifest, self.num_questions = str(questions), num_questions
         self.every_n_validations, self.greedy = every_n_validations, greedy
         self.questions: list[SpokenQuestion] = []
@@ -130,7 +130,7 @@ class AnsweringCallback(L.Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        # Two callbacks of one kind may ask different questions: each has its own place in a checkpoint.
+        # Two callbacks of one class may ask different questions; each needs a state of its own in a checkpoint.
         return self._generate_state_key(questions=self.manifest)
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class AnsweringCallback(L.Callback, ABC):
         self._num_validations = state_dict["num_validations"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Read now: a missing file should stop a training before it starts, not hours later.
+        # Read here, so that a missing file stops a training before it starts and not hours later.
         if stage in ("fit", "validate") and not self.questions:
             self.questions = load_questions(self.manifest, self.num_questions)
 
@@ -155,23 +155,23 @@ class AnsweringCallback(L.Callback, ABC):
             self._warn_once(f"{type(pl_module).__name__} has no model that answers speech; this callback does nothing")
             return
         if isinstance(trainer.strategy, FSDPStrategy):
-            self._warn_once("weights that FSDPStrategy shards can't answer; use fsdp2 for that")
+            self._warn_once("a model sharded by FSDPStrategy cannot answer; use the strategy fsdp2")
             return
         if trainer.is_global_zero or is_sharded(model):
             self.answer(trainer, pl_module, model)
 
     @abstractmethod
     def answer(self, trainer: L.Trainer, pl_module: L.LightningModule, model: SpeechToSpeechModel) -> None:
-        """Ask `self.questions` and log the answers, on the first process or, with sharded weights, on all."""
+        """Ask `self.questions` and log the answers; called on rank 0 or, if the weights are sharded, on all ranks."""
 
     def respond(self, trainer: L.Trainer, model: SpeechToSpeechModel, index: int) -> Reply:
-        """The model's reply to question number `index`, in the trainer's precision."""
+        """The model's reply to `self.questions[index]`, in the trainer's precision."""
         question = self.questions[index]
         with isolate_rng(), trainer.precision_plugin.forward_context():
             return respond(model, question.waveform, question.sample_rate, greedy=self.greedy, seed=index)
 
     def writers(self, trainer: L.Trainer) -> Iterator[SummaryWriter]:
-        """TensorBoard's writers, on the first process alone; says once when there are none."""
+        """TensorBoard writers on rank 0, none on other ranks; warns once if the trainer has no TensorBoardLogger."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers:
             self._warn_once("no TensorBoardLogger among the trainer's loggers; pictures, audio and text are not logged")

@@ -1,4 +1,4 @@
-"""What the model says, to listen to and to look at, while it is trained."""
+"""Logs what the model says during training: audio, spectrograms and text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning_s2s.data.audio import AudioReference, decode_audio
 from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.manifest import message_units
 from lightning_s2s.reporting.pictures import FRAME_RATE_HZ, MelPainter, to_array
+from lightning_s2s.reporting.tables import escape_markdown, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,25 +22,25 @@ if TYPE_CHECKING:
     from lightning_s2s.streaming.events import Reply
 
 Sound = tuple[np.ndarray, int]
-"""(T,) float32 in [-1, 1] and its sample rate in Hz."""
+"""(T,) float32 in [-1, 1], and its sample rate in Hz."""
 
 
 class AudioLogger(AnsweringCallback):
-    """Logs question, reply and reference of some questions to TensorBoard after a validation.
+    """Logs some questions with the model's replies and the reference answers to TensorBoard after a validation.
 
-    Under the tag of each question's id, at the trainer's global step: `question`, `reply` and `reference` as audio at
-    their own sample rates, `mel` (their spectrograms side by side on one time scale) and `text` (a table). What isn't
-    there (no sound from a stage that answers in text, no reference in the manifest) is left out. The reference is the
-    recording of the manifest's answer, or else what the model's vocoder makes of the answer's units.
+    Tags start with the question's id: `question`, `reply` and `reference` as audio at their own sample rates, `mel`
+    (their spectrograms side by side on one time scale), and `text` (a table), at the trainer's global step. Missing
+    parts are left out, such as the audio of a stage that answers in text. The reference is the recording of the
+    manifest's answer or, without one, its units through the model's vocoder.
 
     Args:
-        questions: manifest; its first rows that begin with speech are asked.
-        num_questions: how many.
-        every_n_validations: answer after the first validation and then after every n-th.
-        greedy: take the most likely tokens; otherwise draw, with the question's number as the seed.
+        questions: Manifest; its first rows that begin with speech are asked.
+        num_questions: Number of questions.
+        every_n_validations: Answer after the first validation and then after every n-th.
+        greedy: Take the most likely tokens; otherwise sample, with the question's index as the seed.
 
     Raises:
-        ValueError: a number is out of range; at set-up: the manifest or its audio can't be used.
+        ValueError: A number is out of range; at set-up: the manifest or its audio cannot be used.
     """
 
     def __init__(self, questions: str, num_questions: int = 4, every_n_validations: int = 1, greedy: bool = True):
@@ -83,10 +84,10 @@ class AudioLogger(AnsweringCallback):
 
 
 def reference_sound(question: SpokenQuestion, model: SpeechToSpeechModel) -> Sound | None:
-    """The manifest's answer as sound: its recording, or its units through the model's vocoder; None without either.
+    """The reference answer as audio: its recording, or its units through the model's vocoder; None without either.
 
     Raises:
-        ValueError: the recording can't be used, or a unit lies outside the vocoder's codebook.
+        ValueError: The recording cannot be used, or a unit lies outside the vocoder's codebook.
     """
     if question.answer is None:
         return None
@@ -107,8 +108,6 @@ def reference_sound(question: SpokenQuestion, model: SpeechToSpeechModel) -> Sou
 
 
 def _table(question: SpokenQuestion, reply: Reply) -> str:
-    """The words as a markdown table."""
     said = f"{question.said} ({question.emotion})" if question.emotion else question.said
     rows = [("question", said), ("reply", reply.text), ("reference", question.answer_text)]
-    escaped = [(name, " ".join(text.split()).replace("|", "\\|")) for name, text in rows if text or name == "reply"]
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in escaped)])
+    return markdown_table(["", ""], [(name, escape_markdown(text)) for name, text in rows if text or name == "reply"])

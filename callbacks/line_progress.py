@@ -1,4 +1,4 @@
-"""Progress of a training as lines, for logs: a bar that redraws itself needs a terminal."""
+"""Training progress as lines of text, for logs: a bar that redraws itself needs a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_s2s.support.ranges import NonNegative, checked
 
 @checked
 class LineProgress(ProgressBar):
-    """Prints a line every `every_sec` seconds, after each validation and at the end: steps, what is left, losses.
+    """Prints steps, remaining time and losses every `every_sec` seconds, after each validation, and at the end.
 
-    `fit` and `validate` take it in place of Lightning's bar where the output is no terminal (a file, a log).
+    `fit` and `validate` use it in place of Lightning's progress bar if the output is not a terminal.
 
     Args:
-        every_sec: at least so long between two lines while training, in seconds.
+        every_sec: Minimum time between two lines during training, in seconds.
 
     Raises:
         ValueError: `every_sec` is negative.
@@ -38,7 +38,7 @@ class LineProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Lightning calls this on all processes but the first."""
+        """Lightning calls this on all ranks but 0."""
         self._enabled = False
 
     def print(self, *parts: Any, **options: Any) -> None:
@@ -71,7 +71,7 @@ class LineProgress(ProgressBar):
         self.print(", ".join([*self._steps(trainer), *figures]))
 
     def _steps(self, trainer: L.Trainer) -> list[str]:
-        """Where the training is, its speed, and the time that is left, as far as they are known."""
+        """Current step, seconds per step and remaining time, as far as they are known."""
         if trainer.state.fn != "fit":
             return ["validation"]
         step, total = trainer.global_step, trainer.estimated_stepping_batches

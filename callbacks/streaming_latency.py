@@ -1,4 +1,4 @@
-"""How long a spoken question waits for its answer, stage by stage, while the model is trained."""
+"""Logs the latency of spoken answers during training, stage by stage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import lightning as L
 import numpy as np
 
 from lightning_s2s.callbacks.answering import AnsweringCallback
-from lightning_s2s.evaluation.answer import MARKS, percentile, stage_durations
 from lightning_s2s.evaluation.hardware import describe_hardware
+from lightning_s2s.evaluation.results import MARKS, percentile, stage_durations
+from lightning_s2s.reporting.tables import escape_markdown, markdown_table
 from lightning_s2s.support.ranges import Count, Natural, checked
 
 if TYPE_CHECKING:
@@ -21,31 +22,31 @@ if TYPE_CHECKING:
 
 PERCENTILES = (50, 95)
 COLORS = ("#44618f", "#2f8f8b", "#7ba342", "#dfa32c", "#cf6440")
-CLOCK = """The clock starts when the question's audio has ended. `encoder_done`: encoder and adapter have run;
-`first_text_token`: the LLM's first token is chosen; `first_hidden_states`: the N that open speech are there;
-`first_units`: the first M speech units; `first_audio`: the first waveform that won't change; `last_audio`: the last.
-`chunk_gap`: from one waveform chunk to the next. Real-time factor: `last_audio` over the reply's duration.
-Percentiles are linear between order statistics."""
+CLOCK = """The clock starts at the end of the question's audio. `encoder_done`: encoder and adapter have run;
+`first_text_token`: the LLM has chosen its first token; `first_hidden_states`: the first N hidden states are computed;
+`first_units`: the first M speech units are drawn; `first_audio`: the first final samples; `last_audio`: the last ones.
+`chunk_gap`: time between two waveform chunks. Real-time factor: `last_audio` over the reply's duration.
+Percentiles interpolate linearly between order statistics."""
 
 
 @checked
 class StreamingLatency(AnsweringCallback):
-    """Measures the streaming session after a validation and logs what it took.
+    """Measures the latency of the streaming session after a validation.
 
     - Scalars `latency/{mark}_sec_p50` and `_p95` for every mark that was reached, `latency/chunk_gap_sec_p50|p95` and
-      `latency/real_time_factor_p50|p95`; they can be monitored by other callbacks, as any metric.
-    - TensorBoard: a histogram of each, a figure of the stages of every question, and once the hardware, the clock and
-      the number of warm-up runs as text.
+      `latency/real_time_factor_p50|p95`; other callbacks can monitor them like any metric.
+    - TensorBoard: a histogram of each, a plot of the stages of every question, and once, as text, the hardware, the
+      definition of the clock and the number of warm-up runs.
 
     Args:
-        questions: manifest; its first rows that begin with speech are asked.
-        num_questions: how many are measured.
-        num_warmup: answers before each measurement that don't count.
-        every_n_validations: measure after the first validation and then after every n-th.
-        greedy: take the most likely tokens; otherwise draw, with the question's number as the seed.
+        questions: Manifest; its first rows that begin with speech are asked.
+        num_questions: Number of questions that are measured.
+        num_warmup: Number of answers before each measurement that are not counted.
+        every_n_validations: Measure after the first validation and then after every n-th.
+        greedy: Take the most likely tokens; otherwise sample, with the question's index as the seed.
 
     Raises:
-        ValueError: a number is out of range; at set-up: the manifest or its audio can't be used.
+        ValueError: A number is out of range; at set-up: the manifest or its audio cannot be used.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class StreamingLatency(AnsweringCallback):
             "processes": str(trainer.world_size),
             "questions": f"{len(self.questions)} of {self.manifest}",
             "warm-up runs": str(self.num_warmup),
-            "decoding": "greedy" if self.greedy else "drawn",
+            "decoding": "greedy" if self.greedy else "sampled",
         }
-        return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in facts.items()), "", CLOCK])
+        rows = [(label, escape_markdown(text)) for label, text in facts.items()]
+        return f"{markdown_table(['', ''], rows)}\n\n{CLOCK}"
 
 
 def collect_latencies(replies: Sequence[Reply]) -> dict[str, list[float]]:
-    """Replies -> `{mark}_sec`, `chunk_gap_sec` and `real_time_factor`, each with all values that were reached."""
+    """Replies -> `{mark}_sec`, `chunk_gap_sec` and `real_time_factor`, each with its values over all replies."""
     values: dict[str, list[float]] = {}
     for mark in (*MARKS, "last_audio"):
         values[f"{mark}_sec"] = [reply.marks[mark] for reply in replies if reply.marks.get(mark) is not None]
@@ -100,7 +102,7 @@ def collect_latencies(replies: Sequence[Reply]) -> dict[str, list[float]]:
 
 
 def draw_stages(replies: Sequence[tuple[str, Reply]]) -> Figure:
-    """A figure with one bar for each (name, reply), cut where a stage was reached, under a bar of the medians."""
+    """A plot with one bar per (name, reply), divided at its marks, below a bar of the medians."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(9.0, 1.5 + 0.3 * len(replies)), dpi=110, layout="constrained")

@@ -1,4 +1,4 @@
-"""How fast a training is: positions, audio and FLOPs a second, memory, and the time spent waiting for data."""
+"""Training throughput: positions, audio and FLOPs per second, memory, and time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ PEAK_FLOPS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 4090": 165e12,
 }  # fmt: skip
-"""Part of an NVIDIA device's name -> its dense bfloat16 FLOPs a second, by the data sheets; the first that fits."""
+"""Part of an NVIDIA device's name -> dense bfloat16 FLOPs per second from its data sheet; the first match counts."""
 
 
 class Throughput(L.Callback):
-    """Logs what the training gets done in a second, every `log_every_n_steps` batches, summed over processes.
+    """Logs the throughput of the training every `log_every_n_steps` batches, summed over ranks.
 
     - `throughput/tokens_per_sec`: positions of the LLM, text and audio, without padding; `.../text_tokens_per_sec` and
-      `.../audio_positions_per_sec`, the two by themselves; `.../decoder_positions_per_sec`, conditions and units that
+      `.../audio_positions_per_sec`: each of the two alone; `.../decoder_positions_per_sec`: conditions and units that
       the speech decoder reads.
-    - `throughput/audio_sec_per_sec`: seconds of questions heard and of replies in units.
-    - `throughput/steps_per_sec`: batches of one process.
+    - `throughput/audio_sec_per_sec`: seconds of questions and, in units, of replies.
+    - `throughput/steps_per_sec`: batches of one rank.
     - `throughput/mfu`: model FLOPs utilisation (Chowdhery et al., arXiv:2204.02311, App. B), the share of the devices'
-      peak. What is computed again for activation checkpointing does not count, padding does.
-    - `throughput/data_wait_share`: of the time, that the training waits for its next batch.
-    - `throughput/memory_gib`: most memory in use, of the GPU since the last time, or of the process so far, in the
-      process that uses most.
+      peak. Recomputation for activation checkpointing is not counted, padding is.
+    - `throughput/data_wait_share`: share of the time in which the training waits for its next batch.
+    - `throughput/memory_gib`: peak memory of the rank that uses most: of its GPU since the last log, or of its process
+      so far.
 
-    Validation is left out. FLOPs are counted where layers run: 2 for each weight and position forward, 2 more where
-    gradients pass through, 2 more where the weight is trained, and the products of attention.
+    Validation is not counted. FLOPs are counted where layers run: 2 per weight and position in the forward pass, 2 more
+    if gradients pass through, 2 more if the weight is trained, and the products of attention.
 
     Args:
-        peak_flops: of one device in a second; None takes the bfloat16 peak of known NVIDIA devices. Without it, as on a
-            CPU, there is no `mfu`.
+        peak_flops: Peak FLOPs per second of one device; None takes the bfloat16 peak of known NVIDIA devices. Without
+            it, as on a CPU, `mfu` is not logged.
 
     Raises:
         ValueError: `peak_flops` is not positive.
@@ -50,7 +50,7 @@ class Throughput(L.Callback):
     def __init__(self, peak_flops: float | None = None):
         super().__init__()
         if peak_flops is not None and peak_flops <= 0:
-            raise ValueError(f"peak_flops: got {peak_flops}; a positive number is needed")
+            raise ValueError(f"peak_flops: got {peak_flops}; must be positive")
         self.peak_flops = peak_flops
         self._hooks: list[RemovableHandle] = []
         self._counting = False
@@ -82,7 +82,7 @@ class Throughput(L.Callback):
         self._batches += 1
         due = self._batches == trainer.log_every_n_steps  # type: ignore[attr-defined]
         if due and trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()  # a GPU runs behind
+            torch.cuda.synchronize()  # kernels run asynchronously
         now = time.perf_counter()
         self._elapsed_sec, self._mark = self._elapsed_sec + now - self._mark, now
         if due:
@@ -102,7 +102,7 @@ class Throughput(L.Callback):
     # --- counting -----------------------------------------------------------------------------------------------------
 
     def _hook(self, model: nn.Module) -> None:
-        """Count where layers run. Blocks are taken whole: inside, they may be compiled."""
+        """Register hooks that count. A block is counted as a whole, since its inside may be compiled."""
         inside: set[nn.Module] = set()
         for component in model.children():
             if isinstance(component, Vocoder):
@@ -159,7 +159,7 @@ class Throughput(L.Callback):
         rates = sums.to(device, torch.float32 if device.type == "mps" else torch.float64) / self._elapsed_sec
         found = dict(zip(names, reduce(rates, reduce_op="sum").tolist(), strict=True))
         metrics = {f"{name}_per_sec": found[name] for name in names[1:4]}
-        if found["tokens"]:  # the LLM was run
+        if found["tokens"]:  # the LLM ran
             metrics["tokens_per_sec"] = found["tokens"]
             metrics["audio_positions_per_sec"] = found["tokens"] - found["text_tokens"]
         if self.peak_flops:
@@ -175,17 +175,17 @@ class Throughput(L.Callback):
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOPs a second of an NVIDIA device, None for one that isn't known."""
+    """Dense bfloat16 FLOPs per second of an NVIDIA device; None if it is unknown."""
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def _per_position(weight: Tensor, gradients_pass: bool) -> int:
-    """FLOPs of a matrix for one position, there and back."""
+    """FLOPs of a matrix for one position, forward and backward."""
     return weight.numel() * (2 + 2 * gradients_pass + 2 * weight.requires_grad)
 
 
 def _waited_sec(trainer: L.Trainer) -> float:
-    """Seconds that the training has waited for batches; 0 with a loader that doesn't tell."""
+    """Seconds that the training has waited for batches; 0 if the loader does not measure them."""
     return getattr(trainer.train_dataloader, "waited_sec", 0.0)
 
 

@@ -1,4 +1,4 @@
-"""What a study leaves: the table, and pictures of quality against latency and every measure by variant."""
+"""Results of a study: the table, and plots of quality against latency and of every measure by variant."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d1f")
-"""Okabe and Ito's, which colour-blind readers can tell apart; the markers differ as well."""
+"""The palette of Okabe and Ito, which colour-blind readers can tell apart; the markers differ as well."""
 MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*")
 COLUMNS = 3
 
 
 def write_results(study: Study, runs: Sequence[Run], failures: Iterable[str] = ()) -> list[str]:
-    """Write table, pictures and HParams of what is finished -> lines on what is missing.
+    """Write the table, plots and HParams of all finished runs.
 
     Args:
-        study: the study.
-        runs: of `plan`.
-        failures: lines on commands that failed.
+        study: The study.
+        runs: Its runs, from `plan`.
+        failures: One line per command that failed.
+    Returns:
+        One line per failed command or unreadable value.
     """
     values, unread = collect(study, runs)
     problems = [*failures, *unread]
@@ -44,7 +46,7 @@ def write_results(study: Study, runs: Sequence[Run], failures: Iterable[str] = (
 
 
 def draw_trade_off(study: Study, values: Values) -> Figure | None:
-    """A panel for each pair of a quality and a latency; None where the study has no such pair, or no values yet."""
+    """A panel for each pair of a quality and a latency; None if the study has no such pair, or no values yet."""
     from matplotlib.figure import Figure
 
     pairs = [
@@ -75,7 +77,7 @@ def draw_trade_off(study: Study, values: Values) -> Figure | None:
 
 
 def draw_measures(study: Study, values: Values) -> Figure | None:
-    """A panel for each measure, a line for each variant; None without values."""
+    """A panel for each measure with a row for each variant; None without values."""
     from matplotlib.figure import Figure
 
     measures = [m for m in study.measures if any(points_of(values, variant, m) for variant in study.variants)]
@@ -107,7 +109,7 @@ def axis_label(measure: Measure) -> str:
 
 
 def points_of(values: Values, variant: str, *measures: Measure) -> list[tuple[float, ...]]:
-    """The values of a variant's seeds, for the seeds that have all of these measures; shares as percent."""
+    """One point per seed of a variant that has all of these measures; shares become percentages."""
     scale = [100.0 if measure.unit == "percent" else 1.0 for measure in measures]
     found = [
         tuple(factor * by_name.get(measure.name, math.nan) for factor, measure in zip(scale, measures, strict=True))
@@ -118,7 +120,7 @@ def points_of(values: Values, variant: str, *measures: Measure) -> list[tuple[fl
 
 
 def _point(axes: Axes, points: Sequence[tuple[float, ...]], number: int, label: str) -> None:
-    """Small marks for the seeds, a large one for their mean, bars of one standard deviation; nothing without points."""
+    """Draw small marks for the seeds, a large one for their mean, and bars of one standard deviation."""
     if not points:
         return
     across, up = (Spread(values) for values in zip(*points, strict=True))
@@ -152,4 +154,4 @@ def _seeds(study: Study) -> str:
     count = len(study.seeds)
     if count == 1:
         return f"one seed ({study.seeds[0]})"
-    return f"mean and standard deviation over {count} seeds; small: each seed"
+    return f"mean and standard deviation over {count} seeds; small marks: single seeds"

@@ -91,7 +91,7 @@ def test_weights_that_the_first_fsdp_shards_do_not_answer(questions):
     trainer = SimpleNamespace(sanity_checking=False, strategy=FSDPStrategy(), is_global_zero=True)
     model = BookModel()
     callback = StreamingLatency(questions, 3)
-    with pytest.warns(UserWarning, match="weights that FSDPStrategy shards can't answer; use fsdp2 for that"):
+    with pytest.warns(UserWarning, match="a model sharded by FSDPStrategy cannot answer; use the strategy fsdp2"):
         callback.on_validation_epoch_end(trainer, BookStage(model))
 
 

@@ -139,5 +139,5 @@ def test_a_loader_tells_how_long_it_was_waited_for(monkeypatch):
 
 
 def test_a_peak_must_be_positive():
-    with pytest.raises(ValueError, match="peak_flops: got 0; a positive number is needed"):
+    with pytest.raises(ValueError, match="peak_flops: got 0; must be positive"):
         Throughput(peak_flops=0)
