@@ -1,51 +1,21 @@
-"""`lightning-s2s`: finds the subcommand and runs it. Torch, Lightning and the parsers load with the command."""
+"""`lightning-s2s`: runs a command and turns its errors into one line. Heavy libraries load with the command."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 
+from lightning_s2s.commands import COMMANDS
 from lightning_s2s.commands.messages import CommandError
 from lightning_s2s.support.extras import how_to_install
 from lightning_s2s.support.reading import InputError, one_line, raised_here
-from lightning_s2s.support.wording import unknown_name
 
 DEBUG_VARIABLE = "LIGHTNING_S2S_DEBUG"
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
-
-COMMANDS = {
-    "train": (
-        "train",
-        "a recipe, stage after stage: RECIPE.yaml [overrides] [--output_dir DIR] [--from STEP] [--to STEP]",
-    ),
-    "fit": ("fit", "train a stage: --config YAML [--config YAML ...] [overrides] [--resume]"),
-    "validate": ("fit", "measure a stage on its validation data: --config YAML [--ckpt_path FILE]"),
-    "plan": (
-        "plan",
-        "parameters and memory per GPU before training: --config YAML [--gpus N] [--strategy ddp|fsdp2|one]",
-    ),
-    "respond": ("respond", "answer a spoken question: MODEL question.wav --out reply.wav --json reply.json"),
-    "evaluate": ("evaluate", "figures of a trained model on held-out data: answers | speech, --help tells more"),
-    "ablate": ("ablate", "run and compare the variants of a study: STUDY.yaml [--dry-run]; goes on where it stopped"),
-    "construct": ("construct", "make a corpus of spoken dialogues: --config YAML [overrides]"),
-    "emotion-classifier": ("emotion_classifier", "train a judge of the emotion in a voice: --config YAML [overrides]"),
-    "convert": (
-        "convert",
-        "published OpenS2S checkpoints: --from opens2s | --to opens2s MODEL OUT [--lora merge|keep]",
-    ),
-    "consolidate": ("consolidate", "a checkpoint of any number of processes as a model folder: RUN OUT [--best]"),
-    "manifest": ("manifest", "a corpus on disk as a manifest: --corpus librispeech --folder DIR --out OUT.jsonl"),
-    "units": (
-        "units",
-        "add speech units to a manifest: --vocoder NAME IN.jsonl OUT.jsonl; goes on where it was stopped",
-    ),
-    "components": ("components", "list the encoders, adapters, LLMs, speech decoders and vocoders"),
-}
-"""Name -> (module in `lightning_s2s.commands`, line of help). A module has `run(name, arguments) -> exit status`."""
+"""Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
 HELP = """usage: lightning-s2s COMMAND [options]
 
@@ -65,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: of the command line, without the program's name; None takes the process's own.
+        arguments: The command line without the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, 1 for a ValueError while running, 2 for a mistake on the command line, 130 after Ctrl-C.
+        The exit status: 0, 1 for an error while running, 2 for a mistake on the command line, 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in given:
@@ -101,24 +71,29 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error, one_line(root) + hint, 1, debug)
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
-        print(HELP.format(commands=lines, debug=DEBUG_VARIABLE), end="")
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands=_summaries(COMMANDS), debug=DEBUG_VARIABLE), end="")
+        return 0 if words else 2
+    if words[0] == "--version":
         print(f"lightning-s2s {installed_version()}")
         return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        raise CommandError(unknown_name("option" if name.startswith("-") else "command", name, COMMANDS))
-    module = importlib.import_module(f"lightning_s2s.commands.{COMMANDS[name][0]}")
-    return module.run(name, rest)
+    kinds = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if kinds and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(f"usage: lightning-s2s {words[0]} KIND [options]\n\nkinds:\n{_summaries(kinds)}")
+        return 0 if len(words) > 1 else 2
+    from lightning_s2s.commands.parser import call
+
+    return call(words)
+
+
+def _summaries(names: Collection[str]) -> str:
+    width = max(map(len, names))
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)
 
 
 def installed_version() -> str:
-    """The installed package's version; `unknown` when it runs from a source tree that isn't installed."""
+    """The installed package's version; `unknown` in a source tree that isn't installed."""
     try:
         return version("lightning-s2s")
     except PackageNotFoundError:
@@ -128,15 +103,15 @@ def installed_version() -> str:
 def _report(error: Exception | None, message: str, code: int, debug: bool) -> int:
     if debug and error is not None:
         traceback.print_exception(error)
-    sys.stderr.write(f"error: {message}\n")  # in one piece: several processes may say it at once
+    sys.stderr.write(f"error: {message}\n")  # in one piece: several processes may write at once
     sys.stderr.flush()
     return code
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was raised from, and so on: jsonargparse wraps the errors of the constructors that it calls.
+    """The first error of a chain: jsonargparse wraps the errors of the constructors that it calls.
 
-    An `InputError` says what its cause means, and is not looked behind.
+    An `InputError` explains its own cause, and ends the search.
     """
     while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__

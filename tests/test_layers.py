@@ -33,10 +33,10 @@ FLOORS = {
 """Package, or the module that is one by itself -> its floor. Imports run down, never up or to a neighbour."""
 WITHOUT_LIGHTNING = {"support", "generation", "components", "model", "streaming", "checkpoints", "evaluation"}
 LIGHT = {
-    "cli", "commands.components", "commands.interpolations", "commands.messages", "components.registry",
-    "support.extras", "support.files", "support.reading", "support.wording",
+    "cli", "commands", "commands.interpolations", "commands.messages", "components.registry",
+    "support.extras", "support.ranges", "support.reading", "support.wording",
 }  # fmt: skip
-"""What `--help` and `components` load: the standard library alone."""
+"""What `--help` loads: the standard library alone."""
 
 OPTIONAL = {
     "aiohttp", "datasketch", "distillmos", "encodec", "fastapi", "json_repair", "librosa", "llguidance", "mkdocs",

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lightning_s2s.checkpoints.opens2s import is_opens2s, load_opens2s
-from lightning_s2s.checkpoints.stored import SLOTS, build_parts, describe_parts
+from lightning_s2s.checkpoints.stored import build_parts, describe_parts
 from lightning_s2s.components.building import bounded_building
+from lightning_s2s.components.registry import SLOTS
 from lightning_s2s.components.weights import (
     WEIGHTS,
     Shards,
@@ -27,7 +28,7 @@ from lightning_s2s.support.wording import unknown_name
 
 FORMAT, FORMAT_VERSION = "lightning_s2s", 1
 ATTACHMENTS = "opens2s"
-"""Sub-folder for the files of a published checkpoint that are no weights."""
+"""Sub-folder for the files of a published checkpoint that are not weights."""
 
 
 def save_model(model: SpeechToSpeechModel, folder: str | Path) -> None:
@@ -50,11 +51,11 @@ def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeec
     """Read a folder that `save_model` wrote, or a published OpenS2S folder; the weights keep their dtype.
 
     Args:
-        folder: to read.
-        trust_sources: see `lightning_s2s.checkpoints.stored.build_parts`.
+        folder: The folder to read.
+        trust_sources: See `lightning_s2s.checkpoints.stored.build_parts`.
 
     Raises:
-        ValueError: no such folder, not a model, an unknown component, or weights of another shape.
+        ValueError: No such folder, not a model, an unknown component, or weights of another shape.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -62,7 +63,7 @@ def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeec
         raise ValueError(f"{path}: no such file; expected a model folder with config.json and model.safetensors")
     config = read_json(path, "; this is no model of Lightning S2S")
     if is_opens2s(config):
-        return load_opens2s(folder)
+        return load_opens2s(folder, config)
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{path}: key 'format' must be {FORMAT!r}; this is no model of Lightning S2S (nor of OpenS2S, which has "
@@ -83,7 +84,7 @@ def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeec
             raise ValueError(f"{path}: key 'llm' is missing; every model has a language model")
         model = SpeechToSpeechModel(**parts)  # type: ignore[arg-type]
     files = {name: str(file) for name, file in shards.files.items()}
-    # Copied out of the mapped file: there they may lie unaligned, and other kernels would round in another way.
+    # Copied out of the mapped file: there they may be unaligned, and other kernels would round differently.
     tensors = {name: tensor.clone() for name, tensor in shards.load(shards.files).items()}
     assign_tensors(model, tensors, files, str(folder / WEIGHTS))
     model.attachments = read_attachments(folder)
@@ -91,6 +92,6 @@ def load_model(folder: str | Path, trust_sources: bool = False) -> SpeechToSpeec
 
 
 def read_attachments(folder: Path) -> dict[str, bytes]:
-    """What `save_model` kept of a published checkpoint, by path inside it."""
+    """The files of a published checkpoint that `save_model` kept, by path inside it."""
     home = folder / ATTACHMENTS
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}

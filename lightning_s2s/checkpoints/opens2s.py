@@ -6,15 +6,15 @@ tokenizer of the units and its generation_config.json) and `audio/preprocessor_c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_s2s.checkpoints.stored import SLOTS
 from lightning_s2s.components.base import check_plain
 from lightning_s2s.components.pretrained import load_pretrained, without_hub
+from lightning_s2s.components.registry import SLOTS
 from lightning_s2s.components.weights import (
     PICKLED,
     Shards,
@@ -42,7 +42,7 @@ PREFIXES = (
     ("llm2tts.", "speech_decoder.llm_projection."),
     ("llm_ln.", "speech_decoder.llm_norm."),
 )
-"""How names begin there and here; the first that fits counts."""
+"""Prefixes of published names and of ours; the first match counts."""
 LORA_PREFIX = ("llm_model.model.", "llm.model.")
 """With LoRA, peft's wrapper adds a level to the published names."""
 
@@ -54,7 +54,7 @@ MAX_NEW_TOKENS = 512
 LARGEST_ATTACHMENT = 64 * 2**20
 
 
-def is_opens2s(config: dict[str, Any]) -> bool:
+def is_opens2s(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of an OpenS2S model."""
     return {"audio_encoder_config", "llm_config", "tts_lm_config"} <= config.keys()
 
@@ -74,33 +74,37 @@ def own_name(name: str, lora: bool) -> str | None:
 
 
 def published_name(name: str, lora: bool) -> str | None:
-    """The other way; None for what the published layout has no place for (vocoder, text conditions)."""
+    """The inverse of `own_name`; None for what the published layout has no place for (vocoder, text conditions)."""
     for theirs, ours in (LORA_PREFIX, *PREFIXES) if lora else PREFIXES:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return None
 
 
-def load_opens2s(folder: str | Path) -> SpeechToSpeechModel:
+def load_opens2s(folder: str | Path, config: Mapping[str, Any]) -> SpeechToSpeechModel:
     """A published folder as a model that answers in text and units.
 
     The weights stay in the mapped files, in their dtype, until they are used or moved.
 
+    Args:
+        folder: The folder.
+        config: The content of its config.json.
+
     Raises:
-        ValueError: a file is missing or broken, a model_type is unknown, or a tensor's name or shape doesn't fit.
+        ValueError: A file is missing or broken, a model_type is unknown, or a tensor's name or shape doesn't fit.
     """
     from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
     folder = Path(folder)
     shards = Shards(folder)
-    config = folder / "config.json"
-    with parameters_on_meta(), without_hub(), reading(config, "configuration of OpenS2S"):
+    path = folder / "config.json"
+    with parameters_on_meta(), without_hub(), reading(path, "configuration of OpenS2S"):
         parts: dict[str, Any] = {}
-        for slot, component in component_args(folder).items():
-            check_plain(component["init_args"], f"{config}: {slot}")
+        for slot, component in component_args(folder, config).items():
+            check_plain(component["init_args"], f"{path}: {slot}")
             parts[slot] = SLOTS[slot].get(component["class_path"])(**component["init_args"])
         model = SpeechToSpeechModel(**parts)
-    lora = bool(read_json(folder / "config.json").get("lora_config"))
+    lora = bool(config.get("lora_config"))
     tied = tied_names(model)
     wanted = {
         published_name(name, lora) or name: tuple(tensor.shape)
@@ -115,14 +119,18 @@ def load_opens2s(folder: str | Path) -> SpeechToSpeechModel:
     return model.eval()
 
 
-def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+def read_tensors(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """A published folder's tensors under the names of a SpeechToSpeechModel, to start a stage from.
 
+    Args:
+        folder: The folder.
+        config: The content of its config.json.
+
     Raises:
-        ValueError: a file is missing or broken, or a tensor belongs to no part.
+        ValueError: A file is missing or broken, or a tensor belongs to no part.
     """
     shards = Shards(folder)
-    lora = bool(read_json(Path(folder) / "config.json").get("lora_config"))
+    lora = bool(config.get("lora_config"))
     for name, path in shards.files.items():
         if own_name(name, lora) is None:
             raise ValueError(f"{path}: tensor {name} belongs to no part of an OpenS2S model")
@@ -138,15 +146,19 @@ def _own(name: str, lora: bool) -> str:
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def component_args(folder: str | Path) -> dict[str, dict[str, Any]]:
+def component_args(folder: str | Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`class_path` and `init_args` of each component that a published folder describes.
 
+    Args:
+        folder: The folder.
+        config: The content of its config.json.
+
     Raises:
-        ValueError: a file or key is missing, or its value can't be used; the message names both.
+        ValueError: A file or key is missing, or its value can't be used; the message names both.
     """
     folder = Path(folder)
     path = folder / "config.json"
-    config = {**DEFAULTS, **{key: value for key, value in read_json(path).items() if value is not None}}
+    config = {**DEFAULTS, **{key: value for key, value in config.items() if value is not None}}
     for key in ("audio_encoder_config", "llm_config", "tts_lm_config"):
         if not isinstance(config.get(key), dict):
             raise ValueError(f"{path}: key {key!r} must hold a mapping; got {config.get(key)!r}")

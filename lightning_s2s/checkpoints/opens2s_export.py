@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_s2s.checkpoints.opens2s import DEFAULTS, attachments_of, is_opens2s_folder, published_name
 from lightning_s2s.components.lora import without_lora
-from lightning_s2s.components.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS
+from lightning_s2s.components.registry import ENCODERS, SLOTS
 from lightning_s2s.components.weights import INDEX, WEIGHTS, tied_names, write_tensors
 from lightning_s2s.support.files import make_folder, write_bytes, write_text
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
 EXPORTABLE = {
-    "encoder": (ENCODERS, ("qwen2_audio", "whisper")),
-    "adapter": (ADAPTERS, ("conv",)),
-    "llm": (LLMS, ("causal",)),
-    "speech_decoder": (SPEECH_DECODERS, ("interleaved",)),
+    "encoder": ("qwen2_audio", "whisper"),
+    "adapter": ("conv",),
+    "llm": ("causal",),
+    "speech_decoder": ("interleaved",),
 }
 """The components that the published layout can hold."""
 SHARD_BYTES = 5_000_000_000
@@ -73,9 +73,9 @@ def export_opens2s(
 
 
 def _check_parts(model: SpeechToSpeechModel) -> None:
-    for slot, (registry, names) in EXPORTABLE.items():
+    for slot, names in EXPORTABLE.items():
         part = getattr(model, slot)
-        name = None if part is None else registry.name_of(type(part))
+        name = None if part is None else SLOTS[slot].name_of(type(part))
         if name not in names:
             raise ValueError(f"opens2s: {slot} is {name or 'missing'}; the published layout holds {' or '.join(names)}")
     encoder: Any = model.encoder

@@ -1,4 +1,4 @@
-"""A trained model from whatever a run left: a model folder, a run's folder or a Lightning checkpoint."""
+"""Which model or checkpoint a path means: a model folder, a run's folder or a Lightning checkpoint. Said only here."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def find_model(source: str | Path) -> Path:
     """The model folder or checkpoint file that `source` means.
 
     Args:
-        source: a folder with `config.json` (this project's or OpenS2S's); a run's folder (`default_root_dir`), which
-            has `model/` when the run is over and `checkpoints/last.ckpt` while it lasts; or a `.ckpt` file or folder.
+        source: A folder with `config.json` (this project's or OpenS2S's); a run's folder (`default_root_dir`), which
+            has `model/` when the run is finished and `checkpoints/last.ckpt` before; or a `.ckpt` file or folder.
 
     Raises:
-        ValueError: nothing of this is there.
+        ValueError: None of these is there.
     """
     source = Path(source)
     if source.is_file() and source.suffix == ".ckpt":
@@ -38,11 +38,11 @@ def open_model(source: str | Path, trust_sources: bool = False) -> SpeechToSpeec
     """The model in inference mode.
 
     Args:
-        source: see `find_model`.
-        trust_sources: also load what it names outside of itself, see `lightning_s2s.checkpoints.stored.build_parts`.
+        source: See `find_model`.
+        trust_sources: See `lightning_s2s.checkpoints.stored.build_parts`.
 
     Raises:
-        ValueError: there is no model, or it can't be read.
+        ValueError: There is no model, or it can't be read.
     """
     path = find_model(source)
     if path.suffix != ".ckpt":
@@ -51,10 +51,10 @@ def open_model(source: str | Path, trust_sources: bool = False) -> SpeechToSpeec
 
 
 def find_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; `run` itself where it is one.
+    """The checkpoint `name` of a run, or `run` itself if it is a checkpoint.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     places = [run / "checkpoints" / name, run / name]
     for place in [run, *places] if run.suffix == ".ckpt" else places:

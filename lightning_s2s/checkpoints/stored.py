@@ -1,7 +1,7 @@
-"""What a model folder or a checkpoint says of its components: a stranger's word, which is checked before it is built.
+"""The components that a model folder or a checkpoint describes: a stranger's word, checked before anything is built.
 
 It may name registered components and hold plain values. Trust, URLs, hub ids and files outside the folder come from the
-person at the keyboard: as `trust_sources`, never from what is loaded.
+user, as `trust_sources`, never from what is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_s2s.components.base import Component, check_plain
 from lightning_s2s.components.pretrained import without_hub
-from lightning_s2s.components.registry import ADAPTERS, ENCODERS, LLMS, SPEECH_DECODERS, VOCODERS, Registry
+from lightning_s2s.components.registry import SLOTS, Registry
 from lightning_s2s.scale.fsdp import plain_class
 from lightning_s2s.support.reading import reading
 from lightning_s2s.support.wording import unknown_name
@@ -23,20 +23,12 @@ from lightning_s2s.support.wording import unknown_name
 if TYPE_CHECKING:
     from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 
-SLOTS: dict[str, Registry] = {
-    "encoder": ENCODERS,
-    "adapter": ADAPTERS,
-    "llm": LLMS,
-    "speech_decoder": SPEECH_DECODERS,
-    "vocoder": VOCODERS,
-}
-
 
 def describe_parts(model: SpeechToSpeechModel, folder: Path) -> dict[str, Any]:
-    """`class_path` and `init_args` of each component, by slot; what they need beside weights is written into `folder`.
+    """`class_path` and `init_args` of each component, by slot; writes their other files into `folder`.
 
     Raises:
-        ValueError: a component is not registered.
+        ValueError: A component is not registered.
     """
     config: dict[str, Any] = {}
     for slot, registry in SLOTS.items():
@@ -53,13 +45,13 @@ def build_parts(
     """The components that `config` describes, by slot. All are checked before the first is built.
 
     Args:
-        config: slot -> `class_path`, a registered name, and `init_args`, plain values; other keys are left alone.
-        source: the file that says so, for messages.
-        folder: what belongs to it; arguments that name files may name those in it, relative to it.
-        trust_sources: also take files elsewhere, hub ids, URLs, and the trust that the file itself claims.
+        config: Slot -> `class_path`, a registered name, and `init_args`, plain values; other keys are ignored.
+        source: The file that holds `config`, for messages.
+        folder: Arguments that name files may name those in this folder, relative to it.
+        trust_sources: Also take files elsewhere, hub ids, URLs, and the trust that the file itself claims.
 
     Raises:
-        ValueError: anything else is named, or a component can't be built; the message names `source` and the key.
+        ValueError: Anything else is named, or a component can't be built; the message names `source` and the key.
     """
     checked = {}
     for slot, registry in SLOTS.items():
@@ -75,12 +67,12 @@ def check_part(registry: Registry, part: Any, where: str) -> tuple[type[Componen
     """The class and the arguments that a file names for a slot; nothing but registered components is imported.
 
     Args:
-        registry: of the slot.
-        part: `class_path` and `init_args`.
-        where: file and slot, for messages.
+        registry: Registry of the slot.
+        part: Mapping with `class_path` and `init_args`.
+        where: File and slot, for messages.
 
     Raises:
-        ValueError: no registered component, an argument that it doesn't have, or a value that is not plain.
+        ValueError: No registered component, an argument that it doesn't have, or a value that is not plain.
     """
     if not isinstance(part, Mapping) or not isinstance(part.get("class_path"), str):
         raise ValueError(f"{where}: must hold class_path (a name) and init_args (a mapping)")
@@ -119,8 +111,8 @@ def _parameters(cls: type[Component]) -> dict[str, inspect.Parameter]:
 def _with_sources(
     cls: type[Component], init_args: dict[str, Any], where: str, folder: Path, trust_sources: bool
 ) -> dict[str, Any]:
-    """The arguments with the paths of files in `folder`; others that name something to load need trust."""
-    hint = "what a file names beyond its folder is taken with --trust-sources alone"
+    """The arguments with full paths of files in `folder`; others that name something to load need trust."""
+    hint = "what a file names beyond its folder is taken with --trust_sources alone"
     filled = dict(init_args)
     for name, parameter in _parameters(cls).items():
         if name not in cls.sources:
@@ -146,7 +138,7 @@ def _with_sources(
 
 
 def _inside(folder: Path, value: str) -> Path | None:
-    """The file or folder of this name in `folder`, if it is there; links that lead out of it don't count."""
+    """The file or folder of this name in `folder`, if it is there; links that lead out of it are ignored."""
     home, given = folder.resolve(), Path(value)
     try:
         path = (home / given).resolve()
@@ -165,7 +157,7 @@ def _build(cls: type[Component], init_args: dict[str, Any], where: str) -> Compo
 
 
 def pack_parts(model: SpeechToSpeechModel) -> dict[str, Any]:
-    """`describe_parts` as plain values, with the files: what a checkpoint holds to be opened alone."""
+    """`describe_parts` as plain values, with the files, so that a checkpoint can be opened without its folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = describe_parts(model, folder)
@@ -177,7 +169,7 @@ def unpack_parts(packed: Any, source: Path, trust_sources: bool = False) -> dict
     """The components that `pack_parts` described.
 
     Raises:
-        ValueError: it is nothing of this kind, or see `build_parts`.
+        ValueError: It is no such description, or as `build_parts`.
     """
     fits = isinstance(packed, Mapping) and isinstance(packed.get("config"), Mapping)
     files = packed.get("files") if fits else None

@@ -1,4 +1,4 @@
-"""`lightning-s2s components`: what can stand in each slot, read from the sources; nothing is imported."""
+"""`lightning-s2s components`: what can stand in each slot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from lightning_s2s.commands.messages import CommandError, OneLineParser
+from lightning_s2s.commands.messages import CommandError
 from lightning_s2s.components.registry import REGISTRY, ComponentInfo
 from lightning_s2s.support.extras import install_command, missing_packages
 
@@ -19,33 +19,28 @@ BLOCK = re.compile(r"(<!-- components -->\n).*?(<!-- /components -->)", re.DOTAL
 """Where a Markdown file has the table."""
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Print the components, or put their table into a Markdown file.
+def components(*, json_: bool = False, markdown: str | None = None) -> None:
+    """List the encoders, adapters, LLMs, speech decoders and vocoders.
+
+    Args:
+        json_: Print a list with one object for each component, for machines.
+        markdown: Write the built-in components as a table into this file, between <!-- components --> and
+            <!-- /components -->; a dash prints the table.
 
     Raises:
-        CommandError: a mistake in the options, or the file has no place for the table.
+        CommandError: The file has no place for the table.
     """
-    parser = OneLineParser(prog=f"lightning-s2s {name}", description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for machines: a list with one object for each component")
-    form.add_argument(
-        "--markdown",
-        metavar="FILE",
-        nargs="?",
-        const="-",
-        help="the built-in ones as a table; into FILE, between <!-- components --> and <!-- /components -->",
-    )
-    options = parser.parse_args(arguments)
+    if json_ and markdown is not None:
+        raise CommandError("--json and --markdown exclude each other: give one")
     infos = REGISTRY.list()
-    if options.json:
+    if json_:
         print(json.dumps([as_json(info) for info in infos], indent=2))
-    elif options.markdown is None:
+    elif markdown is None:
         print(as_text(infos), end="")
-    elif options.markdown == "-":
+    elif markdown == "-":
         print(as_table(infos), end="")
     else:
-        put_table(Path(options.markdown), infos)
-    return 0
+        put_table(Path(markdown), infos)
 
 
 def as_text(infos: Sequence[ComponentInfo]) -> str:
@@ -66,13 +61,13 @@ def as_text(infos: Sequence[ComponentInfo]) -> str:
 
 
 def as_json(info: ComponentInfo) -> dict[str, object]:
-    """All that is known of a component; `install` is the command for its extra, "" when nothing is missing."""
+    """All that is known about a component; `install` is the command for its extra, "" if nothing is missing."""
     missing = missing_packages(info.extra)
     return asdict(info) | {"missing_packages": missing, "install": install_command(info.extra) if missing else ""}
 
 
 def as_table(infos: Sequence[ComponentInfo]) -> str:
-    """The built-in components as a Markdown table, the same wherever it is made."""
+    """The built-in components as a Markdown table, the same on every machine."""
     rows = ["| slot | name | what it is | paper | rates | size | licence | extra |", f"|{' --- |' * 8}"]
     for info in infos:
         if info.is_built_in:
@@ -86,7 +81,7 @@ def put_table(path: Path, infos: Sequence[ComponentInfo]) -> None:
     """Write the table between the marks of a Markdown file.
 
     Raises:
-        CommandError: there is no such file, or it has not both marks.
+        CommandError: There is no such file, or one of the marks is missing.
     """
     if not path.is_file():
         raise CommandError(f"--markdown {path}: no such file")

@@ -3,65 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lightning_s2s.commands.messages import Names
-from lightning_s2s.commands.settings import parse_settings
-from lightning_s2s.components.registry import REGISTRY
-
-if TYPE_CHECKING:
-    from lightning_s2s.construction.config import CorpusConfig
-    from lightning_s2s.construction.outcome import Outcome
+from lightning_s2s.construction.config import CorpusConfig
+from lightning_s2s.construction.outcome import NothingKeptError, Outcome
+from lightning_s2s.construction.pipeline import construct as build_corpus
 
 REPORT = "report.html"
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Parse the configuration, make the corpus, and say what came out.
+def construct(config: CorpusConfig) -> None:
+    """Make a corpus of spoken dialogues, and say what came out.
+
+    Args:
+        config: Its fields are the command's options.
 
     Raises:
-        CommandError: a mistake in the options or the YAML.
-        ValueError: fields don't fit each other, or a file that they name is missing.
+        ValueError: Fields don't fit each other, or a file that they name is missing.
     """
-    from lightning_s2s.construction.chat import ChatModel
-    from lightning_s2s.construction.config import CorpusConfig
-    from lightning_s2s.construction.filters import Filter
-    from lightning_s2s.construction.running import Runner
-    from lightning_s2s.construction.speech import SpeechSynthesizer
     from lightning_s2s.construction.summary import summarise
-    from lightning_s2s.construction.writing import DialogueWriter
 
-    REGISTRY.load()
-    names: Names = {
-        "tts": ("engine", subclasses(SpeechSynthesizer)),
-        "assistant_tts": ("engine", subclasses(SpeechSynthesizer)),
-        "writer": ("writer", subclasses(DialogueWriter)),
-        "chat": ("LLM", subclasses(ChatModel)),
-        "filters": ("filter", subclasses(Filter)),
-        "runner": ("runner", subclasses(Runner)),
-    }
-    config = parse_settings(f"lightning-s2s {name}", CorpusConfig, arguments, names)
     _quiet_transformers()
     print(summarise(make_corpus(config), config))
     print(f"look and listen: {config.work_dir}/{REPORT}")
-    return 0
 
 
 def make_corpus(config: CorpusConfig) -> Outcome:
-    """The corpus, with `README.md`, its data card, in `output_dir`, and `report.html` in `work_dir`: what was made, and
-    what was left out, to look at and listen to.
+    """Make the corpus with its data card, `README.md` in `output_dir`, and its report, `report.html` in `work_dir`.
+
+    The report shows what was made and what was left out, to look at and listen to.
 
     Raises:
-        ValueError: as `construct`; where no dialogue is left, the report is there all the same.
+        ValueError: As `lightning_s2s.construction.pipeline.construct`; the report is also written where no dialogue is
+            left.
     """
-    from lightning_s2s.construction.outcome import NothingKeptError
-    from lightning_s2s.construction.pipeline import construct
     from lightning_s2s.reporting.construction_card import write_card
     from lightning_s2s.reporting.construction_report import write_report
 
     report = Path(config.work_dir) / REPORT
     try:
-        outcome = construct(config)
+        outcome = build_corpus(config)
     except NothingKeptError as error:
         raise ValueError(f"{error}; see {write_report(report, error.outcome, config)}") from None
     write_card(Path(config.output_dir) / "README.md", outcome, config)
@@ -70,17 +50,8 @@ def make_corpus(config: CorpusConfig) -> Outcome:
 
 
 def _quiet_transformers() -> None:
-    """Its bars and its remarks on generation would tear the steps' bars apart."""
+    """Its progress bars and its remarks on generation would break the bars of the steps."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def subclasses(base: type) -> list[str]:
-    """Names of the classes that extend `base` and can be built, sorted."""
-    found: list[str] = []
-    children: list[type] = base.__subclasses__()
-    for child in children:
-        found += subclasses(child) + ([] if child.__name__.startswith("_") else [child.__name__])
-    return sorted(found)

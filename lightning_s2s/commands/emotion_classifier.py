@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from lightning_s2s.commands.settings import parse_settings
+from lightning_s2s.construction.emotion_classifier.training import ClassifierConfig, train_classifier
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Train the classifier, and say how well it does.
+def emotion_classifier(config: ClassifierConfig) -> None:
+    """Train a classifier of the emotion in a voice, and say how well it does.
+
+    Args:
+        config: Its fields are the command's options.
 
     Raises:
-        CommandError: a mistake in the options or the YAML.
-        ValueError: a manifest or a clip can't be used, or the splits don't fit each other.
+        ValueError: A manifest or a clip can't be used, or the splits don't fit each other.
     """
-    from lightning_s2s.construction.emotion_classifier.training import ClassifierConfig, train_classifier
-
-    config = parse_settings(f"lightning-s2s {name}", ClassifierConfig, arguments)
     figures = train_classifier(config)
     clips, speakers = figures["clips"]["train"], figures["speakers"]["train"]
     print(f"{config.output_dir}: trained on {clips} clips of {speakers} speakers")
@@ -22,4 +21,3 @@ def run(name: str, arguments: list[str]) -> int:
         found, normalised = figures[split]["as_recorded"], figures[split]["level_normalised"]
         recall = ", ".join(f"{key} {value:.1%}" for key, value in found["recall"].items() if value is not None)
         print(f"{split}: {found['accuracy']:.1%} right ({recall}); {normalised['accuracy']:.1%} at one level")
-    return 0

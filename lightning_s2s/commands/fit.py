@@ -7,10 +7,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -22,8 +22,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_s2s import stages
 from lightning_s2s.callbacks import LineProgress  # the import also lets YAML know the callbacks' short names
-from lightning_s2s.commands.messages import CommandError, check_configs, explain, one_line, refuse_unknown_options
-from lightning_s2s.commands.settings import values_stay_values
+from lightning_s2s.commands.messages import CommandError, Names, check_words
+from lightning_s2s.commands.parser import OneLineErrors, restrict_parsing
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.interrupts import EndsAtOnce, Received
@@ -32,34 +32,22 @@ from lightning_s2s.scale.run_checkpoint import RunCheckpoint, WholeFileIO, last_
 from lightning_s2s.scale.strategies import built_for
 from lightning_s2s.support.files import NO_SPACE, remove_leftovers
 from lightning_s2s.support.locks import holding
+from lightning_s2s.support.reading import one_line
 
 PARSER_MODE = {"parser_mode": "omegaconf+"}
 """`${...}` resolves after all configs and overrides are merged; needed by the main parser and each subcommand."""
 Hold = Callable[[AbstractContextManager[Any]], Any]
 LIGHTNINGS_CHECKPOINTS = ("best", "last", "hpc")
-"""What `--ckpt_path` may say instead of a path: the checkpoints of Lightning's own callbacks, which it finds."""
+"""Values of `--ckpt_path` that are no paths: Lightning finds the checkpoints of its own callbacks."""
 STAGE_WITH_ALL_SLOTS = "EmpatheticInstructionTuning"
 
 
-class StageParser(LightningArgumentParser):
-    """Raises each mistake as one line with near names."""
+class StageParser(OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser with the errors of all commands; it knows the short names of stages and callbacks."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # jsonargparse tries alternatives with parsers of its own
-            super().error(message, ex)
-        names = {"model": ("stage", stages.__all__), "callbacks": ("callback", _short_names(Callback))}
-        raise CommandError(explain(message, _all_options(self), names)) from ex
-
-
-def _all_options(parser: Any) -> set[str]:
-    """The options of a parser and of its subcommands."""
-    options: set[str] = set()
-    for action in parser._actions:
-        options.update(action.option_strings)
-        if isinstance(action.choices, dict):
-            for subparser in action.choices.values():
-                options |= _all_options(subparser)
-    return options
+    @property
+    def names(self) -> Names:  # type: ignore[override]
+        return {"model": ("stage", stages.__all__), "callbacks": ("callback", _short_names(Callback))}
 
 
 def _short_names(base: type) -> Iterable[str]:
@@ -74,11 +62,11 @@ class StageCLI(LightningCLI):
     """LightningCLI that takes its whole configuration from YAML and options, also when a checkpoint is given.
 
     Args:
-        received: told of the signal that ends a run.
-        hold: enters what lasts until the process is done with the run, such as the lock on its folder.
+        received: Is told which signal ends a run.
+        hold: Enters a context that lasts until the process is done with the run, such as the lock on its folder.
 
     Attributes:
-        source: the checkpoint that it goes on from or measures.
+        source: The checkpoint that is resumed or validated.
     """
 
     def __init__(
@@ -99,27 +87,26 @@ class StageCLI(LightningCLI):
             parser.add_argument(
                 "--resume",
                 action="store_true",
-                help="go on from DEFAULT_ROOT_DIR/checkpoints/last.ckpt if it exists, else start afresh",
+                help="resume from DEFAULT_ROOT_DIR/checkpoints/last.ckpt if it exists, else start afresh",
             )
             parser.add_class_arguments(RunCheckpoint, "checkpoint")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        refuse_unknown_options(args, _all_options(parser))
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: LightningCLI would replace it by the checkpoint's."""
 
     def instantiate_classes(self) -> None:
-        """Build everything; where the strategy shards, with weights on the first process alone, which sends them."""
+        """Build everything; where the strategy shards, only the first process loads weights, and sends them."""
         with built_for(self._get(self.config, "trainer").strategy):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that logs into DEFAULT_ROOT_DIR/logs unless the YAML says otherwise, and keeps itself resumable.
 
-        Where the output is no terminal, lines tell the progress, not a bar.
+        Where the output is no terminal, progress is shown by lines instead of a bar.
         """
         config = self._get(self.config_init, "trainer")
         root = Path(config.default_root_dir or ".")
@@ -143,7 +130,7 @@ class StageCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Take the folder, tell checkpoints what they belong to, and see that the run can go on from what is given."""
+        """Lock the folder, give the options to checkpoints, and check that the given checkpoint can resume."""
         root = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             self.hold(holding(root, "another run"))
@@ -165,7 +152,7 @@ class StageCLI(LightningCLI):
             rank_zero_info(f"resuming from {self.source}")
 
     def before_validate(self) -> None:
-        """See that the checkpoint is one of this stage and these components."""
+        """Check that the checkpoint belongs to this stage and these components."""
         self.source = self._given_checkpoint()
         if self.source is not None:
             check_validate(self.source, options_of(self._all_options()))
@@ -175,7 +162,7 @@ class StageCLI(LightningCLI):
         return yaml.safe_load(parser.dump(self.config[name], skip_none=False))
 
     def _checkpoint_to_resume(self) -> Path | None:
-        """What `--resume` or `--ckpt_path` means, told to Lightning, too."""
+        """The checkpoint that `--resume` or `--ckpt_path` means; Lightning is told, too."""
         given, config = self._given_checkpoint(), self.config_init["fit"]
         if not config.get("resume"):
             return given
@@ -210,7 +197,7 @@ class StageCLI(LightningCLI):
 
 
 def _while_restoring(error: Exception) -> bool:
-    """Whether an error comes of what a checkpoint holds: Lightning and torch take it apart without looking."""
+    """Whether an error comes from the content of a checkpoint, which Lightning and torch read without checking it."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(Path(frame.f_code.co_filename).name == "checkpoint_connector.py" for frame, _ in frames)
 
@@ -218,16 +205,31 @@ def _while_restoring(error: Exception) -> bool:
 CLI = TypeVar("CLI", bound=StageCLI)
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Parse, build and run a stage.
+def fit(*options: str) -> int:
+    """Train one stage.
+
+    Args:
+        options: Of LightningCLI, such as `--config YAML`.
+
+    Returns:
+        The exit status.
 
     Raises:
-        CommandError: a mistake in the options or the configuration, or a signal ended the run at once.
+        CommandError: A mistake in the options or the configuration, or a signal ended the run at once.
     """
+    return _run("fit", options)
+
+
+def validate(*options: str) -> int:
+    """Validate a stage; see `fit`."""
+    return _run("validate", options)
+
+
+def _run(name: str, options: Sequence[str]) -> int:
     received = Received() if name == "fit" else Received("")
     with received.handling(), ExitStack() as held:
         try:
-            parse_stage(StageCLI, name, arguments, received, held.enter_context)
+            parse_stage(StageCLI, name, options, received, held.enter_context)
         except KeyboardInterrupt:
             if not received.signal:
                 raise
@@ -244,20 +246,20 @@ def run(name: str, arguments: list[str]) -> int:
 def parse_stage(
     kind: type[CLI],
     name: str,
-    arguments: list[str],
+    arguments: Sequence[str],
     received: Received | None = None,
     hold: Hold | None = None,
 ) -> CLI:
-    """Parse the command line of `fit` or `validate`; `kind` builds what it says, and runs it or not.
+    """Parse the command line of `fit` or `validate`; `kind` builds what it describes, and may run it.
 
     Raises:
-        CommandError: a mistake in the options or the configuration.
+        CommandError: A mistake in the options or the configuration.
     """
     if arguments and not arguments[0].startswith("-"):
         raise CommandError(f"unexpected argument {arguments[0]!r}; a YAML is given by --config YAML")
-    check_configs(arguments)
+    check_words(arguments)
     REGISTRY.load()
-    values_stay_values()
+    restrict_parsing()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
     return kind(
         received or Received(),
@@ -275,16 +277,16 @@ def parse_stage(
     )
 
 
-def with_stage_for_help(arguments: list[str]) -> list[str]:
-    """`--model.encoder.help whisper` needs a stage to be known at all: the one with all slots, when none is given."""
+def with_stage_for_help(arguments: Sequence[str]) -> list[str]:
+    """Without a stage, `--model.encoder.help whisper` would be unknown: take the stage that has all slots."""
     given = {argument.partition("=")[0] for argument in arguments}
     asks = any(re.fullmatch(r"--model\.\w+\.help", argument) for argument in given)
     if not asks or given & {"--config", "-c", "--model"}:
-        return arguments
+        return [*arguments]
     return ["--model", STAGE_WITH_ALL_SLOTS, *arguments]
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Advertisements are not; of a signal this command says itself what it did."""
+    """Leaves out advertisements, and what Lightning says about signals: this command reports them itself."""
     message = record.getMessage()
     return "Tip: For seamless" not in message and "Detected KeyboardInterrupt" not in message

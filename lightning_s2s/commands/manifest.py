@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from lightning_s2s.commands.settings import parse_settings
+from lightning_s2s.construction.corpus_manifest import ManifestConfig, describe, make_manifest
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Make the manifest, and say what came out.
+def manifest(config: ManifestConfig) -> None:
+    """Make a manifest of a corpus on disk, and say what came out.
+
+    Args:
+        config: Its fields are the command's options.
 
     Raises:
-        CommandError: a mistake in the options.
-        ValueError: the corpus can't be read, or nothing of it is left.
+        ValueError: The corpus can't be read, or nothing of it is left.
     """
-    from lightning_s2s.construction.corpus_manifest import ManifestConfig, describe, make_manifest
-
-    config = parse_settings(f"lightning-s2s {name}", ManifestConfig, arguments)
     report = make_manifest(config)
     print(f"{config.out}: {report.num_rows} rows of {report.num_recordings} recordings, {report.hours:.2f} hours")
     print(f"emotions: {describe(report.emotions)}")
     print(f"left out: {describe(report.left_out)}")
-    return 0

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import itertools
 import re
-import sys
-from collections.abc import Iterable
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning_s2s.commands.interpolations import check_interpolations
-from lightning_s2s.components.registry import REGISTRY
+from lightning_s2s.components.registry import SLOTS
+from lightning_s2s.support.ranges import hints_of
 from lightning_s2s.support.reading import YamlBombError, one_line, parse_yaml, read_yaml
 from lightning_s2s.support.wording import near_names, unknown_name
 
 LIKE_AN_OPTION = re.compile(r"-(?!\d+$|\d*\.\d+$)[^ ]+$")
-"""What argparse takes for an option, not for a value: all with a dash in front but numbers, and texts with a space."""
+"""What argparse takes for an option, not for a value: a dash in front, unless it is a number or holds a space."""
 NOISE = (
     "Does not validate against any of the Union subtypes",
     "Subtypes:",
@@ -28,6 +28,7 @@ NOISE = (
     "Expected a path but",
 )
 """Lines of jsonargparse's nested messages that say how it searched, not what is wrong."""
+UNEXPECTED = "unrecognized arguments: "
 
 
 class CommandError(Exception):
@@ -38,55 +39,33 @@ class CommandError(Exception):
         self.code = code
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `CommandError`, with near names for unknown options."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As usual, but an unknown option is told before what is missing, which it may have been meant for."""
-        words = sys.argv[1:] if args is None else list(args)
-        refuse_unknown_options(words, self._option_string_actions)
-        return super().parse_args(words, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(explain(message, self._option_string_actions))
-
-
-def a_path(text: str) -> Path:
-    """The type of an option that names a file or folder; `Path` would take nothing for the working directory."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"got {text!r}; a path is needed")
-    return Path(text)
-
-
-Names = dict[str, tuple[str, Iterable[str]]]
+Names = Mapping[str, tuple[str, Iterable[str]]]
 """Key of a configuration -> what it holds, in words, and the short names it takes."""
 
 
-def explain(message: str, options: Iterable[str] = (), names: Names | None = None) -> str:
-    """A parser's message as one line, with near names for what does not exist.
+def explain(
+    message: str,
+    options: Iterable[str] = (),
+    names: Names | None = None,
+    root: Callable[..., Any] | None = None,
+) -> str:
+    """A message of jsonargparse as one line, with near names for what does not exist.
+
+    Its exceptions carry text alone, nested over many lines: the keys that lead to the value, the classes that were
+    tried, and what each of them refused.
 
     Args:
-        message: of argparse or jsonargparse; the latter's are nested over many lines.
-        options: all options of the command, such as `--trainer.max_epochs`.
-        names: of keys that hold no component.
+        message: The text.
+        options: All options of the command, such as `--trainer.max_epochs`.
+        names: The names for keys that neither hold a component nor are annotated with a class.
+        root: The function or class whose parameters are the outermost keys.
     """
-    options = sorted({option.lstrip("-") for option in options if option.startswith("--")})
-    if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        if found[1].startswith("-"):
-            return _unknown_option(found[1].split()[0], options)
-        return f"unexpected argument {found[1]!r:.200}; --help tells what is allowed"
-    not_accepted = r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?"
-    if found := re.fullmatch(not_accepted, message):
-        return _unknown_option(found[1], options)
-    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
-        missing = re.sub(r"\b(fit|validate)\.", "", found[1])
-        return f"missing: {missing}; give it as an option or in a --config file"
-    if found := re.fullmatch(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        return unknown_name("command", found[1], re.findall(r"[\w-]+", found[2]))
-
+    options = [option.lstrip("-") for option in options]
+    if message.startswith(UNEXPECTED):
+        word = message.removeprefix(UNEXPECTED)
+        if word.startswith("-"):  # nested in an option that exists
+            return unknown_option(word.split()[0], options)
+        return f"unexpected argument {word!r:.200}; --help tells what is allowed"
     keys, leaves, class_path = [], [], None
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ")
@@ -97,73 +76,146 @@ def explain(message: str, options: Iterable[str] = (), names: Names | None = Non
             class_path = found[1]
         elif line and not line.startswith(NOISE) and line not in leaves:
             leaves.append(line)
-    key = ".".join(keys)
-    where = f"{key}: " if key else ""
+    where = f"{'.'.join(keys)}: " if keys else ""
 
     for leaf in leaves:
+        if found := re.match(r"the following arguments are required: (.*)", leaf):
+            missing = re.sub(r"\b(fit|validate)\.", "", found[1])
+            return f"missing: {missing}; give it as an option or in a --config file"
         if found := re.match(r"Expected a dot import path string: (.*)", leaf):
-            kind, known = _names_of(keys[-1] if keys else "", names or {})
-            return where + unknown_name(kind, found[1], known)
-        if (found := re.match(r"Option '(.*)' is not accepted", leaf)) and class_path:
-            known = _options_of(class_path)
+            what, allowed = _names_of(keys, class_path, names or {}, root)
+            return where + unknown_name(what, found[1], allowed)
+        if found := re.match(r"(?:\w+ '[^']*' does not accept option|Option) '(.+?)'(?: is not accepted.*)?$", leaf):
+            if class_path is None:
+                return unknown_option(found[1], options)
+            known = _parameters_of(class_path)
             return where + unknown_name(f"option of {class_path.rpartition('.')[2]}", found[1], known)
-    expected = [found[1] for leaf in leaves if (found := re.match(r"Expected a <class '(.*?)'>", leaf))]
+    expected = [found[1] for leaf in leaves if (found := re.match(r"Expected a (?:<class ')?(.*?)(?:'>|\. |$)", leaf))]
     given = [found[1] for leaf in leaves if (found := re.search(r"(?:Given|Got) value: (.*)", leaf))]
     if expected and given:
-        return f"{where}got {given[0]!r}; allowed: {' or '.join(expected)}"
+        return f"{where}got {given[0]!r}; allowed: {' or '.join(map(_type_in_words, expected))}"
     return where + one_line("; ".join(leaves)) if leaves else one_line(message)
 
 
-def refuse_unknown_options(arguments: Iterable[str], options: Iterable[str]) -> None:
-    """Refuse an option that a command doesn't have before its parser tells what else is amiss for want of it.
+def unknown_option(given: str, options: Iterable[str]) -> str:
+    """The wording for an option that a command doesn't have; `given` may carry dashes and a value."""
+    option = given.partition("=")[0]
+    dashes = option[: len(option) - len(option.lstrip("-"))]
+    near = near_names(option, sorted({dashes + known for known in options}))
+    return f"unknown option {option!r}" + (f"; did you mean {near}?" if near else "; --help lists all options")
+
+
+def _type_in_words(name: str) -> str:
+    """The name of a type in jsonargparse's messages; of a Literal its values."""
+    return name.removeprefix("typing.Literal[").removesuffix("]") if name.startswith("typing.Literal[") else name
+
+
+def _names_of(
+    keys: Sequence[str], class_path: str | None, names: Names, root: Callable[..., Any] | None
+) -> tuple[str, Iterable[str]]:
+    """What the innermost key holds, in words, and the names that it takes."""
+    key = keys[-1].rpartition(".")[2] if keys else ""
+    if key in SLOTS:
+        return key, SLOTS[key].names()
+    if key in names:
+        return names[key]
+    owner = _import(class_path) if class_path else root
+    init: Any = owner.__init__ if isinstance(owner, type) else owner
+    for base in _classes_in(hints_of(init).get(key) if init is not None else None):
+        return re.split(r"(?=[A-Z])", base.__name__)[-1].lower(), subclasses(base)
+    return "class", ()
+
+
+def _classes_in(hint: Any) -> list[type]:
+    """The classes of ours in a type, such as `Filter` in `list[Filter] | None`."""
+    if isinstance(hint, type) and hint.__module__.startswith("lightning_s2s."):
+        return [hint]
+    return [found for part in typing.get_args(hint) for found in _classes_in(part)]
+
+
+def subclasses(base: type) -> list[str]:
+    """Names of the classes that extend `base` and can be built, sorted."""
+    found: set[str] = set()
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        found.update(subclasses(child), () if child.__name__.startswith("_") else (child.__name__,))
+    return sorted(found)
+
+
+def _parameters_of(class_path: str) -> list[str]:
+    """The parameters of a class, those that it passes on to its bases included."""
+    from jsonargparse import ArgumentParser
+
+    try:
+        return ArgumentParser().add_class_arguments(_import(class_path), fail_untyped=False)
+    except Exception:  # only a hint; the message stands without it
+        return []
+
+
+def _import(class_path: str) -> Any:
+    """The class of a path that jsonargparse has imported before."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name, None)
+
+
+# --- before anything is parsed ---------------------------------------------------------------------------------------
+
+
+def refuse_unknown_options(words: Iterable[str], options: Iterable[str]) -> None:
+    """Refuse an option that a command doesn't have, before its parser complains about what is missing for want of it.
 
     Raises:
-        CommandError: it is none of `options`, nor nested in one of them.
+        CommandError: An option is none of `options`, nor nested in one of them.
     """
     options = set(options)
-    for word in itertools.takewhile(lambda word: word != "--", arguments):
+    for word in itertools.takewhile(lambda word: word != "--", words):
         name = word.partition("=")[0]
         if word.startswith("--") and not {name, name.partition(".")[0].rstrip("+")} & options:
-            raise CommandError(_unknown_option(word, sorted(option.lstrip("-") for option in options)))
+            raise CommandError(unknown_option(word, (option.lstrip("-") for option in options)))
 
 
-def check_configs(arguments: list[str]) -> None:
-    """See that every `--config` file is there and holds a YAML mapping; the parsers' own messages don't name the file.
+def check_words(words: Sequence[str]) -> None:
+    """See that nested options have values and that YAML, in files and in options, stays within its bounds.
 
-    The values of other options are read as YAML, too: here they are held against the same bounds.
+    The parsers' own messages name neither the file of a broken `--config` nor the nested option without a value.
 
     Raises:
-        CommandError: one doesn't.
+        CommandError: A word is refused; the message names the option or the file.
     """
-    for option, value in zip(arguments, [*arguments[1:], None], strict=False):
-        name, equals, joined = option.partition("=")
-        if name not in ("--config", "-c"):
-            _check_value(name, joined if equals else value or "")
-            if _takes_a_value(name) and not equals and (value is None or LIKE_AN_OPTION.match(value)):
-                hint = (
-                    "" if value is None or value.startswith("--") else f"; a value like this is given by {name}={value}"
-                )
-                raise CommandError(f"{name}: needs a value; got {value or 'nothing'}{hint}")
+    for word, following in itertools.zip_longest(words, words[1:]):
+        option, equals, joined = word.partition("=")
+        value = joined if equals else following
+        if option in ("--config", "-c"):
+            _check_config(option, Path(value or ""))
             continue
-        path = Path(joined if equals else value or "")
-        if not path.is_file():
-            near = near_names(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
-            hint = f"; did you mean {near.replace(' or ', '.yaml or ')}.yaml?" if near else ""
-            raise CommandError(f"{name} {path}: no such file{hint}")
-        try:
-            content = read_yaml(path)
-        except ValueError as error:
-            raise CommandError(str(error)) from None
-        if not isinstance(content, dict):
-            raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
-        if "config" in content:
-            raise CommandError(f"{path}: config: can't stand in a YAML; give each file by a --config of its own")
-        _check_keys(content, path)
-        check_interpolations(content, path)
+        _check_value(option, value or "")
+        nested = re.fullmatch(r"--model\..+|--[\w-]+\..+(?<!\.help)", option)
+        if nested and not equals and (value is None or LIKE_AN_OPTION.match(value)):
+            dashed = value is not None and not value.startswith("--")
+            hint = f"; a value like this is given by {option}={value}" if dashed else ""
+            raise CommandError(f"{option}: needs a value; got {value or 'nothing'}{hint}")
+
+
+def _check_config(option: str, path: Path) -> None:
+    """Refuse a file that is missing, is no YAML mapping, or holds keys that no parser takes."""
+    if not path.is_file():
+        near = near_names(path.stem, (other.stem for other in path.parent.glob("*.yaml")))
+        hint = f"; did you mean {near.replace(' or ', '.yaml or ')}.yaml?" if near else ""
+        raise CommandError(f"{option} {path}: no such file{hint}")
+    try:
+        content = read_yaml(path)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if not isinstance(content, dict):
+        raise CommandError(f"{path}: needs keys and values; found {type(content).__name__}")
+    if "config" in content:
+        raise CommandError(f"{path}: config: can't stand in a YAML; give each file by a --config of its own")
+    _check_keys(content, path)
+    check_interpolations(content, path)
 
 
 def _check_keys(content: Any, path: Path, where: str = "") -> None:
-    """Refuse keys that no parser takes, before one says so without the file."""
+    """Refuse keys without a name, before a parser does so without naming the file."""
     if isinstance(content, list):
         for item in content:
             _check_keys(item, path, where)
@@ -175,13 +227,13 @@ def _check_keys(content: Any, path: Path, where: str = "") -> None:
             _check_keys(value, path, f"{where}.{key}".lstrip("."))
 
 
-def _takes_a_value(option: str) -> bool:
-    """Whether it is one of a nested option, all of which do; jsonargparse would name the option it is nested in."""
-    return re.fullmatch(r"--model\..+|--[\w-]+\..+(?<!\.help)", option) is not None
-
-
 def _check_value(option: str, value: str) -> None:
-    """Refuse a bomb; whether a value is what the option takes is the parser's affair."""
+    """Refuse a YAML bomb, and a broken YAML file; whether the option takes the value is decided by the parser."""
+    if value.endswith((".yaml", ".yml")) and Path(value).is_file():
+        try:
+            read_yaml(Path(value))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     if option.startswith("-") and any(letter in value for letter in "[{&*-"):
         try:
             parse_yaml(value, option)
@@ -189,31 +241,3 @@ def _check_value(option: str, value: str) -> None:
             raise CommandError(str(error)) from None
         except ValueError:
             return
-
-
-def _unknown_option(given: str, options: list[str]) -> str:
-    option = given.partition("=")[0]
-    dashes = option[: len(option) - len(option.lstrip("-"))]
-    near = near_names(option, [dashes + known for known in options])
-    hint = f"; did you mean {near}?" if near else "; --help lists all options"
-    return f"unknown option {option!r}{hint}"
-
-
-def _names_of(key: str, names: Names) -> tuple[str, Iterable[str]]:
-    """What a key holds, in words, and the short names it takes."""
-    last = key.rpartition(".")[2]
-    for registry in REGISTRY:
-        if registry.kind == last:
-            return registry.kind, registry.names()
-    return names.get(last, ("class", ()))
-
-
-def _options_of(class_path: str) -> list[str]:
-    """The parameters of a class, those that it passes on to its bases included."""
-    from jsonargparse import ArgumentParser
-
-    module, _, name = class_path.rpartition(".")
-    try:
-        return ArgumentParser().add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
-    except Exception:  # only a hint; the message stands without it
-        return []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning_s2s.commands.fit import StageCLI, parse_stage
-from lightning_s2s.commands.messages import CommandError, OneLineParser, a_path
+from lightning_s2s.commands.messages import CommandError
 from lightning_s2s.components.weights import without_weights
 from lightning_s2s.scale.memory_plan import (
     OVERHEAD_BYTES,
@@ -20,6 +20,7 @@ from lightning_s2s.scale.memory_plan import (
     estimate,
 )
 from lightning_s2s.scale.strategies import is_fsdp2
+from lightning_s2s.support.ranges import Count, Positive
 
 GPUS = (1, 2, 4, 8, 16)
 COLUMNS = ("weights", "gradients", "optimiser", "gathered", "activations", "total")
@@ -42,62 +43,59 @@ class PlanCLI(StageCLI):
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Building it was all."""
+        """Nothing is left to do once the stage is built."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's own options; all others are those of `fit`."""
-    parser = OneLineParser("lightning-s2s plan", description=__doc__, epilog="All other options are those of fit.")
-    parser.add_argument(
-        "--gpus", type=int, help="how many share the training; default: the configuration's, or 1 to 16"
-    )
-    parser.add_argument("--strategy", choices=STRATEGIES, help="one of them; default: all")
-    parser.add_argument("--memory", type=float, default=80.0, help="of a GPU, in GB (10^9 bytes); default 80")
-    parser.add_argument("--json", type=a_path, help="write the figures, in bytes, to this file")
-    return parser
+def plan(
+    *options: str,
+    gpus: Count | None = None,
+    strategy: Literal["one", "ddp", "fsdp2"] | None = None,
+    memory: Positive = 80.0,
+    json_: Path | None = None,
+) -> None:
+    """Estimate a stage's parameters, and the memory that its training would take, before it is trained.
 
+    All other options are those of `fit`.
 
-def run(name: str, arguments: list[str]) -> int:
-    """Print the plan.
+    Args:
+        options: Of `fit`.
+        gpus: Number of GPUs that share the training; by default the configuration's, or 1 to 16.
+        strategy: Show this strategy alone.
+        memory: Memory of a GPU in GB (10^9 bytes).
+        json_: File for the figures, in bytes.
 
     Raises:
-        CommandError: a mistake in the options or the configuration.
+        CommandError: A mistake in the options or the configuration.
     """
-    options, rest = build_parser().parse_known_args(arguments)
-    if options.gpus is not None and options.gpus < 1:
-        raise CommandError(f"--gpus: got {options.gpus}; at least 1 is needed")
-    if options.memory <= 0:
-        raise CommandError(f"--memory: got {options.memory}; a positive number of GB is needed")
-    if options.strategy == "one" and options.gpus not in (None, 1):
-        raise CommandError(f"--gpus: got {options.gpus}; --strategy one trains on 1")
-    cli = parse_stage(PlanCLI, "fit", rest)
+    if strategy == "one" and gpus not in (None, 1):
+        raise CommandError(f"--gpus: got {gpus}; --strategy one trains on 1")
+    cli = parse_stage(PlanCLI, "fit", options)
     if not hasattr(cli.model, "model"):
         raise ValueError(f"plan: {type(cli.model).__name__} trains no speech-to-speech model; only such are planned")
     precision = str(cli.trainer_config.get("precision") or "32-true")
     components = describe(cli.model, precision, cli.recomputed)
     activations = batch_bytes(cli.model, components, cli.datamodule.batch_duration_sec, precision)
-    asked = configured_gpus(cli.trainer_config) if options.gpus is None else options.gpus
+    asked = configured_gpus(cli.trainer_config) if gpus is None else gpus
     plans = [
-        estimate(components, activations, strategy, gpus, precision)
-        for strategy in ([options.strategy] if options.strategy else STRATEGIES)
-        for gpus in ([asked] if asked else GPUS)
-        if (gpus == 1) == (strategy == "one") or (options.strategy and strategy != "one")
+        estimate(components, activations, each, number, precision)
+        for each in ([strategy] if strategy else STRATEGIES)
+        for number in ([asked] if asked else GPUS)
+        if (number == 1) == (each == "one") or (strategy and each != "one")
     ]
     configured = "fsdp2" if is_fsdp2(cli.trainer_config.get("strategy")) else cli.trainer_config.get("strategy")
     print(f"precision {precision}, strategy {configured}, batches of {cli.datamodule.batch_duration_sec:g} s")
-    print(page(components, plans, options.memory * 1e9))
-    if options.json:
+    print(page(components, plans, memory * 1e9))
+    if json_:
         content = {
             "precision": precision,
             "components": [{**asdict(c), "parameters": c.parameters, "trained": c.trained} for c in components],
             "plans": [{**asdict(plan), "total": plan.total} for plan in plans],
         }
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+        json_.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def configured_gpus(trainer: Any) -> int | None:
-    """Of a trainer's configuration; None where it leaves their number to the machine."""
+    """The number of GPUs that a trainer's configuration asks for; None where it leaves that to the machine."""
     devices, nodes = trainer.get("devices"), int(trainer.get("num_nodes") or 1)
     if isinstance(devices, list):
         return len(devices) * nodes

@@ -1,4 +1,4 @@
-"""Modules are built within bounds: sizes that no machine holds are refused before memory or time is spent on them."""
+"""Bounds on the size of modules: sizes that no machine can hold are refused before memory or time is spent on them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from lightning_s2s.support.reading import InputError
 
 MAX_LAYERS = 1_000
 MAX_NUMBER = 2**31 - 1
-"""Of a configuration's integers; none of a published model is as large."""
+"""Largest integer in a configuration; no published model has a larger one."""
 MAX_MODULES = 60_000
-"""Modules and tensors of one model; the largest published ones, of many experts, have some 50,000."""
+"""Modules and tensors of one model; the largest published ones, with many experts, have some 50,000."""
 MAX_PARAMETERS = 10**13
 FACTORIES = {torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros}
 RANGES = {torch.arange, torch.eye, torch.linspace}
-"""Factories whose numbers say how large their tensor is at most; on `meta` they would load torch's compiler."""
+"""Factories whose arguments bound the size of their tensor; on `meta` they would load torch's compiler."""
 LAYERS = re.compile(r"(^|_)(n_)?(layers?|blocks?|depth)$")
-"""What configurations call the number of layers: `num_hidden_layers`, `n_layer`, `encoder_layers`, `depth`."""
+"""Keys of configurations for the number of layers: `num_hidden_layers`, `n_layer`, `encoder_layers`, `depth`."""
 
 
 def check_sizes(config: Mapping[str, Any], source: str, path: str = "") -> None:
-    """Refuse numbers in a model's configuration that are no sizes of a model, whatever they may mean.
+    """Refuse numbers in a model's configuration that can't be sizes of a model, whatever they mean.
 
-    Lists as long as a model has layers are made of them before anything is built, so this comes first.
+    Libraries make lists with one entry per layer before they build anything, so this comes first.
 
     Raises:
-        InputError: the message names the key.
+        InputError: The message names the key.
     """
     for key, value in config.items():
         name = f"{path}{key}"
@@ -56,16 +56,15 @@ def check_sizes(config: Mapping[str, Any], source: str, path: str = "") -> None:
 
 @contextlib.contextmanager
 def bounded_building(source: str, stored: int | None = None) -> Iterator[None]:
-    """Modules that are built inside have bounded sizes; the bounds are looked at before memory is taken.
+    """Bound the size of modules that are built inside; the bounds are checked before memory is allocated.
 
     Args:
-        source: what describes the modules, for the message: a file, a folder, a component.
-        stored: numbers in the file that holds their weights, where there is one: what is built is at most twice as
-            large. Without a file, parameters with memory fit into that of this machine, those on `meta` into
-            `MAX_PARAMETERS`.
+        source: The file, folder or component that describes the modules, for the message.
+        stored: Number of values in the file of their weights: at most twice as many are allowed. Without a file, the
+            bound is the memory of this machine, or `MAX_PARAMETERS` on `meta`.
 
     Raises:
-        InputError: a tensor, or all of them together, are larger, or there are more than `MAX_MODULES`.
+        InputError: A tensor, or all of them together, are larger, or there are more than `MAX_MODULES`.
     """
     bounds = _Bounds(source, stored)
     hooks = [
@@ -82,7 +81,7 @@ def bounded_building(source: str, stored: int | None = None) -> Iterator[None]:
 
 
 def memory_bytes() -> int:
-    """Of this machine, or of the container that limits it."""
+    """Memory of this machine, or of the container that limits it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
         total = min(total, int(file.read()))
@@ -90,7 +89,7 @@ def memory_bytes() -> int:
 
 
 class _Bounds:
-    """What was built so far, against what may be built."""
+    """The size of everything built so far, and its bounds."""
 
     def __init__(self, source: str, stored: int | None):
         self.source, self.stored = source, stored
@@ -109,7 +108,7 @@ class _Bounds:
             return  # tied
         self.tensors.setdefault(id(tensor), []).append(weakref.ref(tensor))
         self.count([tensor])
-        if self.too_large(self.numbers, self.bytes):  # unless some were replaced, and are gone
+        if self.too_large(self.numbers, self.bytes):  # count again, since some may have been replaced
             self.numbers = self.bytes = 0
             self.count([tensor for known in self.tensors.values() for one in known if (tensor := one()) is not None])
         self.see_numbers(self.numbers, self.bytes, f"up to {type(module).__name__}.{name}")
@@ -121,12 +120,12 @@ class _Bounds:
                 self.bytes += tensor.numel() * tensor.element_size()
 
     def see_numbers(self, numbers: int, size: int, where: str) -> None:
-        """`size` in bytes, of memory."""
+        """Check a number of values and their `size` in bytes of memory."""
         if problem := self.too_large(numbers, size):
             self.refuse(problem.format(where))
 
     def too_large(self, numbers: int, size: int) -> str | None:
-        """What is wrong with this many numbers, with a place for where they are; None where they fit."""
+        """What is wrong with this many numbers, with a placeholder for their place; None if they fit."""
         if self.stored is not None and numbers > 2 * self.stored + 2**20:
             return f"{numbers:.4g} numbers {{}}; the weights that belong to it hold {self.stored:,}"
         if numbers > MAX_PARAMETERS:
@@ -140,7 +139,7 @@ class _Bounds:
 
 
 class _Allocations(TorchFunctionMode):
-    """Looks at the size of every new tensor before there is memory for it."""
+    """Checks the size of every new tensor before its memory is allocated."""
 
     def __init__(self, bounds: _Bounds):
         super().__init__()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_s2s.studies.results import TABLE, Spread, Values, collect, to_markdown, write_hparams
-from lightning_s2s.studies.study import Measure, Run, Study
+from lightning_s2s.studies.study import Measure, Study, Trial
 from lightning_s2s.support.files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ MARKERS = ("o", "s", "^", "D", "v", "<", ">", "*")
 COLUMNS = 3
 
 
-def write_results(study: Study, runs: Sequence[Run], failures: Iterable[str] = ()) -> list[str]:
-    """Write the table, plots and HParams of all finished runs.
+def write_results(study: Study, trials: Sequence[Trial], failures: Iterable[str] = ()) -> list[str]:
+    """Write the table, plots and HParams of all finished trials.
 
     Args:
         study: The study.
-        runs: Its runs, from `plan`.
+        trials: Its trials, from `plan`.
         failures: One line per command that failed.
     Returns:
         One line per failed command or unreadable value.
     """
-    values, unread = collect(study, runs)
+    values, unread = collect(study, trials)
     problems = [*failures, *unread]
     pictures = []
     for name, draw in (("quality_and_latency.png", draw_trade_off), ("measures.png", draw_measures)):
@@ -39,8 +39,8 @@ def write_results(study: Study, runs: Sequence[Run], failures: Iterable[str] = (
             pictures.append(study.output_dir / name)
             with replacing(pictures[-1]) as temporary:
                 drawing.savefig(temporary)
-    write_hparams(study, runs, values)
-    page = to_markdown(study, runs, values, pictures, problems)
+    write_hparams(study, trials, values)
+    page = to_markdown(study, trials, values, pictures, problems)
     write_text(study.output_dir / TABLE, page)
     return problems
 

@@ -45,6 +45,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_s2s.components.contracts import LOGITS_AT_ONCE, Vocoder
+from lightning_s2s.components.registry import SLOTS
 from lightning_s2s.data.dataset import SEC_PER_TEXT_TOKEN
 from lightning_s2s.scale.fsdp import units
 
@@ -138,7 +139,7 @@ def describe(stage: Any, precision: str, recomputed: Collection[str] = ()) -> li
         recomputed: the stage's option `activation_checkpointing`.
     """
     components, reached = [], False
-    for name in ("encoder", "adapter", "llm", "speech_decoder", "vocoder"):
+    for name in SLOTS:
         component = getattr(stage.model, name)
         if component is None:
             continue

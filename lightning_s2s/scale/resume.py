@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lightning_s2s.components.registry import SLOTS
 from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY, check_checkpoint
 from lightning_s2s.support.reading import reading
 
@@ -43,7 +44,6 @@ TOLD = {
 LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 CHOOSES_BEST = ("data.validation", "checkpoint.monitor", "checkpoint.mode")
 MANIFESTS = ("data.train", "data.validation")
-ARCHITECTURE = ("encoder", "adapter", "llm", "speech_decoder", "vocoder")
 LONGEST_VALUE = 80
 
 
@@ -143,7 +143,7 @@ def check_validate(path: Path, now: dict[str, Any]) -> None:
     with reading(path, "checkpoint"):
         then = _options_then(content)
         _check_stage(path, content, then, now)
-        parts = [f"model.{name}" for name in ARCHITECTURE]
+        parts = [f"model.{name}" for name in SLOTS]
         for change in changes({"model": then.get("model") or content.get(CONFIGURATION_KEY) or {}}, now):
             if not _matches(change.key, FREE) and any((change.key + ".").startswith(f"{part}.") for part in parts):
                 raise ValueError(f"{path}: {change}; give the components that it was trained with")

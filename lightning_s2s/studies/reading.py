@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,8 +14,8 @@ from lightning_s2s.studies.study import (
     SHARED,
     Measure,
     Recipe,
+    RecipeStep,
     Settings,
-    Step,
     Study,
     plan,
     references,
@@ -25,17 +26,17 @@ from lightning_s2s.support.wording import unknown_name
 
 T = TypeVar("T", Recipe, Study)
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")
-"""What the study gives to each step itself."""
+"""Options that the runner gives to each step."""
 NESTED = re.compile(r"model\.(init_args\.)?(?!init_args\.)\w+\.")
-"""Options of a component."""
+"""Matches options of a component."""
 UNITS = ("percent", "seconds", "")
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from its YAML; docs/recipes.md lists the keys.
+    """A recipe from its YAML; docs/stages.md lists the keys.
 
     Raises:
-        ValueError: a key is unknown, missing or of the wrong kind, or a file doesn't exist; the message names both.
+        ValueError: A key is unknown, missing or of the wrong kind, or a file doesn't exist; the message names both.
     """
     return _read(Path(path), _recipe)
 
@@ -44,7 +45,7 @@ def read_study(path: str | Path) -> Study:
     """A study from its YAML; docs/ablations.md lists the keys.
 
     Raises:
-        ValueError: as `read_recipe`.
+        ValueError: As `read_recipe`.
     """
     return _read(Path(path), _study)
 
@@ -66,26 +67,25 @@ def _recipe(path: Path, content: Any) -> Recipe:
         raise ValueError(f"seed: got {seed!r}; allowed: a whole number, 0 or more")
     model = _files(parts.get("model", []), "model")
     steps = _steps(parts["steps"])
+    options = functools.cache(_model_options)  # model.yaml is read once, for all stages
     for name, step in steps.items():
         if step.command == "fit":
             configs = (*model, *step.settings.configs)
-            settings = replace(step.settings, configs=configs)
-            steps[name] = replace(step, settings=settings, without=_empty_slots(configs))
+            given = {option: value for config in configs for option, value in options(config).items()}
+            empty = frozenset(str(option) for option, value in given.items() if value is None)
+            steps[name] = replace(step, settings=replace(step.settings, configs=configs), without=empty)
     return Recipe(path, Path(_text(parts["output_dir"], "output_dir")), seed, steps)
 
 
-def _empty_slots(configs: Iterable[str]) -> frozenset[str]:
-    """Options of the model that are null in the last of the files that name them."""
-    given: dict[str, Any] = {}
-    for config in configs:
-        content = read_yaml(Path(config))
-        model = content.get("model") if isinstance(content, Mapping) else None
-        options = model.get("init_args", model) if isinstance(model, Mapping) else None
-        given |= options if isinstance(options, Mapping) else {}
-    return frozenset(str(name) for name, value in given.items() if value is None)
+def _model_options(config: str) -> Mapping[Any, Any]:
+    """The options of the model that a YAML of `fit` sets."""
+    content = read_yaml(Path(config))
+    model = content.get("model") if isinstance(content, Mapping) else None
+    options = model.get("init_args", model) if isinstance(model, Mapping) else None
+    return options if isinstance(options, Mapping) else {}
 
 
-def _steps(content: Any) -> dict[str, Step]:
+def _steps(content: Any) -> dict[str, RecipeStep]:
     steps = {name: _step(name, step) for name, step in _named(content, "steps").items()}
     for number, (name, step) in enumerate(steps.items()):
         _check_references(f"steps.{name}", step.settings.options, list(steps)[:number], list(steps)[number:])
@@ -119,18 +119,18 @@ def _study(path: Path, content: Any) -> Study:
         variants,
         measures,
     )
-    runs = plan(study)
+    trials = plan(study)
     for name in () if "recipe" in parts else steps:
-        if not any(name in run.commands for run in runs):
+        if not any(name in trial.commands for trial in trials):
             raise ValueError(f"steps.{name}: no measure needs it, by itself or as {{{name}}} in another step's options")
-    for run in runs:
-        if idle := [step for step in variants[run.variant] if step not in run.commands]:
-            raise ValueError(f"variants.{run.variant}.{idle[0]}: this step does not run here, since nothing needs it")
+    for trial in trials:
+        if idle := [step for step in variants[trial.variant] if step not in trial.commands]:
+            raise ValueError(f"variants.{trial.variant}.{idle[0]}: this step does not run here, since nothing needs it")
     return study
 
 
-def _changed_steps(steps: Mapping[str, Step], changes: Any) -> dict[str, Step]:
-    """A recipe's steps with what the study changes for all variants; those that no measure needs are left out."""
+def _changed_steps(steps: Mapping[str, RecipeStep], changes: Any) -> dict[str, RecipeStep]:
+    """A recipe's steps with the options that the study changes for all variants."""
     if not isinstance(changes, Mapping):
         raise ValueError(f"steps: expected steps of the recipe with options; got {type(changes).__name__}")
     changed = dict(steps)
@@ -144,7 +144,7 @@ def _changed_steps(steps: Mapping[str, Step], changes: Any) -> dict[str, Step]:
     return changed
 
 
-def _step(name: str, content: Any) -> Step:
+def _step(name: str, content: Any) -> RecipeStep:
     where = f"steps.{name}"
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"{where}: a step's name must be letters, digits and _")
@@ -160,7 +160,7 @@ def _step(name: str, content: Any) -> Step:
     settings = _settings(where, options | ({"config": configs} if configs is not None else {}))
     if given[0] == "fit" and not settings.configs:
         raise ValueError(f"{where}.fit: expected the YAML of a stage, or a list of files")
-    return Step(name, given[0], settings)
+    return RecipeStep(name, given[0], settings)
 
 
 def _variant(where: str, content: Any, steps: list[str]) -> dict[str, Settings]:
@@ -185,14 +185,14 @@ def _settings(where: str, content: Any) -> Settings:
         if not isinstance(key, str):
             raise ValueError(f"{where}: got the option {key!r}; allowed: an option as on the command line")
         if key in OWN_OPTIONS:
-            raise ValueError(f"{where}.{key}: the study sets it itself, by output_dir and seeds")
+            raise ValueError(f"{where}.{key}: can't be set here: it follows from output_dir and the seed")
         if options[key] is None and NESTED.match(key):  # on the command line jsonargparse makes the text "None" of it
             raise ValueError(f"{where}.{key}: null of a component's option only works in a YAML file, by config")
     return Settings(configs, options)
 
 
 def _files(value: Any, where: str) -> tuple[str, ...]:
-    """A YAML file or a list of them, all there."""
+    """A YAML file or a list of them; all must exist."""
     files = [value] if isinstance(value, str) else value
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{where}: got {value!r}; allowed: a YAML file or a list of them")
@@ -221,7 +221,7 @@ def _check_folders(variants: Iterable[str]) -> None:
         folders[folder] = f"variant {name}"
 
 
-def _measure(name: str, content: Any, steps: Mapping[str, Step]) -> Measure:
+def _measure(name: str, content: Any, steps: Mapping[str, RecipeStep]) -> Measure:
     where = f"measures.{name}"
     parts = _mapping(content, where, ("step", "better"), ("scalar", "figure", "kind", "unit"))
     if _text(parts["step"], f"{where}.step") not in steps:

@@ -1,4 +1,4 @@
-"""What a study found: values read from its runs, one table, and TensorBoard's HParams."""
+"""The results of a study: values read from its trials, one table, and TensorBoard's HParams."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_s2s.evaluation.hardware import describe_hardware
 from lightning_s2s.evaluation.results import Metric
 from lightning_s2s.evaluation.runs import read_training_run
 from lightning_s2s.studies.running import is_finished
-from lightning_s2s.studies.study import Command, Measure, Run, Settings, Study, as_text
+from lightning_s2s.studies.study import Measure, Settings, StepCommand, Study, Trial, as_text
 from lightning_s2s.support.reading import read_json, reading
 from lightning_s2s.support.wording import unknown_name
 
 TABLE = "results.md"
 Values = Mapping[tuple[str, int], Mapping[str, float]]
-"""Variant and seed -> measure -> value; what isn't there yet is left out."""
+"""Variant and seed -> measure -> value, for finished steps."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Spread:
     """One measure of one variant over its seeds.
 
     Attributes:
-        values: one for each seed that is there.
-        mean: nan without values.
-        deviation: standard deviation of the seeds (n - 1); nan with fewer than two.
+        values: One value for each finished seed.
+        mean: NaN without values.
+        deviation: Standard deviation over the seeds (n - 1); NaN with fewer than two.
     """
 
     values: tuple[float, ...]
@@ -44,19 +44,19 @@ class Spread:
 
 
 def spread_of(values: Values, variant: str, measure: Measure) -> Spread:
-    """The values of a variant over the seeds; those that are no number are left out."""
+    """The values of a variant over the seeds; NaNs are left out."""
     found = (by_name.get(measure.name, math.nan) for (name, _), by_name in values.items() if name == variant)
     return Spread(tuple(value for value in found if not math.isnan(value)))
 
 
-def collect(study: Study, runs: Sequence[Run]) -> tuple[Values, list[str]]:
+def collect(study: Study, trials: Sequence[Trial]) -> tuple[Values, list[str]]:
     """The values of all finished steps, and a line for each that can't be read."""
     values: dict[tuple[str, int], dict[str, float]] = {}
     problems: dict[str, None] = {}
-    for run in runs:
-        found = values[run.variant, run.seed] = {}
+    for trial in trials:
+        found = values[trial.variant, trial.seed] = {}
         for measure in study.measures:
-            command = run.commands[measure.step]
+            command = trial.commands[measure.step]
             if is_finished(command):
                 try:
                     found[measure.name] = read_value(measure, command)
@@ -65,11 +65,11 @@ def collect(study: Study, runs: Sequence[Run]) -> tuple[Values, list[str]]:
     return values, list(problems)
 
 
-def read_value(measure: Measure, command: Command) -> float:
+def read_value(measure: Measure, command: StepCommand) -> float:
     """One measure of a finished command.
 
     Raises:
-        ValueError: the command left no such figure.
+        ValueError: The command left no such figure.
     """
     if measure.scalar is not None:
         points = read_training_run(command.folder, curves=[measure.scalar]).curves.get(measure.scalar)
@@ -88,16 +88,16 @@ def read_value(measure: Measure, command: Command) -> float:
 
 
 def to_markdown(
-    study: Study, runs: Sequence[Run], values: Values, pictures: Iterable[Path] = (), problems: Iterable[str] = ()
+    study: Study, trials: Sequence[Trial], values: Values, pictures: Iterable[Path] = (), problems: Iterable[str] = ()
 ) -> str:
-    """The page: means and spread of every variant, the pictures, each run, what was changed, and the machine.
+    """The page: means and spread of every variant, the pictures, each trial, the changed options, and the machine.
 
     Args:
-        study: the study.
-        runs: of `plan`.
-        values: of `collect`.
-        pictures: beside the page.
-        problems: lines on what failed.
+        study: The study.
+        trials: Its trials, from `plan`.
+        values: The values, from `collect`.
+        pictures: Pictures beside the page.
+        problems: One line for each failure.
     """
     lines = [f"# {study.title}", "", f"`lightning-s2s ablate {study.path}`", ""]
     if problems := list(problems):
@@ -114,11 +114,11 @@ def to_markdown(
     lines += [part for picture in pictures for part in (f"![{picture.stem.replace('_', ' ')}]({picture.name})", "")]
     each = [
         [
-            run.variant,
-            str(run.seed),
-            *(_shown(m, values[run.variant, run.seed].get(m.name, math.nan)) for m in study.measures),
+            trial.variant,
+            str(trial.seed),
+            *(_shown(m, values[trial.variant, trial.seed].get(m.name, math.nan)) for m in study.measures),
         ]
-        for run in runs
+        for trial in trials
     ]
     lines += ["## Runs", "", *_table(["variant", "seed", *(measure.name for measure in study.measures)], each), ""]
     changed = [
@@ -193,8 +193,8 @@ def hyperparameters(study: Study) -> dict[str, dict[str, str | float]]:
     }
 
 
-def write_hparams(study: Study, runs: Sequence[Run], values: Values) -> None:
-    """What each finished run was given and what came out, for TensorBoard's HParams page over the study's folder.
+def write_hparams(study: Study, trials: Sequence[Trial], values: Values) -> None:
+    """Options and measures of each finished trial, for TensorBoard's HParams page over the study's folder.
 
     TensorBoard shows the options that it finds in one experiment summary: it lies in the study's folder and names
     those of all variants. A run's own options and measures lie in the run's folder, and replace those of before.
@@ -209,12 +209,12 @@ def write_hparams(study: Study, runs: Sequence[Run], values: Values) -> None:
     _remove_events(study.output_dir)
     with SummaryWriter(str(study.output_dir)) as writer:
         writer.file_writer.add_summary(experiment)
-    for run in runs:
-        found = values[run.variant, run.seed]
+    for trial in trials:
+        found = values[trial.variant, trial.seed]
         if found.keys() == measures.keys():
-            _remove_events(run.folder)
-            with SummaryWriter(str(run.folder)) as writer:
-                for summary in hparams({**options[run.variant], "seed": run.seed}, dict(found))[1:]:
+            _remove_events(trial.folder)
+            with SummaryWriter(str(trial.folder)) as writer:
+                for summary in hparams({**options[trial.variant], "seed": trial.seed}, dict(found))[1:]:
                     writer.file_writer.add_summary(summary)
                 for name, value in found.items():
                     writer.add_scalar(name, value, 0)

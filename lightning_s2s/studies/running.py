@@ -1,4 +1,4 @@
-"""Runs commands one after the other, each in a process of its own; goes on where it was stopped."""
+"""Runs commands one after the other, each in a process of its own; a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_s2s.studies.study import Command
+from lightning_s2s.studies.study import StepCommand
 from lightning_s2s.support.files import write_text
 from lightning_s2s.support.reading import read_json
 
 COMMAND = "command.json"
-"""In a step's folder: what was run there, and the digests of its YAML files."""
+"""File in a step's folder with the command that was run, and the digests of its YAML files."""
 LOG = "output.log"
 RESULTS = {
     "fit": ("model/config.json", "pocket/model.safetensors"),  # the latter of VocoderTraining
     "evaluate": ("figures.json",),
 }
-"""What a command writes when it is over; one of them is enough."""
+"""Files that a command writes when it is finished; one of them is enough."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A command that did not end well, or that was left out since it needs one that didn't."""
+class FailedStep:
+    """A command that failed, or that was left out since it needs one that failed."""
 
-    command: Command
+    command: StepCommand
     reason: str
 
     def __str__(self) -> str:
         return f"{self.command.label}: {self.reason}"
 
 
-def is_finished(command: Command) -> bool:
-    """Whether the command's result is there, whoever ran it."""
+def is_finished(command: StepCommand) -> bool:
+    """Whether the command's result exists, whoever ran it."""
     return any((command.folder / result).is_file() for result in RESULTS[command.arguments[0]])
 
 
-def check_folders(commands: Sequence[Command], by_hand: bool = True) -> None:
-    """See that what lies in the folders was made by these commands with these YAML files.
+def check_folders(commands: Sequence[StepCommand], by_hand: bool = True) -> None:
+    """Check that the content of the folders was made by these commands with these YAML files.
 
     Args:
-        commands: that are run.
-        by_hand: results of commands that somebody gave alone, which leave no record, are taken, too.
+        commands: The commands that are run.
+        by_hand: Also accept results of commands that somebody ran alone, which leave no record.
 
     Raises:
-        ValueError: it was not.
+        ValueError: It was made in another way.
     """
     for command in commands:
         path = command.folder / COMMAND
@@ -69,7 +69,7 @@ def check_folders(commands: Sequence[Command], by_hand: bool = True) -> None:
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What a command has now, in words, that it didn't have then."""
+    """The first difference between two records, in words."""
     for file, digest in now["configs"].items():
         if file not in then.get("configs", {}):
             return f"now with {file}"
@@ -96,25 +96,25 @@ def _options(arguments: Iterable[str]) -> dict[str, str]:
     return {option: " ".join(values) for option, values in options.items()}
 
 
-def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
+def run_commands(commands: Sequence[StepCommand], lock: int) -> list[FailedStep]:
     """Run what is not finished; the output of each goes to `output.log` in its folder.
 
-    A command that fails is left behind, with those that need it, and the others go on. Upon Ctrl-C and SIGTERM the
-    running command saves itself.
+    A command that fails is left out, with those that need it, and the others run. On Ctrl-C and SIGTERM the running
+    command saves its state.
 
     Args:
-        commands: in order.
-        held: the lock on the study's folder, see `lightning_s2s.support.locks`.
+        commands: The commands in order.
+        lock: File descriptor of the lock on the study's folder, see `lightning_s2s.support.locks`.
 
     Returns:
-        What failed.
+        The failures.
 
     Raises:
-        KeyboardInterrupt: after such a signal, once the running command is over.
+        KeyboardInterrupt: After such a signal, once the running command has ended.
     """
     from tqdm import tqdm
 
-    failures: dict[Path, Failure] = {}
+    failures: dict[Path, FailedStep] = {}
     num_finished = sum(map(is_finished, commands))
     with tqdm(total=len(commands), initial=num_finished, unit="step") as bar:
         for command in commands:
@@ -122,30 +122,33 @@ def run_commands(commands: Sequence[Command], held: int) -> list[Failure]:
                 continue
             bar.set_description(command.label)
             if missing := [folder for folder in command.needs if folder in failures]:
-                failures[command.folder] = Failure(command, f"left out: it needs {missing[0]}")
-            elif status := run_command(command, held):
-                failures[command.folder] = Failure(command, f"failed with exit status {status}{_log_end(command)}")
+                failures[command.folder] = FailedStep(command, f"left out: it needs {missing[0]}")
+            elif status := run_command(command, lock):
+                failures[command.folder] = FailedStep(command, f"failed with exit status {status}{_log_end(command)}")
             if command.folder in failures:
                 bar.write(str(failures[command.folder]), file=sys.stderr)
             bar.update()
     return list(failures.values())
 
 
-def _log_end(command: Command) -> str:
-    """Where the log is, and its last line where that is the error."""
+def _log_end(command: StepCommand) -> str:
+    """The place of the log, and its last line if that is the error."""
     path = command.folder / LOG
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     told = f" ({lines[-1]})" if lines and lines[-1].startswith("error: ") else ""
     return f"{told}; see {path}"
 
 
-def run_command(command: Command, held: int, shown: bool = False) -> int:
-    """Run one command in a process of its own -> its exit status, not 0 where it leaves no result.
+def run_command(command: StepCommand, lock: int, shown: bool = False) -> int:
+    """Run one command in a process of its own.
 
     Args:
-        command: to run.
-        held: the lock on the folder of all.
-        shown: what it prints goes where ours goes, not into `output.log`.
+        command: The command to run.
+        lock: File descriptor of the lock on the folder of all commands.
+        shown: Print its output instead of writing it into `output.log`.
+
+    Returns:
+        Its exit status; not 0 if it leaves no result.
     """
     write_text(command.folder / COMMAND, json.dumps(_record(command), indent=2) + "\n")
     with open(command.folder / LOG, "a", encoding="utf-8") if not shown else contextlib.nullcontext() as log:
@@ -156,7 +159,7 @@ def run_command(command: Command, held: int, shown: bool = False) -> int:
             stdout=log,
             stderr=None if shown else subprocess.STDOUT,
             start_new_session=True,  # else the terminal's Ctrl-C would reach it twice, and the second ends it unsaved
-            pass_fds=[held],
+            pass_fds=[lock],
         )
         with _signals_to(process):
             status = process.wait()
@@ -165,10 +168,10 @@ def run_command(command: Command, held: int, shown: bool = False) -> int:
 
 @contextlib.contextmanager
 def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process on SIGINT and SIGTERM; then, when it is over, raise KeyboardInterrupt.
+    """End the process on SIGINT and SIGTERM; once it has ended, raise KeyboardInterrupt.
 
-    It is told by SIGTERM, upon which a training saves itself: in the background SIGINT is ignored until a command sets
-    a handler, and one that comes while it starts would be lost.
+    The process gets SIGTERM, on which a training saves its state: in the background SIGINT is ignored until a command
+    sets a handler, so a signal during its start would be lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -189,6 +192,6 @@ def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _record(command: Command) -> dict[str, object]:
+def _record(command: StepCommand) -> dict[str, object]:
     digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in command.configs}
     return {"arguments": list(command.arguments), "configs": digests}

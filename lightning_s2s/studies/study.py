@@ -1,4 +1,4 @@
-"""A recipe, a study of its variants, and the commands that they stand for. Nothing is read or run here."""
+"""A recipe, a study of its variants, and the commands that they describe. Nothing is read or run here."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from typing import Any, Literal
 import yaml
 
 COMMANDS = {"fit": "trainer.default_root_dir", "evaluate answers": "output_dir", "evaluate speech": "output_dir"}
-"""What a step may run -> the option that says where to."""
+"""Commands that a step may run -> the option for the output folder."""
 REFERENCE = re.compile(r"(?<!\$)\{(\w+)\}")
-"""`{step}`, which stands for the step's folder; `${...}` is the configuration's own."""
+"""Matches `{step}`, which stands for the step's folder; `${...}` belongs to the configuration."""
 SHARED = "shared"
-"""Folder of the steps that a variant takes as they are."""
+"""Folder of the steps that a variant leaves unchanged."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a command is given.
+    """The configuration of a command.
 
     Attributes:
         configs: YAML files, merged in their order.
-        options: key as on the command line, without its dashes -> value.
+        options: Key as on the command line, without its dashes -> value.
     """
 
     configs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def over(self, base: Settings) -> Settings:
-        """These on top of others: files follow files, options follow options and replace those of the same key."""
+        """These settings on top of others: files follow files, and options replace those of the same key."""
         kept = {key: value for key, value in base.options.items() if key not in self.options}
         return Settings(base.configs + self.configs, kept | dict(self.options))
 
 
 @dataclass(frozen=True)
-class Step:
-    """One command of a run, before a variant changes it.
+class RecipeStep:
+    """One step of a recipe: a training stage or an evaluation, before a variant changes it.
 
     Attributes:
-        without: slots of the model that its YAML files leave empty.
+        without: Slots of the model that its YAML files leave empty.
     """
 
     name: str
@@ -53,19 +53,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps that follow each other, as a YAML has them: the stages of a training, and what is asked of its model.
+    """The stages of a training and the evaluations of its model, as described by a YAML.
 
     Attributes:
-        path: of the YAML.
-        output_dir: each step writes into a folder of its name in there.
-        seed: of every training; None leaves it to the stages' YAML.
-        steps: in the order in which they run.
+        path: Path of the YAML.
+        output_dir: Each step writes into a folder of its name in here.
+        seed: Seed of every training; None leaves it to the stages' YAML.
+        steps: The steps by name, in the order in which they run.
     """
 
     path: Path
     output_dir: Path
     seed: int | None
-    steps: Mapping[str, Step]
+    steps: Mapping[str, RecipeStep]
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Measure:
     """One figure by which variants are compared.
 
     Attributes:
-        name: column of the table and metric of TensorBoard's HParams.
-        step: where it comes from.
-        scalar: a metric that a `fit` logs, its last value; or
-        figure: a key of the `figures.json` that an evaluation writes.
-        better: which way is better.
-        kind: quality and latency are drawn against each other; None stands in the table alone.
+        name: Column of the table and metric of TensorBoard's HParams.
+        step: The step that it comes from.
+        scalar: A metric that a `fit` logs, of which the last value counts; None for a figure.
+        figure: A key of the `figures.json` that an evaluation writes; None for a scalar.
+        better: Which direction is better.
+        kind: Quality and latency are drawn against each other; None only stands in the table.
         unit: "percent" for shares (0..1), "seconds", or "".
     """
 
@@ -93,38 +93,38 @@ class Measure:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its YAML has it.
+    """A study as described by its YAML.
 
     Attributes:
-        path: of the YAML.
-        title: heading of the results.
-        output_dir: gets the runs, the table and the figures.
-        seeds: each variant is run once with each.
-        steps: in the order in which they run.
-        variants: name -> step -> what it changes there.
-        measures: columns of the table.
+        path: Path of the YAML.
+        title: Heading of the results.
+        output_dir: Folder for the trials, the table and the figures.
+        seeds: Each variant is run once with each seed.
+        steps: The steps by name, in the order in which they run.
+        variants: Name -> step -> the settings that it changes there.
+        measures: Columns of the table.
     """
 
     path: Path
     title: str
     output_dir: Path
     seeds: tuple[int, ...]
-    steps: Mapping[str, Step]
+    steps: Mapping[str, RecipeStep]
     variants: Mapping[str, Mapping[str, Settings]]
     measures: tuple[Measure, ...]
 
 
 @dataclass(frozen=True)
-class Command:
+class StepCommand:
     """One command to run, for one variant or for several that give it the same arguments.
 
     Attributes:
-        step: its name.
-        label: variant, seed and step, for people.
-        arguments: of `lightning-s2s`.
-        configs: the YAML files among them.
-        folder: what it writes.
-        needs: folders of the commands that must be over before.
+        step: Name of the step.
+        label: Variant, seed and step, for messages.
+        arguments: Command line of `lightning-s2s`.
+        configs: The YAML files among the arguments.
+        folder: The folder that it writes.
+        needs: Folders of the commands that must be finished before.
     """
 
     step: str
@@ -139,40 +139,40 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One variant with one seed.
 
     Attributes:
-        folder: of its HParams and of the steps that are its own.
-        commands: step -> command, in order, those that it shares with other runs included.
+        folder: Folder of its HParams and of the steps that it shares with no other trial.
+        commands: Step -> command, in order, including those that it shares with other trials.
     """
 
     variant: str
     seed: int
     folder: Path
-    commands: Mapping[str, Command]
+    commands: Mapping[str, StepCommand]
 
 
-def plan(study: Study) -> list[Run]:
-    """The runs: for each seed every variant, so that each seed gives a whole comparison.
+def plan(study: Study) -> list[Trial]:
+    """The trials: for each seed every variant, so that each seed gives a complete comparison.
 
     A step runs for a variant when one of its measures needs it, by itself or through `{step}` in another step's
     options. A step whose arguments are the same for two variants is one command.
     """
-    known: dict[tuple[str, ...], Command] = {}
-    return [_plan_run(study, variant, seed, known) for seed in study.seeds for variant in study.variants]
+    known: dict[tuple[str, ...], StepCommand] = {}
+    return [_plan_trial(study, variant, seed, known) for seed in study.seeds for variant in study.variants]
 
 
-def commands_of(runs: Iterable[Run]) -> list[Command]:
+def commands_of(trials: Iterable[Trial]) -> list[StepCommand]:
     """Every command once, in the order in which they must run."""
-    return list({command.folder: command for run in runs for command in run.commands.values()}.values())
+    return list({command.folder: command for trial in trials for command in trial.commands.values()}.values())
 
 
-def _plan_run(study: Study, variant: str, seed: int, known: dict[tuple[str, ...], Command]) -> Run:
+def _plan_trial(study: Study, variant: str, seed: int, known: dict[tuple[str, ...], StepCommand]) -> Trial:
     changes, home = study.variants[variant], study.output_dir / "runs"
     settings = {name: changes.get(name, Settings()).over(step.settings) for name, step in study.steps.items()}
     wanted = _needed(settings, {measure.step for measure in study.measures})
-    commands: dict[str, Command] = {}
+    commands: dict[str, StepCommand] = {}
     own: set[str] = set()
     for name, step in study.steps.items():
         if name not in wanted:
@@ -184,7 +184,7 @@ def _plan_run(study: Study, variant: str, seed: int, known: dict[tuple[str, ...]
         arguments = _arguments(step.command, settings[name], folders, seed)
         if arguments not in known:
             folder = home / (slug(variant) if name in own else SHARED) / f"seed{seed}" / name
-            known[arguments] = Command(
+            known[arguments] = StepCommand(
                 name,
                 f"{variant if name in own else SHARED}, seed {seed}: {name}",
                 (*arguments, *_into(step.command, folder)),
@@ -193,24 +193,24 @@ def _plan_run(study: Study, variant: str, seed: int, known: dict[tuple[str, ...]
                 tuple(commands[other].folder for other in needed),
             )
         commands[name] = known[arguments]
-    return Run(variant, seed, home / slug(variant) / f"seed{seed}", commands)
+    return Trial(variant, seed, home / slug(variant) / f"seed{seed}", commands)
 
 
-def plan_recipe(recipe: Recipe, output_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[Command]:
+def plan_recipe(recipe: Recipe, output_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[StepCommand]:
     """The commands of a recipe, in order.
 
     Args:
-        recipe: that is run.
-        output_dir: in place of the recipe's.
-        overrides: arguments that every training gets behind its own, but those of slots that it leaves empty.
+        recipe: The recipe to run.
+        output_dir: Folder that takes the place of the recipe's.
+        overrides: Arguments that every training gets behind its own, except those of slots that it leaves empty.
     """
-    commands: dict[str, Command] = {}
+    commands: dict[str, StepCommand] = {}
     for name, step in recipe.steps.items():
         needed = [other for other in commands if other in references(step.settings.options)]
         folders = {other: str(commands[other].folder) for other in needed}
         arguments = _arguments(step.command, step.settings, folders, recipe.seed)
         folder = (output_dir or recipe.output_dir) / name
-        commands[name] = Command(
+        commands[name] = StepCommand(
             name,
             name,
             (*arguments, *overrides_of(step, overrides)[0], *_into(step.command, folder)),
@@ -221,7 +221,7 @@ def plan_recipe(recipe: Recipe, output_dir: Path | None = None, overrides: Seque
     return list(commands.values())
 
 
-def overrides_of(step: Step, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def overrides_of(step: RecipeStep, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments that a step gets, and the options that it has no use for."""
     taken: list[str] = []
     left: list[str] = []
@@ -239,7 +239,7 @@ def overrides_of(step: Step, overrides: Sequence[str]) -> tuple[list[str], list[
 
 
 def _arguments(command: str, settings: Settings, folders: Mapping[str, str], seed: int | None) -> tuple[str, ...]:
-    """What a command is given, but where to."""
+    """The arguments of a command, without its output folder."""
     given: list[tuple[str, Any]] = [("config", config) for config in settings.configs]
     given += substitute(settings.options, folders).items()
     given += [("seed_everything", seed)] if command == "fit" and seed is not None else []
@@ -247,12 +247,12 @@ def _arguments(command: str, settings: Settings, folders: Mapping[str, str], see
 
 
 def _into(command: str, folder: Path) -> tuple[str, ...]:
-    """The arguments that say where to; a training goes on with what is there."""
+    """The arguments for the output folder; a training resumes what is there."""
     return (f"--{COMMANDS[command]}", str(folder), *(["--resume"] * (command == "fit")))
 
 
 def _needed(settings: Mapping[str, Settings], measured: set[str]) -> set[str]:
-    """The measured steps and those that they build on."""
+    """The measured steps and those that they refer to."""
     needed = set(measured)
     for name in reversed(list(settings)):  # a step refers to earlier ones alone
         if name in needed:
@@ -290,5 +290,5 @@ def as_text(value: Any) -> str:
 
 
 def slug(name: str) -> str:
-    """A variant's name as a folder's: "4:12" -> "4-12"."""
+    """A variant's name as the name of a folder: "4:12" -> "4-12"."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")

@@ -1,4 +1,4 @@
-"""Numbers that a caller brings, refused by name where they can't be meant."""
+"""Checks of numbers that a caller passes; a wrong one is refused by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
     """A whole number between `low` and `high`.
 
     Raises:
-        ValueError: it is none; the message names `name`, the value and what is allowed.
+        ValueError: It is not; the message names `name`, the value and what is allowed.
     """
     allowed = f"at least {low}" if high is None else f"between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -27,7 +27,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     """A finite number between `low` and `high`.
 
     Raises:
-        ValueError: it is none; the message names `name`, the value and what is allowed.
+        ValueError: It is not; the message names `name`, the value and what is allowed.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # NaN is not between
@@ -39,7 +39,7 @@ def check_flag(name: str, value: Any) -> bool:
     """True or false.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: It is neither.
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false; got {_shown(value)}")
@@ -47,10 +47,10 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no number is NaN or infinite, found in a tenth of the time that copying them takes."""
+    """Whether no number is NaN or infinite; takes a tenth of the time of copying them."""
     if not values.is_floating_point() or not values.numel() or values.is_meta:
         return True
-    if values.element_size() == 1:  # of 8 bits, for which torch has no minimum
+    if values.element_size() == 1:  # torch has no minimum of 8-bit floats
         values = values.float()
     return all(bool(torch.isfinite(end)) for end in values.detach().aminmax())  # NaN wins both
 

@@ -1,6 +1,6 @@
-"""The optional dependencies of this package (`extras`): what is installed, and what to say where something is not.
+"""The optional dependencies of this package (`extras`): which are installed, and how to install the others.
 
-The standard library alone, and nothing is imported to find out whether it is there.
+Imports the standard library only, and no package to find out whether it is installed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ IMPORT_NAMES = {"scikit-learn": "sklearn"}
 
 
 class MissingPackageError(ImportError):
-    """A component can't be built before a package is installed; the message is one line with the command for it."""
+    """A package must be installed first; the message is one line with the command for it."""
 
 
 def extras() -> dict[str, list[str]]:
-    """Extra -> the packages that it installs; nothing where this package runs from a tree that isn't installed."""
+    """Extra -> the packages that it installs; empty in a source tree that isn't installed."""
     try:
         requirements = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
@@ -45,8 +45,8 @@ def extra_with(package: str, preferred: str = "") -> str | None:
     """The extra that installs a package; None when none does.
 
     Args:
-        package: as it is imported; a module inside it counts for it.
-        preferred: of several extras with the package, this one.
+        package: Name by which it is imported, or a module inside it.
+        preferred: The extra to choose if several have the package.
     """
     name = _import_name(package.partition(".")[0])
     with_it = [extra for extra, packages in extras().items() if name in map(_import_name, packages)]
@@ -54,19 +54,19 @@ def extra_with(package: str, preferred: str = "") -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """What installs an extra."""
+    """The command that installs an extra."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def how_to_install(error: BaseException, preferred: str = "") -> str | None:
-    """What to do about an error that a missing or unusable optional package has raised, in one line.
+    """One line on how to fix an error that a missing or unusable optional package has raised.
 
     Args:
-        error: from an import, or raised from such an error, as other libraries do.
-        preferred: the extra to name where several have the package.
+        error: An ImportError, or an error that was raised from one.
+        preferred: The extra to name if several have the package.
 
     Returns:
-        None when the error is about something else.
+        None if the error has another cause.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -81,7 +81,7 @@ def _remedy(error: BaseException, preferred: str) -> str | None:
     if isinstance(error, MissingPackageError):
         return message
     if isinstance(error, ImportError):
-        # transformers says which package it misses in words alone
+        # transformers names the missing package only in its message
         in_words = re.search(r"requires the (\w+) library", message)
         package = in_words[1] if in_words else error.name or ""
         extra = extra_with(package, preferred) if in_words or isinstance(error, ModuleNotFoundError) else None

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_SPACE = {
     errno.EDQUOT: "no space left: disk quota exceeded",
     errno.EFBIG: "no space left: file too large",
 }
-"""What an operating system answers where nothing more can be written."""
+"""Errors of the operating system when nothing more can be written."""
 
 _TEMPORARY = re.compile(r"\.(\d+)-\d+\..+", re.DOTALL)
 _PROBE = bytes(1 << 20)
@@ -28,16 +28,17 @@ _writing: set[Path] = set()
 
 @contextmanager
 def replacing(path: Path, own_folder: bool = False) -> Iterator[Path]:
-    """A temporary file beside `path` to fill; it takes the place of `path` at the end, and is deleted after an error.
+    """A temporary file beside `path`, which replaces `path` at the end and is deleted after an error.
 
-    Its name ends as that of `path`, since many writers take the format from it. Content and name are on the disk when
-    this ends, so that after a power failure, too, `path` is as it was before or complete.
+    Its name ends like that of `path`, since many writers take the format from it. Content and name are on the disk when
+    this ends, so that even after a power failure `path` is either unchanged or complete.
 
     Args:
-        own_folder: for a writer that makes temporary files of its own beside the one it is asked for: it gets a folder.
+        path: The file to write.
+        own_folder: Put the temporary file into a folder of its own, for writers that make temporary files beside it.
 
     Raises:
-        OSError: with the name `path`; also where the disk is full and the writer says so in an error of its own.
+        OSError: Names `path`; also raised where the disk is full and the writer raised an error of its own.
     """
     with _temporary(path) as temporary:
         target = temporary
@@ -52,7 +53,7 @@ def replacing(path: Path, own_folder: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, in a folder that is made if it isn't there."""
+    """Write a file that appears complete or not at all; makes its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -67,7 +68,7 @@ def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `folder` and rename it.
 
     Raises:
-        ValueError: `folder` exists and isn't empty, or lies in no folder.
+        ValueError: `folder` exists and isn't empty, or its parent is missing.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -88,7 +89,7 @@ def make_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's list of names, on the disk before anything else is done."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -100,7 +101,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """`sync` of a folder with all that lies in it."""
+    """`sync` a folder and everything in it."""
     for place, _, names in os.walk(folder):
         for name in names:
             sync(Path(place, name))
@@ -109,17 +110,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def saying_no_space(path: Path, written: Path) -> Iterator[None]:
-    """Turn what a writer raises on a full disk into an OSError that names `path`.
+    """Turn the error of a writer on a full disk into an OSError that names `path`.
 
-    Writers of other languages lose the reason: torch's speaks of an unexpected position. So after any error it is tried
-    whether more can be written.
+    Writers in other languages lose the reason: torch's error mentions an unexpected position. So after any error this
+    tests whether more can be written.
 
     Args:
-        path: what the user knows it by.
-        written: the file, or the folder of the files, in which the writer was.
+        path: The name for the message.
+        written: The file, or the folder of the files, that was being written.
 
     Raises:
-        OSError: nothing more can be written there; any other error is raised as it is.
+        OSError: Nothing more can be written there; any other error is raised unchanged.
     """
     try:
         yield
@@ -127,18 +128,18 @@ def saying_no_space(path: Path, written: Path) -> Iterator[None]:
         number = _reason(error) or _refusal(written)
         if number is None:
             raise
-        raise OSError(number, NO_SPACE[number], str(path)) from None  # a command tells the cause where there is one
+        raise OSError(number, NO_SPACE[number], str(path)) from None  # a command would show the cause instead
 
 
 def _reason(error: BaseException) -> int | None:
-    """The number of `NO_SPACE` that an error carries, itself or as Rust's errors do in their text."""
+    """The number of `NO_SPACE` in an error, or in its text, as in errors from Rust."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
     return number if number in NO_SPACE else None
 
 
 def _refusal(written: Path) -> int | None:
-    """The number with which the operating system refuses to write more there; None where it doesn't."""
+    """The error number with which the operating system refuses to write more there; None if it doesn't."""
     probe = written / f".{os.getpid()}-{threading.get_ident()}.probe" if written.is_dir() else written
     if not probe.parent.is_dir():
         return None
@@ -155,15 +156,15 @@ def _refusal(written: Path) -> int | None:
     return None
 
 
-# --- what killed writers leave ---------------------------------------------------------------------------------------
+# --- leftovers of killed writers -------------------------------------------------------------------------------------
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files and folders of writers that were killed; never those of one that lives.
+    """Remove the temporary files and folders of writers that were killed, never those of a living one.
 
     Args:
-        folder: where they would be.
-        name: of what was to be written; None for anything.
+        folder: The folder to search.
+        name: Name of the file or folder that was being written; None for any.
     """
     with contextlib.suppress(FileNotFoundError):
         for place in folder.iterdir():
@@ -175,14 +176,14 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _lives(process: int) -> bool:
-    """Whether there is a process of this number that can still write."""
+    """Whether a process with this id can still write."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
         return True
-    try:  # one that has ended, and whose parent has not taken note of it yet
+    try:  # a zombie has ended, but its parent has not waited for it
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return True
@@ -190,9 +191,9 @@ def _lives(process: int) -> bool:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other process or thread takes, and that tells who writes there."""
+    """A name beside `path` that no other process or thread uses, and that holds the writer's process id."""
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
-    _remove(temporary)  # of a killed process that had this number
+    _remove(temporary)  # of a killed process that had this id
     _writing.add(temporary)
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""Finished pieces of long work on disk: whatever kills a run, the next one goes on from there."""
+"""Finished pieces of long work on disk, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from lightning_s2s.support.reading import InputError, parse_json
 
 
 class Journal:
-    """Pieces of work by their keys, one JSON line each with its checksum, safe on disk after each `add`.
+    """Results by the keys of their pieces of work, one JSON line each with its checksum, on disk after each `add`.
 
-    Memory holds where a piece's line begins, not what it says: there may be millions.
+    Memory only holds where each line begins: there may be millions.
 
     Args:
-        path: the file; one that is there is gone on with.
-        begun: what decides the pieces, as JSON has it: work is gone on with only where all of it is the same.
-        command: who writes it, for messages.
+        path: The file; an existing one is resumed.
+        fingerprint: Everything that decides the results, as JSON; a journal is resumed only if it matches.
+        command: Name of the command that writes it, for messages.
 
     Raises:
-        ValueError: the file is no such journal, or was begun in another way.
+        ValueError: The file is no such journal, or its fingerprint differs.
     """
 
-    def __init__(self, path: Path, begun: dict[str, Any], command: str):
+    def __init__(self, path: Path, fingerprint: dict[str, Any], command: str):
         self.path, self.command = path, command
         self._places: dict[Hashable, int] = {}
-        known = self._read(begun) if path.exists() else 0
+        known = self._read(fingerprint) if path.exists() else 0
         self._file = path.open("a+b")
-        self._file.truncate(known)  # a kill may have cut the last line off
+        self._file.truncate(known)  # a kill may have truncated the last line
         if not known:
-            self._append([json.dumps(begun).encode() + b"\n"])
+            self._append([json.dumps(fingerprint).encode() + b"\n"])
 
-    def _read(self, begun: dict[str, Any]) -> int:
-        """Find the lines; gives the bytes of whole ones."""
+    def _read(self, fingerprint: dict[str, Any]) -> int:
+        """Find the lines; returns the number of bytes in complete lines."""
         end = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -48,10 +48,10 @@ class Journal:
                         self._places[_as_key(content["key"])] = end
                         if content["crc32"] != _checksum(content["key"], content["found"]):
                             raise InputError(f"line {number}: was changed since it was written")
-                    elif other := [name for name in begun if content[name] != begun[name]]:
+                    elif other := [name for name in fingerprint if content[name] != fingerprint[name]]:
                         raise ValueError(
-                            f"{self.path}: was begun with another {', '.join(other)}; call it as then, or remove the "
-                            "file to start anew"
+                            f"{self.path}: was started with another {', '.join(other)}; repeat that command, or remove "
+                            "the file to start afresh"
                         )
                 except (InputError, KeyError, TypeError) as error:
                     found = {
@@ -59,7 +59,7 @@ class Journal:
                         TypeError: f"line {number}: no mapping",
                     }
                     raise ValueError(
-                        f"{self.path}: is no unfinished work of `{self.command}` ({found.get(type(error), error)}); "
+                        f"{self.path}: is no journal of `{self.command}` ({found.get(type(error), error)}); "
                         "remove or rename it"
                     ) from None
                 end += len(line)
@@ -72,12 +72,12 @@ class Journal:
         return len(self._places)
 
     def __getitem__(self, key: Hashable) -> Any:
-        """What was found for a piece."""
+        """The result for a key."""
         self._file.seek(self._places[key])
         return json.loads(self._file.readline())["found"]
 
     def add(self, pieces: Iterable[tuple[Hashable, Any]]) -> None:
-        """Keep what was found for some keys: strings, numbers or tuples of them."""
+        """Keep the results for some keys, which are strings, numbers or tuples of them."""
         keys, lines = [], []
         for key, found in pieces:
             keys.append(key)
@@ -95,7 +95,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """The work is complete elsewhere."""
+        """Delete the file, once the results are complete elsewhere."""
         self._file.close()
         self.path.unlink()
 
@@ -107,10 +107,10 @@ class Journal:
 
 
 def _checksum(key: Any, found: Any) -> int:
-    """By which a line is known that isn't as it was written."""
+    """Tells a damaged line from the one that was written."""
     return zlib.crc32(json.dumps([key, found]).encode())
 
 
 def _as_key(value: Any) -> Hashable:
-    """A key as it was: JSON makes lists of tuples."""
+    """A key as it was given: JSON turns tuples into lists."""
     return tuple(value) if isinstance(value, list) else value

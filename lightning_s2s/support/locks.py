@@ -1,4 +1,4 @@
-"""One owner at a time for a folder: a lock that the operating system gives back when its holders have ended."""
+"""One owner at a time for a folder: a lock that the operating system releases when its holders have ended."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK = ".lock"
-"""The file in the folder; it says who holds it: the number of a process and its host. It stays, empty, afterwards."""
+"""The file in the folder; it holds the owner's process id and host, and stays, empty, afterwards."""
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextlib.contextmanager
 def holding(folder: Path, what: str, wait: bool = False) -> Iterator[int]:
-    """Hold a folder until this ends, however it ends: the lock of a process that was killed does not count.
+    """Hold a folder until this ends, however it ends: a killed process loses its lock.
 
-    The lock is the operating system's (`flock`); on a file system that several machines share it holds among them as
-    far as that file system shares locks. Where it can't lock at all, a line says so.
+    The lock is the operating system's (`flock`); on a file system that several machines share it works between
+    them only if that file system shares locks. Where locking is impossible, a warning says so.
 
     Args:
-        folder: made if it isn't there.
-        what: works in the folder, for messages: "another run".
-        wait: for its end, which a line tells; else it is an error.
+        folder: The folder; created if it is missing.
+        what: The likely owner, for messages, such as "another run".
+        wait: Wait for the owner to end, with a message, instead of raising an error.
 
     Yields:
-        The lock's file descriptor. Commands that inherit it hold the lock, too, until the last of them ends.
+        The lock's file descriptor. Child processes that inherit it hold the lock until the last of them ends.
 
     Raises:
-        ValueError: somebody else holds it, unless `wait`.
+        ValueError: Another process holds it, and `wait` is false.
     """
     import fcntl
 
@@ -63,7 +63,7 @@ def holding(folder: Path, what: str, wait: bool = False) -> Iterator[int]:
 
 
 def _read(folder: Path) -> tuple[str, str]:
-    """Process and host of the holder; empty where it says nothing."""
+    """Process and host of the owner; empty if unknown."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         process, _, host = (folder / LOCK).read_text(encoding="utf-8").strip().partition(" ")
         if process.isdigit():
@@ -79,7 +79,7 @@ def _holder(folder: Path) -> str:
 
 
 def _tell_of_another_machine(folder: Path, what: str) -> None:
-    """Whoever did not give the lock back was killed; on another machine it may live, where locks are not shared."""
+    """Warn about an owner on another machine: it was killed, or still runs where locks are not shared."""
     process, host = _read(folder)
     if process and host != socket.gethostname():
         print(

@@ -1,4 +1,4 @@
-"""Checkpoints hold plain values and tensors: written so, and read so, whoever sends them. Nothing in them is run."""
+"""Checkpoints are written and read as plain values and tensors; nothing in them is run, whoever sent them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EXPECTED = "a .ckpt file or folder that `lightning-s2s fit` wrote"
 
 
 def save_plain(content: dict[str, Any], path: Path) -> None:
-    """`torch.save`, of what `load_plain` reads again.
+    """`torch.save` of content that `load_plain` can read.
 
     Raises:
-        ValueError: there is something else in it; `path` is left as it was written.
+        ValueError: It holds anything else; the written file is left in place.
     """
     torch.save(content, path)
     others = sorted(get_unsafe_globals_in_checkpoint(path))
@@ -35,14 +35,14 @@ def save_plain(content: dict[str, Any], path: Path) -> None:
 
 
 def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """What torch pickled into a file, on the CPU.
+    """The content of a file that torch saved, on the CPU.
 
     Args:
-        path: of the file.
-        mmap: leave tensors on the disk until they are used.
+        path: The file.
+        mmap: Leave tensors on the disk until they are used.
 
     Raises:
-        ValueError: it is missing, empty, damaged, no such file at all, or holds code.
+        ValueError: It is missing, empty, damaged, another kind of file, or holds code.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder without a checkpoint in it; expected {EXPECTED}", str(path))
@@ -54,7 +54,7 @@ def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not size:
         raise InputError(f"{path}: is empty; expected {EXPECTED}", str(path))
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # torch's older kind of file, too, which nothing here has ever written
+        if file.read(4) != b"PK\x03\x04":  # also refuses torch's older format, which this project never wrote
             raise InputError(f"{path}: is no checkpoint; expected {EXPECTED}", str(path))
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: is cut off after {size} bytes; expected {EXPECTED}", str(path))
@@ -67,10 +67,10 @@ def load_plain(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def check_sizes(file: Path | IO[bytes], size: int) -> None:
-    """See that what torch packed takes no more memory than `size` bytes of file: it compresses nothing.
+    """Check that the content takes no more memory than the file's `size` in bytes: torch compresses nothing.
 
     Raises:
-        ValueError: it would.
+        ValueError: It would take more.
     """
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
@@ -80,10 +80,10 @@ def check_sizes(file: Path | IO[bytes], size: int) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give whatever reading a checkpoint raises the name of the checkpoint.
+    """Turn any error of reading a checkpoint into one that names the checkpoint.
 
     Raises:
-        ValueError: instead of anything else but a system's error, which has a name.
+        ValueError: In place of any error but an OSError with a file name.
     """
     try:
         yield

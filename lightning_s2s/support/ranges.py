@@ -1,4 +1,4 @@
-"""What numbers an option takes stands in its type, and is checked where the object is built.
+"""The range of a numeric option is part of its type, and is checked when the object is built.
 
     @checked
     class Filter:
@@ -6,7 +6,7 @@
 
     Filter(max_share=1.5)  # ValueError: Filter: max_share must be between 0 and 1; got 1.5
 
-Numbers without a range of their own must be finite. The parsers of YAML and command line see plain `int` and `float`.
+Numbers without a range of their own must be finite. The parsers of YAML see plain `int` and `float`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ HUGE = 1_000_000_000
 
 @dataclass(frozen=True)
 class DeviceName:
-    """Names of devices that are here."""
+    """Marks the name of a device of this machine."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Range:
     """Numbers between two bounds.
 
     Attributes:
-        low: the lowest.
-        high: the highest.
-        above: `low` itself is not allowed.
+        low: The lowest number.
+        high: The highest number.
+        above: Whether `low` itself is excluded.
     """
 
     low: float
@@ -47,8 +47,8 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
-    def says(self) -> str:
-        """What is allowed, for a message."""
+    def __repr__(self) -> str:
+        """What is allowed, in messages and in a command's help."""
         lowest = f"{'above' if self.above else 'at least'} {self.low:,g}"
         if self.high == HUGE:
             return lowest
@@ -58,25 +58,25 @@ class Range:
 
 
 Natural = Annotated[int, Range(0)]
-"""How many of something, none included."""
+"""A number of things, 0 included."""
 Count = Annotated[int, Range(1)]
-"""How many of something, at least one."""
+"""A number of things, at least one."""
 Layers = Annotated[int, Range(1, 1_000)]
-"""How many layers."""
+"""A number of layers."""
 Share = Annotated[float, Range(0, 1)]
-"""A part of a whole, a probability."""
+"""A share or a probability."""
 Positive = Annotated[float, Range(0, above=True)]
 """A size, a duration or a rate."""
 NonNegative = Annotated[float, Range(0)]
 """A weight or a tolerance."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
-"""Of random numbers."""
+"""Seed of random numbers."""
 Speed = Annotated[float, Range(0.25, 4)]
-"""Of a voice, beside its usual one."""
+"""Speed of a voice, relative to its usual one."""
 Temperature = Annotated[float, Range(0, 100)]
-"""By which logits are divided before a token is drawn; 0 takes the most likely one."""
+"""Divides the logits before a token is drawn; 0 takes the most likely one."""
 Processes = Annotated[int, Range(1, 10_000)]
-"""How many run at a time."""
+"""A number of processes that run at a time."""
 
 Device = Annotated[str, DeviceName()]
 """Where a model runs: `cpu`, `cuda`, `cuda:1`, ..."""
@@ -89,7 +89,7 @@ def checked(cls: Class) -> Class:
     """Class decorator, above `@dataclass`: the constructor refuses numbers that its types don't allow.
 
     Raises:
-        ValueError: by the constructor; the message names class, argument, value and what is allowed.
+        ValueError: Raised by the constructor; the message names class, argument, value and what is allowed.
     """
     init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
@@ -108,17 +108,17 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
     """Compare the numbers among a function's arguments with its types.
 
     Raises:
-        ValueError: one doesn't fit; the message begins with `where`.
+        ValueError: One doesn't fit; the message begins with `where`.
     """
-    hints = _hints(function)
+    hints = hints_of(function)
     for name, value in arguments.items():
         if name in hints:
             _check(value, hints[name], f"{where}{name}")
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types that parameters have; those that can't be found out are left out."""
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's parameters; those that can't be resolved are left out."""
     plain: Any = inspect.unwrap(function)
     names = vars(sys.modules[plain.__module__]) if plain.__module__ in sys.modules else {}
     hints: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         alone = types.SimpleNamespace(__annotations__={name: hint})
         try:
             hints |= typing.get_type_hints(alone, {**vars(typing), **names}, include_extras=True)
-        except (NameError, TypeError, AttributeError):  # known to type checkers alone
+        except (NameError, TypeError, AttributeError):  # imported only for type checkers
             continue
     return hints
 
@@ -145,7 +145,7 @@ def _check(value: Any, hint: Any, where: str, allowed: Range | None = None) -> N
         if fitting:
             _check(value, fitting[0], where, allowed)
         elif isinstance(value, str) and any(typing.get_origin(kind) is typing.Literal for kind in inner):
-            return  # the constructor knows the words
+            return  # the constructor checks the words
         elif numbers := [kind for kind in inner if _is_number(kind)]:
             _check(value, numbers[0], where, allowed)
     elif origin in (list, tuple, set) or (origin is not None and _is_sequence(origin)):
@@ -171,14 +171,14 @@ def _is_sequence(origin: Any) -> bool:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of one of the kinds of a union."""
+    """Whether a value matches one member of a union."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _is_a(value, inner[0])
     if origin is typing.Literal:
         return value in inner
     kind = origin or hint
-    if kind is tuple:  # YAML has lists alone
+    if kind is tuple:  # YAML only has lists
         return isinstance(value, tuple | list)
     if kind is float:
         return isinstance(value, Real) and not isinstance(value, bool)
@@ -191,11 +191,11 @@ def check_device(name: Any, where: str) -> Any:
     """The torch device of this name; `auto` is a GPU where there is one.
 
     Args:
-        name: of the device.
-        where: it was given, for the message.
+        name: Name of the device.
+        where: The option, for the message.
 
     Raises:
-        ValueError: there is no such device on this machine.
+        ValueError: There is no such device on this machine.
     """
     import torch
 
@@ -203,8 +203,8 @@ def check_device(name: Any, where: str) -> Any:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).cpu()  # of `meta` there is nothing to copy
-    except Exception as error:  # torch raises RuntimeError, AssertionError, NotImplementedError, ... by the device
+        torch.empty(1, device=device).cpu()  # fails for `meta`, which holds nothing to copy
+    except Exception as error:  # the kind of error depends on the device
         gpus = torch.cuda.device_count()
         here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(gpus))])
         reason = "" if gpus or "cuda" not in str(name) else "; there is no CUDA GPU here"
@@ -224,7 +224,7 @@ def _check_number(value: Any, kind: type, where: str, allowed: Range | None) -> 
         return
     if allowed is not None:
         too_large = is_one and allowed.high == HUGE and value > HUGE
-        range_ = f"at most {HUGE:,}" if too_large else allowed.says()
+        range_ = f"at most {HUGE:,}" if too_large else repr(allowed)
         what = range_ if is_one else f"{what}, {range_}"
     shown = repr(value)
     raise ValueError(f"{where} must be {what}; got {shown if len(shown) <= 80 else shown[:77] + '...'}")

@@ -1,7 +1,7 @@
-"""Reading what others wrote: whatever is wrong with a file or an option becomes one line that names it.
+"""Reading input that others wrote: any mistake in a file or an option becomes one line that names it.
 
-`reading` is the one place that turns what bad input can raise into such a line; JSON and YAML are read here, with
-bounds on their size, depth and aliases. The standard library alone, until a YAML is read.
+`reading` is the one place that turns the errors of bad input into such a line; JSON and YAML are read here, with bounds
+on their size, depth and aliases. Imports the standard library only, until a YAML is read.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ LONGEST_MESSAGE = 800
 MAX_BYTES = {"JSON": 64 << 20, "YAML": 256 << 10}
 """Size of the largest file that is read; a YAML is parsed thousands of times slower than a JSON."""
 MAX_DEPTH = 64
-"""Lists and mappings inside each other."""
+"""Levels of nested lists and mappings."""
 MAX_VALUES = 20_000
 """Values of a YAML once its aliases are written out: ten lines of aliases to aliases can stand for billions."""
 CIRCLE = "an alias stands inside what it is an alias of"
 TOO_DEEP, TOO_MANY = f"more than {MAX_DEPTH} levels deep", f"more than {MAX_VALUES:,} values, aliases written out"
 
 BUGS = (AssertionError, NameError, NotImplementedError)
-"""Raised by this project's own code, these are no mistakes of the input: they keep their traceback."""
+"""Errors that mean a bug when this project's own code raises them: they keep their traceback."""
 
 
 class InputError(ValueError):
-    """A file, or an option, holds what can't be used; the message is one line for whoever wrote it.
+    """A file or an option holds something unusable; the message is one line for its author.
 
     Args:
-        message: names the file or the key, the value and what is allowed.
-        source: the file that the message names, where `reading` has put it in front.
+        message: Names the file or the key, the value and what is allowed.
+        source: The file that the message names, if `reading` has put it in front.
     """
 
     def __init__(self, message: str, source: str | None = None):
@@ -47,23 +47,23 @@ class InputError(ValueError):
 
 
 class YamlBombError(InputError):
-    """A YAML that is small on paper, and without bounds when it is read."""
+    """A YAML that is small as a file and exceeds all bounds once its aliases are written out."""
 
 
 @contextmanager
 def reading(source: str | Path, what: str = "file") -> Iterator[None]:
-    """Whatever is raised inside, while something is parsed or built from `source`, becomes an `InputError`.
+    """Turn any error raised while something is parsed or built from `source` into an `InputError`.
 
-    The error is its cause, so that debugging shows where it was raised. As they are pass: what names a file already (an
+    The original error is its cause, so that debugging shows where it was raised. Errors that already name a file (an
     `InputError` of an inner `reading`, an OSError with its file, a ValueError whose message holds `source`), missing
-    packages, Ctrl-C, a GPU out of memory, and what this project raises as its own bugs (`BUGS`).
+    packages, Ctrl-C, a GPU out of memory, and this project's own bugs (`BUGS`) pass unchanged.
 
     Args:
-        source: the file, folder or option, for the message.
-        what: should be in it, in words, such as `tokenizer`.
+        source: The file, folder or option, for the message.
+        what: The expected content, such as `tokenizer`, for the message.
 
     Raises:
-        InputError: one line that begins with `source`.
+        InputError: One line that begins with `source`.
     """
     try:
         yield
@@ -75,9 +75,9 @@ def reading(source: str | Path, what: str = "file") -> Iterator[None]:
 
 
 def _explain(error: BaseException, source: str, what: str) -> str | None:
-    """The line for an error; None where it must stay as it is."""
+    """The line for an error; None if the error must pass unchanged."""
     kind, ours = type(error).__name__, isinstance(error, InputError) or raised_here(error)
-    if not isinstance(error, Exception) and kind != "PanicException":  # of libraries written in Rust, no Exception
+    if not isinstance(error, Exception) and kind != "PanicException":  # from Rust; it is no Exception
         return None
     if isinstance(error, InputError) and error.source is not None:
         return None
@@ -109,12 +109,12 @@ def raised_here(error: BaseException) -> bool:
 
 
 def one_line(message: object) -> str:
-    """The message without line breaks and runs of spaces, cut where it gets too long to read."""
+    """The message without line breaks and runs of spaces, shortened if it is too long to read."""
     return textwrap.shorten(str(message), LONGEST_MESSAGE, placeholder=" ...")
 
 
 def _first_twice(keys: Iterable[Any]) -> Any:
-    """The first key that came before; None where all differ."""
+    """The first duplicate key; None if all differ."""
     seen = set()
     for key in keys:
         if key in seen:
@@ -127,10 +127,10 @@ def _first_twice(keys: Iterable[Any]) -> Any:
 
 
 def read_json(path: Path, hint: str = "") -> dict[str, Any]:
-    """A JSON file that holds a mapping; `hint` goes with the message when it holds something else.
+    """A JSON file that holds a mapping; `hint` is added to the message if it holds something else.
 
     Raises:
-        ValueError: it is missing, no JSON or no mapping, has a key twice or NaN, or exceeds `MAX_BYTES` or `MAX_DEPTH`.
+        ValueError: It is missing, no JSON or no mapping, has a key twice or NaN, or exceeds `MAX_BYTES` or `MAX_DEPTH`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file", str(path))
@@ -144,9 +144,9 @@ def parse_json(text: str | bytes, source: str | Path, allow_nan: bool = False) -
     """The content of a JSON text; raises as `read_json`, in the name of `source`.
 
     Args:
-        text: the JSON.
-        source: what it comes from, for messages.
-        allow_nan: take NaN for a number: measurements may hold it, settings may not.
+        text: The JSON.
+        source: Its origin, for messages.
+        allow_nan: Accept NaN as a number: measurements may hold it, settings may not.
     """
     constant = float if allow_nan else _constant
     try:
@@ -171,11 +171,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("NaN is no number that anything can be set to")
-    return float(name)  # Infinity stands in some of transformers' configurations
+    return float(name)  # some configurations of transformers hold Infinity
 
 
 def _depth(content: Any) -> int:
-    """Levels of lists and mappings; none of a number or a text."""
+    """Levels of nested lists and mappings; 0 for a number or a text."""
     level, depth = [content], 0
     while level := [
         child for value in level if isinstance(value, dict | list)
@@ -192,12 +192,12 @@ def read_yaml(path: Path, loader_class: type[yaml.SafeLoader] | None = None) -> 
     """The content of a YAML file.
 
     Args:
-        path: the file.
-        loader_class: see `parse_yaml`.
+        path: The file.
+        loader_class: See `parse_yaml`.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is no YAML, a mapping has a key twice, aliases go in a circle, or it is larger than `MAX_BYTES`,
+        OSError: It can't be read.
+        ValueError: It is no YAML, a mapping has a key twice, aliases form a circle, or it is larger than `MAX_BYTES`,
             `MAX_DEPTH` and `MAX_VALUES` allow; the message names the file, and the line where it is known.
     """
     try:
@@ -211,9 +211,9 @@ def parse_yaml(text: str, source: str | Path, loader_class: type[yaml.SafeLoader
     """The content of a YAML text; raises as `read_yaml`, in the name of `source`.
 
     Args:
-        text: the YAML.
-        source: what it comes from, for messages.
-        loader_class: a SafeLoader that knows more tags; None takes SafeLoader itself.
+        text: The YAML.
+        source: Its origin, for messages.
+        loader_class: A SafeLoader that knows more tags; None takes SafeLoader itself.
     """
     import yaml
 
@@ -235,7 +235,7 @@ def parse_yaml(text: str, source: str | Path, loader_class: type[yaml.SafeLoader
 
 
 def _stopping_early(loader_class: type[yaml.SafeLoader]) -> type[yaml.SafeLoader]:
-    """The loader, which stops at the first value too many or too deep, and not when it has read all the others."""
+    """The loader, stopping at the first value that is too many or too deep instead of at the end."""
     from yaml.composer import ComposerError
 
     class Loader(loader_class):  # type: ignore[valid-type, misc]
@@ -257,8 +257,8 @@ def _check_node(node: yaml.Node, seen: dict[int, tuple[int, int] | None]) -> tup
     """The number of values and of levels below a node, aliases written out.
 
     Args:
-        node: of the graph that a YAML describes.
-        seen: those that were counted, by their identity, and None for those that are being counted.
+        node: A node of the graph that a YAML describes.
+        seen: The counts of finished nodes by identity, and None for those that are being counted.
     """
     from yaml import MappingNode, SequenceNode
     from yaml.composer import ComposerError

@@ -1,4 +1,4 @@
-"""The wording of messages about names: what there is, and what may have been meant."""
+"""The wording of messages about unknown names: near names, then all names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near_names(name: str, allowed: Iterable[str]) -> str:
-    """The allowed names that are spelled most like `name`, joined by "or"; empty when none is like it."""
+    """The allowed names with the most similar spelling, joined by "or"; empty if none is similar."""
     likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in allowed}
     best = max(likeness.values(), default=0.0)
     near = [other for other, ratio in likeness.items() if ratio >= max(0.6, best - 0.03)]
@@ -15,7 +15,7 @@ def near_names(name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
-    """The one wording for a name that does not exist: what it is, the near names, then all names."""
+    """The wording for a name that does not exist: what it is, near names, then all names."""
     names = sorted(allowed)
     near = near_names(name, names)
     hint = f"did you mean {near}? " if near else ""
@@ -23,5 +23,5 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:
-    """The wording for a file of a kind that can't be written."""
+    """The wording for a file name whose suffix names no format that can be written."""
     return f"{option} {path}: the name must end in {' or '.join(allowed)}"

@@ -17,6 +17,7 @@ from lightning_s2s.checkpoints.opens2s import component_args
 from lightning_s2s.cli import main
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
+from lightning_s2s.support.reading import read_json
 from parts.json_files import change
 from parts.opens2s_folder import INDEX, change_tensors, divide, without
 from parts.pickled_code import PickledCode
@@ -149,7 +150,8 @@ def test_neither_of_ours_nor_published(tmp_path, capsys):
 def test_a_handoff_from_a_broken_folder_loads_nothing(published):
     REGISTRY.load()
     registries = {registry.kind: registry for registry in REGISTRY}
-    parts = {s: registries[s].get(p["class_path"])(**p["init_args"]) for s, p in component_args(published).items()}
+    args = component_args(published, read_json(published / "config.json"))
+    parts = {slot: registries[slot].get(part["class_path"])(**part["init_args"]) for slot, part in args.items()}
     model = SpeechToSpeechModel(**parts)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     change_tensors(published, wrong_shape)  # of the last part
@@ -161,10 +163,10 @@ def test_a_handoff_from_a_broken_folder_loads_nothing(published):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "b"], "one of the arguments --from --to is required"),
-        (["--to", "other", "a", "b"], "invalid choice: 'other'"),
-        (["--to", "opens2s", "--lora", "drop", "a", "b"], "invalid choice: 'drop'"),
-        (["--from", "opens2s", "--to", "opens2s", "a", "b"], "not allowed with argument"),
+        (["a", "b"], "--from and --to: got neither; give one of them"),
+        (["--to", "other", "a", "b"], "to: got 'other'; allowed: 'opens2s'"),
+        (["--to", "opens2s", "--lora", "drop", "a", "b"], "lora: got 'drop'; allowed: 'merge', 'keep'"),
+        (["--from", "opens2s", "--to", "opens2s", "a", "b"], "--from and --to: got both; give one of them"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, message, capsys):

@@ -84,7 +84,7 @@ def test_only_the_block_between_the_marks_is_replaced(tmp_path, capsys):
     path = tmp_path / "page.md"
     path.write_text("# Before\n<!-- components -->\nold\n<!-- /components -->\nAfter \\1\n")
     assert main(["components", "--markdown", str(path)]) == 0
-    assert main(["components", "--markdown"]) == 0
+    assert main(["components", "--markdown", "-"]) == 0
     table = capsys.readouterr().out
     assert path.read_text() == f"# Before\n<!-- components -->\n\n{table}\n<!-- /components -->\nAfter \\1\n"
 
@@ -97,7 +97,7 @@ def test_only_the_block_between_the_marks_is_replaced(tmp_path, capsys):
             ["--markdown", "bare.md"],
             "--markdown bare.md: needs a line <!-- components --> and, below it, <!-- /components -->",
         ),
-        (["--json", "--markdown"], "argument --markdown: not allowed with argument --json"),
+        (["--json", "--markdown", "-"], "--json and --markdown exclude each other: give one"),
         (["--jsn"], "unknown option '--jsn'; did you mean --json?"),
     ],
 )

@@ -20,7 +20,7 @@ from parts.paths import EXPERIMENTS, ROOT
         (
             ["--config", "construction.yaml", "--tts", "Pipr"],
             2,
-            "tts: unknown engine 'Pipr'; did you mean Piper? known:",
+            "tts: unknown synthesizer 'Pipr'; did you mean Piper? known:",
         ),
         (
             ["--config", "construction.yaml", "--tts.foldr", "x"],

@@ -335,7 +335,7 @@ def test_continuations_survive_a_kill(librispeech, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_manifest(config)
     assert len(asked) == 2 and not out.exists()
-    with pytest.raises(ValueError, match="x.jsonl.partial: was begun with another llm"):
+    with pytest.raises(ValueError, match="x.jsonl.partial: was started with another llm"):
         make_manifest(replace(config, llm="other"))
     healthy = True
     assert make_manifest(config).num_rows == 4 and len(asked) == len(set(asked)) == 4

@@ -164,7 +164,7 @@ def test_a_line_that_was_changed_is_refused(step, tmp_path):
     assert '"square": 4' in lines[2]
     path.write_text("".join([*lines[:2], lines[2].replace('"square": 4', '"square": [4]')]))
     with pytest.raises(
-        ValueError, match=rf"^{path}: is no unfinished work of .* \(line 3: was changed since it was wr"
+        ValueError, match=rf"^{path}: is no journal of .* \(line 3: was changed since it was wr"
     ):
         run_step(step, [1, 2], Local(), tmp_path)
     path.write_text("".join([*lines[:2], lines[2][:-5]]))  # cut off by a kill: made again

@@ -159,9 +159,9 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_file(corpus):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda arguments, corpus: arguments.update(settings={"class_path": "other"}), "begun with another vocoder"),
-        (lambda arguments, corpus: arguments.update(roles=["user"]), "begun with another roles"),
-        (lambda arguments, corpus: corpus.write_text(corpus.read_text() + "\n"), "begun with another manifest_in"),
+        (lambda arguments, corpus: arguments.update(settings={"class_path": "other"}), "started with another vocoder"),
+        (lambda arguments, corpus: arguments.update(roles=["user"]), "started with another roles"),
+        (lambda arguments, corpus: corpus.write_text(corpus.read_text() + "\n"), "started with another manifest_in"),
     ],
 )
 def test_unfinished_work_of_another_kind_is_not_gone_on_with(corpus, change, expected):
@@ -169,10 +169,10 @@ def test_unfinished_work_of_another_kind_is_not_gone_on_with(corpus, change, exp
     with pytest.raises(KeyboardInterrupt):
         add_units(LoudnessVocoder(dies_at=0), corpus, out, **arguments)
     change(arguments, corpus)
-    with pytest.raises(ValueError, match=rf"out\.jsonl\.partial: was {expected}; call it as then, or remove"):
+    with pytest.raises(ValueError, match=rf"out\.jsonl\.partial: was {expected}; repeat that command, or remove"):
         add_units(LoudnessVocoder(), corpus, out, **arguments)
     out.with_name("out.jsonl.partial").write_text("something else\n")
-    with pytest.raises(ValueError, match=r"partial: is no unfinished work of `units`"):
+    with pytest.raises(ValueError, match=r"partial: is no journal of `units`"):
         add_units(LoudnessVocoder(), corpus, out, SETTINGS)
 
 
@@ -288,7 +288,7 @@ def test_the_command_adds_units_of_any_vocoder(run, corpus):
     assert code == 0
     assert said_out.splitlines() == [
         f"{out}: 6 rows, 5 clips with new units",
-        "1 clips had units and keep them (--redo true makes them anew)",
+        "1 clips had units and keep them (--redo makes them anew)",
     ]
     assert [found[0].count("<|audio_") for found in units_of(out)] == [37, 12, 1, 62, 50]
 
@@ -323,7 +323,7 @@ def test_messages_have_lines_of_their_own(run, corpus):
         (["--vocoder", "pockt"], "error: vocoder: unknown vocoder 'pockt'; did you mean pocket?"),
         (["--vocoder", "pocket", "--vocoder.chekpoint", "x"], "option of pocket 'chekpoint'; did you mean checkpoint?"),
         ([*POCKET, "--on-error", "ignore"], "error: on_error: "),
-        ([*POCKET, "--roles", "[system]"], "error: --roles: got 'system'; allowed: user, assistant"),
+        ([*POCKET, "--roles", "[system]"], "error: roles: got 'system'; allowed: 'user', 'assistant'"),
         ([*POCKET, "--device", "toaster"], "error: --device must be a device of this machine (cpu"),
         ([], "error: missing: vocoder"),
     ],

@@ -26,6 +26,7 @@ from lightning_s2s.stages import (
     SpeechUnderstandingPretraining,
 )
 from lightning_s2s.stages.optim import OptimizerOptions
+from lightning_s2s.support.reading import read_json
 from parts.golden import golden_folder
 
 FOLDER, pytestmark = golden_folder("opens2s_end_to_end", "checkpoint", "expected.json", "user.wav")
@@ -147,7 +148,7 @@ def test_three_steps_train_what_the_stage_trains_and_go_back(stage, options, tra
     registries = {registry.kind: registry for registry in REGISTRY}
     parts = {
         slot: registries[slot].get(part["class_path"])(**part["init_args"])
-        for slot, part in component_args(CHECKPOINT).items()
+        for slot, part in component_args(CHECKPOINT, read_json(CHECKPOINT / "config.json")).items()
     }
     module = stage(**parts, init_from=str(CHECKPOINT), optimizer=OptimizerOptions(lr=1e-2, warmup_steps=1), **options)
     assert all(torch.equal(t, model.state_dict()[name]) for name, t in module.model.state_dict().items())

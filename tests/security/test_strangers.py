@@ -16,7 +16,7 @@ from lightning_s2s.checkpoints import stored
 from lightning_s2s.checkpoints.lightning_checkpoint import MODEL_KEY, load_checkpoint
 from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.checkpoints.stored import build_parts, pack_parts
-from lightning_s2s.commands.settings import SettingsParser
+from lightning_s2s.commands.parser import CommandParser
 from lightning_s2s.components.base import PlainValues, check_plain
 from lightning_s2s.components.pretrained import build_causal_lm, load_pretrained
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
@@ -103,7 +103,7 @@ def test_a_folder_names_nothing_outside_of_itself(folder, slot, argument, value)
     (folder.parent / "elsewhere").mkdir()
     (folder / "link").symlink_to(folder.parent / "elsewhere")
     change(folder / "config.json", **{f"{slot}__init_args__{argument}": value})
-    refused(folder, rf"{slot}\.init_args\.{argument}: got .*--trust-sources")
+    refused(folder, rf"{slot}\.init_args\.{argument}: got .*--trust_sources")
 
 
 def test_a_default_that_would_be_fetched_is_refused_too(folder):
@@ -316,7 +316,7 @@ def test_plain_values_are_read_as_yaml_has_them():
         def __init__(self, config: PlainValues | None = None):
             self.config = config
 
-    parser = SettingsParser(prog="part")
+    parser = CommandParser(program="part")
     parser.add_class_arguments(Part, "part")
     whole = "{a: 1, b: 2.5, c: x, d: [1, {class_path: os.system}], e: {f: null}, g: true}"
     for options, expected in (

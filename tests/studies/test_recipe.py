@@ -86,7 +86,7 @@ def test_the_commands_of_a_recipe(folder: Path):
         ({"steps/hear/model.init_from": "{speak}"}, "steps.hear.model.init_from: {speak} is no earlier step"),
         ({"steps/ask/model": "{spek}"}, "steps.ask.model: unknown step 'spek'; did you mean speak? known: hear, speak"),
         ({"steps/rest": {"fitt": "x"}}, "steps.rest: expected one of fit, evaluate answers, evaluate speech; got none"),
-        ({"steps/hear/resume": True}, "steps.hear.resume: the study sets it itself"),
+        ({"steps/hear/resume": True}, "steps.hear.resume: can't be set here: it follows from output_dir and the seed"),
     ],
 )
 def test_mistakes_name_file_and_key(folder: Path, change: dict, expected: str, capsys):
@@ -130,10 +130,10 @@ def test_a_finished_run_is_left_alone_and_never_taken_for_another(folder: Path, 
         result.write_text("{}")
         return 0
 
-    monkeypatch.setattr(running, "run_command", run_command)
+    monkeypatch.setattr("lightning_s2s.commands.train.run_command", run_command)
     assert main(["train", "recipe.yaml"]) == 7
     assert capsys.readouterr().err == (
-        "error: ask: failed with exit status 7; lightning-s2s train recipe.yaml goes on\n"
+        "error: ask: failed with exit status 7; lightning-s2s train recipe.yaml resumes\n"
     )
     assert main(["train", "recipe.yaml"]) == 0
     assert made == ["hear", "speak", "ask", "ask"]
@@ -168,7 +168,7 @@ def test_the_repositorys_recipes_are_understood(recipe: str, monkeypatch: pytest
 @pytest.mark.slow
 def test_all_stages_with_another_encoder(workplace: Path, capfd):
     """A step of each, in processes of their own, and then a question; the encoder is a small random Whisper."""
-    options = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", *SHORT_RUN, "--model.lr", "1.0e-6"]
+    options = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", *SHORT_RUN, "--model.optimizer.lr", "1.0e-6"]
     swap = ["--model.encoder", "whisper", "--model.encoder.checkpoint", "openai/whisper-base"]
     answers = yaml.safe_load(Path("experiments/tiny/answers.yaml").read_text()) | {"limit": 1}
     recipe = yaml.safe_load(Path("experiments/tiny/recipe.yaml").read_text())

@@ -16,7 +16,7 @@ import yaml
 from lightning_s2s.cli import main
 from lightning_s2s.studies import running
 from lightning_s2s.studies.reading import read_study
-from lightning_s2s.studies.study import Command, plan
+from lightning_s2s.studies.study import StepCommand, plan
 from lightning_s2s.support.locks import holding
 from parts.small_sizes import TINY_LM
 from parts.waiting import SAFETY_LIMIT_SEC, wait_for
@@ -129,7 +129,7 @@ def fake_run(monkeypatch):
     failing: set[str] = set()
     done: list[str] = []
 
-    def run_command(command: Command, held: int) -> int:
+    def run_command(command: StepCommand, held: int) -> int:
         from torch.utils.tensorboard import SummaryWriter
 
         done.append(command.label)
@@ -249,7 +249,7 @@ def test_a_changed_study_does_not_take_old_results(folder: Path, fake_run, capsy
 
 def test_a_real_failure_leaves_its_log(folder: Path):
     command = plan(read_study("study.yaml"))[0].commands["speak"]
-    wrong = Command("speak", "x", ("fit", "--config", "missing.yaml"), (), folder / "wrong", ())
+    wrong = StepCommand("speak", "x", ("fit", "--config", "missing.yaml"), (), folder / "wrong", ())
     with holding(folder / "study", "another call") as held:
         assert running.run_command(wrong, held) == 2
     assert not running.is_finished(command)

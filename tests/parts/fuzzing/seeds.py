@@ -94,6 +94,19 @@ def study(folder: Path) -> dict[str, Any]:
     }
 
 
+def recipe(folder: Path) -> dict[str, Any]:
+    """A recipe that trains `stage` and evaluates its model."""
+    return {
+        "output_dir": "recipe",
+        "seed": 1,
+        "model": str(folder / "stage.yaml"),
+        "steps": {
+            "tune": {"fit": str(folder / "stage.yaml"), "trainer.max_steps": 2},
+            "ask": {"evaluate answers": str(folder / "answers.yaml"), "model": "{tune}"},
+        },
+    }
+
+
 def answers(folder: Path) -> dict[str, Any]:
     """An evaluation of the trained model."""
     return {
@@ -102,7 +115,7 @@ def answers(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SETTINGS = {"stage": stage, "construction": construction, "study": study, "answers": answers}
+SETTINGS = {"stage": stage, "construction": construction, "study": study, "recipe": recipe, "answers": answers}
 
 
 def build(folder: Path) -> None:

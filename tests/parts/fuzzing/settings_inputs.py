@@ -45,7 +45,7 @@ UNITS = {
 VOCODER = {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}}
 
 
-CONFIGURED = ("fit", "fit", "validate", "plan", "plan", "construct", "ablate", "answers", "grammar",
+CONFIGURED = ("fit", "fit", "validate", "plan", "plan", "construct", "train", "ablate", "answers", "grammar",
               "emotion-classifier", "manifest", "units", "vocoder")  # fmt: skip
 """What is told by YAML; the last is the file of `respond --vocoder`."""
 
@@ -60,6 +60,8 @@ def configuration(seeds: Seeds, kind: str) -> tuple[Any, Command]:
         return seeds.yaml("stage.yaml"), lambda file: ("cli", kind, "--config", file)
     if kind == "construct":
         return seeds.yaml("construction.yaml"), lambda file: ("cli", "construct", "--config", file)
+    if kind == "train":
+        return seeds.yaml("recipe.yaml"), lambda file: ("cli", "train", file, "--dry-run")
     if kind == "ablate":
         return seeds.yaml("study.yaml"), lambda file: ("cli", "ablate", file, "--dry-run")
     if kind == "answers":
@@ -189,7 +191,7 @@ def command_lines(seeds: Seeds) -> list[list[str]]:
     small = ["--vocoder", "pocket", "--vocoder.encoder_width", "8", "--vocoder.decoder_width", "8"]
     judged = [word for split in SPLITS for word in (f"--{split}", path(f"corpus/judge_{split}.jsonl"))]
     return [
-        ["fit", "--config", stage, "--trainer.max_steps", "1", "--model.lr", "0.001", "--data.seed", "1"],
+        ["fit", "--config", stage, "--trainer.max_steps", "1", "--model.optimizer.lr", "0.001", "--data.seed", "1"],
         ["fit", "--config", stage, "--ckpt_path", checkpoint, "--trainer.max_steps", "2"],
         ["fit", "--config", stage, "--model.init_from", model, "--checkpoint.every_sec", "100", "--resume"],
         ["fit", "--config", stage, "--model.encoder.width", "16", "--model.speech_decoder.interleave", "1:2"],
@@ -203,6 +205,7 @@ def command_lines(seeds: Seeds) -> list[list[str]]:
         ["evaluate", "speech", "--answers", "answers", "--limit", "1", "--asr", model],
         ["evaluate", "speech", "--vocoder", model, "--manifest", path("corpus/train.jsonl")],
         ["ablate", path("study.yaml"), "--dry-run"],
+        ["train", path("recipe.yaml"), "--dry-run", "--to", "tune", "--output_dir", "other", "--model.optimizer.lr", "0.001"],
         ["construct", "--config", path("construction.yaml"), "--seed", "2", "--jitter", "0.1", "--user_speed", "1.0"],
         ["emotion-classifier", *judged, "--output_dir", "o", "--max_epochs", "1", "--batch_size", "4",
          "--learning_rate", "0.01"],
@@ -215,7 +218,7 @@ def command_lines(seeds: Seeds) -> list[list[str]]:
         ["units", *small, "--device", "cpu", "--roles", "[user]", path("speech.jsonl"), "out.jsonl"],
         ["units", *small, "--on-error", "skip", "--batch_duration_sec", "9", path("speech.jsonl"), "out.jsonl"],
         ["components", "--json"],
-        ["components", "--markdown"],
+        ["components", "--markdown", "-"],
     ]  # fmt: skip
 
 
@@ -229,7 +232,7 @@ ODD_WORDS = (
     "meta", "mps", "xla", "ddp_spawn", "bf16-true", "64-true", "[1", "{a: 1", "{a: {b: {c: 1}}}", "&x [*x]", "a: b: c",
     "!!python/object/apply:os.system [touch canary]", "os.system", "stranger.Anything", "subprocess.Popen",
 )  # fmt: skip
-PLACES = ("MODEL", "OUT", "RUN", "STUDY", "question", "manifest_in", "manifest_out", "command", "KIND")
+PLACES = ("model", "out", "run", "study", "recipe", "question", "manifest_in", "manifest_out", "command")
 """Arguments without an option, as the commands call them."""
 PROCESSES = {"--trainer.devices", "--trainer.num_nodes", "--data.num_workers", "--processes"}
 
