@@ -168,7 +168,8 @@ def test_the_repositorys_recipes_are_understood(recipe: str, monkeypatch: pytest
 @pytest.mark.slow
 def test_all_stages_with_another_encoder(workplace: Path, capfd):
     """A step of each, in processes of their own, and then a question; the encoder is a small random Whisper."""
-    options = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", *SHORT_RUN, "--model.optimizer.lr", "1.0e-6"]
+    options = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", *SHORT_RUN]
+    options += ["--model.optimizer.lr", "1.0e-6"]
     swap = ["--model.encoder", "whisper", "--model.encoder.checkpoint", "openai/whisper-base"]
     answers = yaml.safe_load(Path("experiments/tiny/answers.yaml").read_text()) | {"limit": 1}
     recipe = yaml.safe_load(Path("experiments/tiny/recipe.yaml").read_text())

@@ -65,7 +65,7 @@ def load_rows(tokenizer: str, *manifests: str) -> int:
         rows = 0
         for batch in data.val_dataloader():
             rows += len(batch.input_ids)
-            for name, value in batch.items():
+            for name, value in vars(batch).items():
                 if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
                     return _wrong(f"{name} is not finite")
     except ValueError as error:
