@@ -136,7 +136,7 @@ def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: Di
         ManifestError: The row has no question, or its audio cannot be used.
     """
     item = find_question(row)
-    sample_rate = model.encoder.sample_rate
+    sample_rate = model.require_encoder()[0].sample_rate
     try:
         waveform = load_audio(item["audio"], row["folder"], sample_rate)
     except AudioError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def _from_answers(answers: str, manifest: str, limit: int) -> Iterable[tuple[str
         yield record["reply"], np.zeros(16_000, np.float32) if silent else load_audio(record["audio"], folder, 16_000)
 
 
-def _spoken_items(manifest: str, limit: int) -> Iterable[dict[str, Any]]:
+def _spoken_items(manifest: str, limit: int) -> Iterable[Mapping[str, Any]]:
     for row in _limited(read_manifest(manifest), limit):
         yield from (item for item in content_items(row["messages"][-1]["content"]) if item.get("text"))
 
@@ -195,10 +195,11 @@ def _from_decoder(folder: str, manifest: str, limit: int) -> Iterable[tuple[str,
     from lightning_s2s.streaming.speak import speak_text
 
     model = load_model(folder)
+    vocoder = model.require_vocoder()
     for item in _spoken_items(manifest, limit):
         units = speak_text(model, item["text"], Sampler(temperature=0.0))
-        waveform = model.vocoder.synthesize(torch.tensor([units or [0]]))[0]
-        yield item["text"], _at_16k(waveform, model.vocoder.sample_rate)
+        waveform = vocoder.synthesize(torch.tensor([units or [0]]))[0]
+        yield item["text"], _at_16k(waveform, vocoder.sample_rate)
 
 
 SOURCES = {"answers": _from_answers, "vocoder": _from_vocoder, "model": _from_decoder}

@@ -45,7 +45,7 @@ def histogram(name: str, values: Mapping[str, Sequence[float]], limits: Mapping[
 
 def _bars(edges: np.ndarray, counts: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Rectangles of all bins, those of one bin on top of each other."""
-    scale = (HEIGHT - 2) / max(1, sum(counts.values()).max())
+    scale = (HEIGHT - 2) / max(1, np.sum(list(counts.values()), axis=0).max())
     width = WIDTH / (len(edges) - 1)
     bars = []
     for number in range(len(edges) - 1):
