@@ -82,6 +82,9 @@ def explain(
         if found := re.match(r"the following arguments are required: (.*)", leaf):
             missing = re.sub(r"\b(fit|validate)\.", "", found[1])
             return f"missing: {missing}; give it as an option or in a --config file"
+        if leaf.startswith(f"{UNEXPECTED}-") and class_path is not None:  # nested in a group of a component's options
+            option = leaf.removeprefix(UNEXPECTED).lstrip("-").partition("=")[0]
+            return where + unknown_name(f"option of {_short(class_path)}", option, _parameters_of(class_path))
         if found := re.match(r"Expected a dot import path string: (.*)", leaf):
             what, allowed = _names_of(keys, class_path, names or {}, root)
             return where + unknown_name(what, found[1], allowed)
@@ -89,7 +92,7 @@ def explain(
             if class_path is None:
                 return unknown_option(found[1], options)
             known = _parameters_of(class_path)
-            return where + unknown_name(f"option of {class_path.rpartition('.')[2]}", found[1], known)
+            return where + unknown_name(f"option of {_short(class_path)}", found[1], known)
     expected = [found[1] for leaf in leaves if (found := re.match(r"Expected a (?:<class ')?(.*?)(?:'>|\. |$)", leaf))]
     given = [found[1] for leaf in leaves if (found := re.search(r"(?:Given|Got) value: (.*)", leaf))]
     if expected and given:
@@ -119,8 +122,8 @@ def _names_of(
         return key, SLOTS[key].names()
     if key in names:
         return names[key]
-    owner = _import(class_path) if class_path else root
-    init: Any = owner.__init__ if isinstance(owner, type) else owner
+    owner: Any = _import(class_path) if class_path else root
+    init = getattr(owner, "__init__", None) if isinstance(owner, type) else owner
     for base in _classes_in(hints_of(init).get(key) if init is not None else None):
         return re.split(r"(?=[A-Z])", base.__name__)[-1].lower(), subclasses(base)
     return "class", ()
@@ -143,13 +146,21 @@ def subclasses(base: type) -> list[str]:
 
 
 def _parameters_of(class_path: str) -> list[str]:
-    """The parameters of a class, those that it passes on to its bases included."""
+    """The parameters of a class, with those that it passes on to its bases, and the fields of groups of options."""
     from jsonargparse import ArgumentParser
 
+    parser = ArgumentParser()
     try:
-        return ArgumentParser().add_class_arguments(_import(class_path), fail_untyped=False)
+        names: list[str] = parser.add_class_arguments(_import(class_path), "of", fail_untyped=False)
     except Exception:  # only a hint; the message stands without it
         return []
+    options = [option.removeprefix("--of.") for option in parser._option_string_actions]
+    fields = {option for option in options if "." in option and not option.endswith((".help", "+"))}
+    return sorted({name.removeprefix("of.") for name in names} - {field.split(".")[0] for field in fields} | fields)
+
+
+def _short(class_path: str) -> str:
+    return class_path.rpartition(".")[2]
 
 
 def _import(class_path: str) -> Any:

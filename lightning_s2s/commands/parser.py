@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jsonargparse._typehints
+import jsonargparse._util
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from lightning_s2s.commands import COMMANDS
@@ -82,6 +85,25 @@ def restrict_parsing() -> None:
     set_parsing_settings(
         omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False, import_path_denylist=[]
     )
+    for module in (jsonargparse._typehints, jsonargparse._util):
+        setattr(module, "NestedArg", _NestedOption)  # noqa: B010 (mypy forbids plain assignment)
+
+
+class _NestedOption(jsonargparse._util.NestedArg):
+    """The value of an option that is nested in another, such as `--model.encoder.checkpoint null`.
+
+    jsonargparse reads the value at each level and hands it to the next one as Python would print it, so that null
+    arrives as the text "None". Here values that hold a null are handed on as JSON.
+    """
+
+    def __new__(cls, key: str, val: Any) -> _NestedOption:
+        return super().__new__(cls, key, json.dumps(val) if _holds_null(val) else val)
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_null, value.values()))
+    return value is None or (isinstance(value, list) and any(map(_holds_null, value)))
 
 
 class OneLineErrors(ArgumentParser if typing.TYPE_CHECKING else object):  # type: ignore[misc]

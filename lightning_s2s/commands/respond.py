@@ -76,7 +76,7 @@ def respond(
     vocode = not no_audio and loaded.vocoder is not None
     if loaded.speech_decoder is not None and not vocode and not no_audio:
         raise ValueError(f"{model}: this model has no vocoder; give one with --vocoder, or --no_audio")
-    sample_rate = loaded.encoder.sample_rate
+    sample_rate = loaded.require_encoder()[0].sample_rate
     waveform = load_audio(question, ".", sample_rate)
 
     engine = StreamingEngine(loaded, compile=compile)

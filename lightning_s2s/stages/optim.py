@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
@@ -26,6 +26,8 @@ class OptimizerOptions:
         warmup_steps: Steps of linear warm-up, followed by a cosine down to `min_lr_ratio` of the peak.
         min_lr_ratio: Learning rate at the last step, as a share of the peak.
     """
+
+    OPTION: ClassVar[str] = "optimizer"
 
     lr: Annotated[float, Range(0, 100, above=True)] = 1e-4
     lr_scale: dict[str, NonNegative] | None = None

@@ -27,8 +27,6 @@ from lightning_s2s.support.wording import unknown_name
 T = TypeVar("T", Recipe, Study)
 OWN_OPTIONS = (*COMMANDS.values(), "seed_everything", "resume")
 """Options that the runner gives to each step."""
-NESTED = re.compile(r"model\.(init_args\.)?(?!init_args\.)\w+\.")
-"""Matches options of a component."""
 UNITS = ("percent", "seconds", "")
 
 
@@ -186,8 +184,6 @@ def _settings(where: str, content: Any) -> Settings:
             raise ValueError(f"{where}: got the option {key!r}; allowed: an option as on the command line")
         if key in OWN_OPTIONS:
             raise ValueError(f"{where}.{key}: can't be set here: it follows from output_dir and the seed")
-        if options[key] is None and NESTED.match(key):  # on the command line jsonargparse makes the text "None" of it
-            raise ValueError(f"{where}.{key}: null of a component's option only works in a YAML file, by config")
     return Settings(configs, options)
 
 

@@ -18,9 +18,10 @@ def check_count(name: str, value: Any, low: int = 1, high: int | None = None) ->
     allowed = f"at least {low}" if high is None else f"between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} must be a whole number, {allowed}; got {_shown(value)}")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {allowed}; got {value}")
-    return int(value)
+    return number
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:

@@ -88,6 +88,8 @@ Class = TypeVar("Class", bound=type)
 def checked(cls: Class) -> Class:
     """Class decorator, above `@dataclass`: the constructor refuses numbers that its types don't allow.
 
+    A class of grouped options names the option that it is given by as its attribute `OPTION`.
+
     Raises:
         ValueError: Raised by the constructor; the message names class, argument, value and what is allowed.
     """
@@ -97,7 +99,8 @@ def checked(cls: Class) -> Class:
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
-        check_arguments(init, bound.arguments, f"{type(self).__name__}: ")
+        group = getattr(self, "OPTION", None)
+        check_arguments(init, bound.arguments, f"{group}." if group else f"{type(self).__name__}: ")
         init(self, *args, **kwargs)
 
     setattr(cls, "__init__", wrapped)  # noqa: B010 (mypy forbids plain assignment)

@@ -7,8 +7,14 @@ from collections.abc import Iterable
 
 
 def near_names(name: str, allowed: Iterable[str]) -> str:
-    """The allowed names with the most similar spelling, joined by "or"; empty if none is similar."""
-    likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in allowed}
+    """The allowed names with the most similar spelling, joined by "or"; empty if none is similar.
+
+    A name inside a group, such as `optimizer.lr`, is also found by its last part.
+    """
+    likeness = {
+        other: max(difflib.SequenceMatcher(None, name, known).ratio() for known in (other, other.rpartition(".")[2]))
+        for other in allowed
+    }
     best = max(likeness.values(), default=0.0)
     near = [other for other, ratio in likeness.items() if ratio >= max(0.6, best - 0.03)]
     return " or ".join(sorted(near, key=lambda other: (-likeness[other], other))[:3])

@@ -24,6 +24,15 @@ from parts.command_line import last_line
         ),
         (["--model.vocoder", "nothing"], "model.vocoder: unknown vocoder 'nothing'; known: "),
         (
+            ["--model.lr", "1"],
+            "model: unknown option of EmpatheticInstructionTuning 'lr'; did you mean optimizer.lr? known: ",
+        ),
+        (
+            ["--model.optimizer.warm_steps", "1"],
+            "model: unknown option of EmpatheticInstructionTuning 'optimizer.warm_steps'; did you mean "
+            "optimizer.warmup_steps? known: ",
+        ),
+        (
             ["--model.freezee", "1"],
             "model: unknown option of EmpatheticInstructionTuning 'freezee'; did you mean freeze? known: ",
         ),
@@ -101,6 +110,20 @@ def test_configs_overrides_and_interpolation_give_one_configuration(run, configu
     assert "width" not in model["encoder"]["init_args"]
     assert model["optimizer"]["warmup_steps"] == 7
     assert settings["seed_everything"] == 1
+
+
+def test_null_stays_null_however_deeply_an_option_is_nested(run, configuration):
+    code, out, err = run(
+        "fit", "--config", configuration, "--model.optimizer.lr_scale", "{llm.*: 0.5}", "--model.optimizer.lr_scale",
+        "null", "--model.scaling.encoder_cache", "x", "--model.scaling.encoder_cache", "null",
+        "--model.encoder.checkpoint", "some/folder", "--model.encoder.checkpoint=null",
+        "--model.llm.lora", "{r: 4, target_modules: null}", "--print_config",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    model = yaml.safe_load(out)["model"]["init_args"]
+    assert model["optimizer"]["lr_scale"] is model["scaling"]["encoder_cache"] is None
+    assert model["encoder"]["init_args"]["checkpoint"] is None
+    assert model["llm"]["init_args"]["lora"] == {"r": 4, "target_modules": None}
 
 
 def test_a_printed_configuration_can_be_given_back(run, configuration, tmp_path):

@@ -13,7 +13,7 @@ import yaml
 from lightning_s2s.cli import main
 from lightning_s2s.commands.ablate import check_options
 from lightning_s2s.commands.messages import CommandError
-from lightning_s2s.studies.reading import NESTED, read_study
+from lightning_s2s.studies.reading import read_study
 from lightning_s2s.studies.results import Spread, hyperparameters, read_value, spread_of, to_markdown
 from lightning_s2s.studies.running import is_finished
 from lightning_s2s.studies.study import as_option, commands_of, plan, references, slug, substitute
@@ -131,17 +131,6 @@ def test_options_as_arguments(value, expected):
     assert as_option("key", value) == expected
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("model.encoder.checkpoint", True), ("model.init_args.encoder.init_args.checkpoint", True),
-        ("model.init_from", False), ("model.init_args.init_from", False), ("trainer.callbacks", False),
-    ],
-)  # fmt: skip
-def test_options_of_a_component(key, expected):
-    assert bool(NESTED.match(key)) == expected
-
-
 def test_references_are_found_and_replaced_at_any_depth():
     value = {"a": ["{x}/model", "${y}"], "b": "{x}{z}", "c": 1}
     assert references(value) == {"x", "z"}
@@ -183,8 +172,6 @@ def test_variants_as_folders():
          "variants.deaf.hear: this step does not run here, since nothing needs it"),
         ({"variants/base": {"speak": {"config": ["x.yaml"]}}}, "variants.base.speak: x.yaml: no such file"),
         ({"variants/base": {"speak": {"config": 1}}}, "variants.base.speak.config: got 1; allowed: a YAML file "),
-        ({"variants/base": {"speak": {"model.encoder.checkpoint": None}}},
-         "variants.base.speak.model.encoder.checkpoint: null of a component's option only works in a YAML "),
         ({"variants/1-2": {"speak": {"a": 1}}}, "variants.1-2: needs another name: its folder would be '1-2'; it is "),
         ({"variants/shared": {"speak": {"a": 1}}}, "variants.shared: needs another name: its folder would be 'shared'"),
         ({"variants": {252: {"speak": {"a": 1}}}}, "variants: got the name 252; allowed: text (in quotes, where it "),

@@ -40,9 +40,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, width: int, expansion: int, kernel_size: int = 7, causal: bool = True, scale: float = 0.1):
         super().__init__()
-        self.depthwise = nn.Conv1d(
-            width, width, kernel_size, padding=0 if causal else kernel_size // 2, groups=width
-        )
+        self.depthwise = nn.Conv1d(width, width, kernel_size, padding=0 if causal else kernel_size // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, expansion * width)
         self.project = nn.Linear(expansion * width, width)
