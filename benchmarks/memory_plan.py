@@ -29,8 +29,8 @@ from lightning_s2s.components.llms.causal import CausalLanguageModel
 from lightning_s2s.components.weights import without_weights
 from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.scale.memory_plan import batch_bytes, describe, estimate
-from lightning_s2s.scale.strategies import built_for
+from lightning_s2s.scale.memory_plan import batch_bytes, component_sizes, estimate
+from lightning_s2s.scale.strategies import weights_on_rank_zero
 from lightning_s2s.stages import SpeechUnderstandingPretraining
 from lightning_s2s.stages.optim import OptimizerOptions
 
@@ -88,7 +88,7 @@ def train(options: argparse.Namespace) -> None:
     """One run, in this process and those that its strategy starts."""
     torch.set_num_threads(1)
     strategy, _, processes = options.train.partition(":")
-    with built_for(strategy):
+    with weights_on_rank_zero(strategy):
         stage = build(options.kind, options.small)
     memory = Memory()
     trainer = L.Trainer(
@@ -120,7 +120,7 @@ def plan(kind: str, run: str, small: bool, duration: float) -> dict[str, float]:
     """`states` and `peak` as estimated, in bytes."""
     with without_weights():
         stage = build(kind, small)
-    components = describe(stage, "32-true")
+    components = component_sizes(stage, "32-true")
     activations = batch_bytes(stage, components, duration, "32-true")
     strategy, _, processes = run.partition(":")
     plan = estimate(components, activations, strategy, int(processes or 1), "32-true")

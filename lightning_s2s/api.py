@@ -1,4 +1,4 @@
-"""A trained model to talk to: loaded from whatever a training or somebody else left, streaming its replies."""
+"""The façade: load a trained model from any source, stream its replies, save it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SpeechToSpeech:
         reply = model.respond(waveform, sample_rate)
 
     Args:
-        model: that computes.
-        engine: runs its sessions; None makes one for each of them.
+        model: The model; it is put into eval mode.
+        engine: Engine that runs its sessions; None makes one for each session.
     """
 
     def __init__(self, model: SpeechToSpeechModel, engine: StreamingEngine | None = None):
@@ -31,16 +31,16 @@ class SpeechToSpeech:
 
     @classmethod
     def load(cls, source: str | Path, vocoder: Vocoder | None = None, trust_sources: bool = False) -> SpeechToSpeech:
-        """From a model folder, a run's folder, a `.ckpt`, or a published OpenS2S folder; weights keep their dtype.
+        """Load a model folder, a run's folder, a `.ckpt` or a published OpenS2S folder; weights keep their dtype.
 
         Args:
-            source: see `lightning_s2s.checkpoints.sources.find_model`.
-            vocoder: attached in place of the model's own; a published folder has none.
-            trust_sources: also load what the source names outside of itself (hub ids, URLs, files), and run code where
-                it says so; for models of people you trust.
+            source: Path of the model, see `lightning_s2s.checkpoints.sources.find_model`.
+            vocoder: Vocoder that replaces the model's own; a published folder has none.
+            trust_sources: Also load what the source names outside itself (hub ids, URLs, files), and run code where it
+                says so. Only for models of people you trust.
 
         Raises:
-            ValueError: there is no model, or its parts don't fit; the message names the file.
+            ValueError: There is no model, or its parts don't fit each other; the message names the file.
         """
         model = open_model(source, trust_sources)
         if vocoder is not None:
@@ -52,20 +52,21 @@ class SpeechToSpeech:
 
         Args:
             waveform: (T,) float32 in [-1, 1].
-            sample_rate: Hz.
-            options: of `lightning_s2s.streaming.session.StreamingSession`: `greedy`, `speak`, `seed`, `history`, ...
+            sample_rate: Sample rate of `waveform` in Hz.
+            options: Options of `lightning_s2s.streaming.session.StreamingSession`: `greedy`, `speak`, `seed`,
+                `history`, and so on.
 
         Raises:
-            ValueError: the question or an option can't be used.
+            ValueError: The question or an option can't be used.
         """
         return stream_reply(self.model, waveform, sample_rate, **{"engine": self.engine, **options})
 
     def respond(self, waveform: Any, sample_rate: int, **options: Any) -> Reply:
-        """`stream` to its end -> the reply: text, waveform, latency marks."""
+        """Run `stream` to its end and return the reply: text, waveform, latency marks."""
         return respond(self.model, waveform, sample_rate, **{"engine": self.engine, **options})
 
     def session(self, sample_rate: int, **options: Any) -> StreamingSession:
-        """For a question that comes in pieces: `push` them, then `finish`; arguments as those of `stream`."""
+        """A session for a question that arrives in pieces: `push` them, then `finish`; options as for `stream`."""
         return StreamingSession(self.model, sample_rate, **{"engine": self.engine, **options})
 
     def save(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""What a user of the package calls: a model from any source, its reply, and a folder of it again."""
+"""The façade: load a model from any source, get its reply, save it as a folder."""
 
 from __future__ import annotations
 

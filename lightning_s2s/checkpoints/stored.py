@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_s2s.components.base import Component, check_plain
 from lightning_s2s.components.pretrained import without_hub
 from lightning_s2s.components.registry import SLOTS, Registry
-from lightning_s2s.scale.fsdp import plain_class
+from lightning_s2s.scale.fsdp import unsharded_class
 from lightning_s2s.support.reading import reading
 from lightning_s2s.support.wording import unknown_name
 
@@ -34,7 +34,7 @@ def describe_parts(model: SpeechToSpeechModel, folder: Path) -> dict[str, Any]:
     for slot, registry in SLOTS.items():
         component = getattr(model, slot)
         if component is not None:
-            name, init_args = registry.name_of(plain_class(component)), component.pretrained_args(folder)
+            name, init_args = registry.name_of(unsharded_class(component)), component.pretrained_args(folder)
             config[slot] = {"class_path": name, "init_args": init_args}
     return config
 

@@ -26,10 +26,10 @@ from lightning_s2s.commands.messages import CommandError, Names, check_words
 from lightning_s2s.commands.parser import OneLineErrors, restrict_parsing
 from lightning_s2s.components.registry import REGISTRY
 from lightning_s2s.data.datamodule import SpeechDialogueData
-from lightning_s2s.scale.interrupts import EndsAtOnce, Received
-from lightning_s2s.scale.resume import check_resume, check_validate, options_of
-from lightning_s2s.scale.run_checkpoint import RunCheckpoint, WholeFileIO, last_checkpoint
-from lightning_s2s.scale.strategies import built_for
+from lightning_s2s.scale.interrupts import RestoreHandlers, StopSignal
+from lightning_s2s.scale.resume import check_resume, check_validate, options_to_record
+from lightning_s2s.scale.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, last_checkpoint
+from lightning_s2s.scale.strategies import weights_on_rank_zero
 from lightning_s2s.support.files import NO_SPACE, remove_leftovers
 from lightning_s2s.support.locks import holding
 from lightning_s2s.support.reading import one_line
@@ -62,7 +62,7 @@ class StageCLI(LightningCLI):
     """LightningCLI that takes its whole configuration from YAML and options, also when a checkpoint is given.
 
     Args:
-        received: Is told which signal ends a run.
+        stop_signal: The signal that stops the run, and its handlers.
         hold: Enters a context that lasts until the process is done with the run, such as the lock on its folder.
 
     Attributes:
@@ -70,9 +70,9 @@ class StageCLI(LightningCLI):
     """
 
     def __init__(
-        self, received: Received, hold: Callable[[AbstractContextManager[Any]], Any], *args: Any, **kwargs: Any
+        self, stop_signal: StopSignal, hold: Callable[[AbstractContextManager[Any]], Any], *args: Any, **kwargs: Any
     ):
-        self.received, self.hold = received, hold
+        self.stop_signal, self.hold = stop_signal, hold
         self.source: Path | None = None
         super().__init__(*args, **kwargs)
 
@@ -100,7 +100,7 @@ class StageCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; where the strategy shards, only the first process loads weights, and sends them."""
-        with built_for(self._get(self.config, "trainer").strategy):
+        with weights_on_rank_zero(self._get(self.config, "trainer").strategy):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -115,10 +115,10 @@ class StageCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, name="", version=version)
         given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
         callbacks = [callback for callback in given if callback is not None]
-        callbacks.append(EndsAtOnce(self.received))
+        callbacks.append(RestoreHandlers(self.stop_signal))
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
             run_checkpoint = self._get(self.config_init, "checkpoint")
-            run_checkpoint.received = self.received
+            run_checkpoint.stop_signal = self.stop_signal
             callbacks.append(run_checkpoint)
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if config.enable_progress_bar is not False and not has_bar and not sys.stdout.isatty():
@@ -126,7 +126,7 @@ class StageCLI(LightningCLI):
         config.callbacks = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFileIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def before_fit(self) -> None:
@@ -137,7 +137,7 @@ class StageCLI(LightningCLI):
             for folder in [root, *(place for place in root.iterdir() if place.is_dir())]:
                 remove_leftovers(folder)
         self.model.configuration = yaml.safe_load(self._parser("fit").dump(self.config["fit"]))["model"]
-        options = options_of(self._all_options())
+        options = options_to_record(self._all_options())
         given: list[Callback] = self.config_init["fit"]["trainer"]["callbacks"]
         callbacks = [callback for callback in given if isinstance(callback, RunCheckpoint)]
         for callback in callbacks:
@@ -148,14 +148,14 @@ class StageCLI(LightningCLI):
             for line in resumed.lines:
                 rank_zero_info(line)
             for callback in callbacks:
-                callback.chooses_anew = resumed.chooses_anew
+                callback.resets_best = resumed.resets_best
             rank_zero_info(f"resuming from {self.source}")
 
     def before_validate(self) -> None:
         """Check that the checkpoint belongs to this stage and these components."""
         self.source = self._given_checkpoint()
         if self.source is not None:
-            check_validate(self.source, options_of(self._all_options()))
+            check_validate(self.source, options_to_record(self._all_options()))
 
     def _all_options(self) -> dict[str, Any]:
         parser, name = self._parser(self.subcommand), str(self.subcommand)
@@ -226,28 +226,28 @@ def validate(*options: str) -> int:
 
 
 def _run(name: str, options: Sequence[str]) -> int:
-    received = Received() if name == "fit" else Received("")
-    with received.handling(), ExitStack() as held:
+    stop_signal = StopSignal() if name == "fit" else StopSignal("")
+    with stop_signal.handling(), ExitStack() as held:
         try:
-            parse_stage(StageCLI, name, options, received, held.enter_context)
+            parse_stage(StageCLI, name, options, stop_signal, held.enter_context)
         except KeyboardInterrupt:
-            if not received.signal:
+            if not stop_signal.signal:
                 raise
         except SystemExit as end:  # Lightning's, after a KeyboardInterrupt
-            if not received.signal:
+            if not stop_signal.signal:
                 return end.code if isinstance(end.code, int) else int(end.code is not None)
         else:
             return 0
-        if received.told:
-            return received.status
-        raise CommandError(received.message, received.status)
+        if stop_signal.reported:
+            return stop_signal.status
+        raise CommandError(stop_signal.message, stop_signal.status)
 
 
 def parse_stage(
     kind: type[CLI],
     name: str,
     arguments: Sequence[str],
-    received: Received | None = None,
+    stop_signal: StopSignal | None = None,
     hold: Hold | None = None,
 ) -> CLI:
     """Parse the command line of `fit` or `validate`; `kind` builds what it describes, and may run it.
@@ -262,7 +262,7 @@ def parse_stage(
     restrict_parsing()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_worth_a_line)
     return kind(
-        received or Received(),
+        stop_signal or StopSignal(),
         hold or ExitStack().enter_context,
         LightningModule,
         SpeechDialogueData,

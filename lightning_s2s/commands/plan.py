@@ -16,7 +16,7 @@ from lightning_s2s.scale.memory_plan import (
     ComponentSize,
     MemoryPlan,
     batch_bytes,
-    describe,
+    component_sizes,
     estimate,
 )
 from lightning_s2s.scale.strategies import is_fsdp2
@@ -73,7 +73,7 @@ def plan(
     if not hasattr(cli.model, "model"):
         raise ValueError(f"plan: {type(cli.model).__name__} trains no speech-to-speech model; only such are planned")
     precision = str(cli.trainer_config.get("precision") or "32-true")
-    components = describe(cli.model, precision, cli.recomputed)
+    components = component_sizes(cli.model, precision, cli.recomputed)
     activations = batch_bytes(cli.model, components, cli.datamodule.batch_duration_sec, precision)
     asked = configured_gpus(cli.trainer_config) if gpus is None else gpus
     plans = [

@@ -1,4 +1,4 @@
-"""What a registry holds: a module that remembers how it was built."""
+"""The base class of all components: a module that remembers its constructor's arguments."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from lightning_s2s.support.ranges import check_arguments
 from lightning_s2s.support.reading import MAX_DEPTH
 
 PlainValues: TypeAlias = dict[str, None | bool | int | float | str | list | dict]
-"""Names and plain values, such as a configuration of transformers. Not `dict[str, Any]`: there, jsonargparse would look
-for classes, import them, and build them."""
+"""Plain values by name, such as a transformers configuration. Not `dict[str, Any]`: in one, jsonargparse would look for
+class paths, import them and build objects."""
 
 
 class Component(nn.Module):
-    """What a registry holds. A constructor takes plain values, so that a YAML can build it and a folder can store it.
+    """Base class of everything in a registry.
 
-    What the catalogue says of a component stands in its class as plain strings: they are read from the source, without
-    importing it.
+    A constructor takes plain values, so that a YAML file can build the component and a folder can store it. The texts
+    of the catalogue are plain strings in the class.
 
     Attributes:
-        init_args: the arguments the component was built with.
+        init_args: Arguments that the component was built with.
     """
 
     paper: ClassVar[str] = ""
-    """Where it is described, such as `arXiv:2507.05177`."""
+    """Publication that describes it, such as `arXiv:2507.05177`."""
     rates: ClassVar[str] = ""
-    """What goes in and out in a second, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
+    """Input and output rates, such as `16 kHz -> 25 Hz` or `25 Hz, 1,000 units, 16 kHz`."""
     size: ClassVar[str] = ""
-    """Parameters of the usual checkpoint, such as `20M (base)`."""
+    """Number of parameters of the usual checkpoint, such as `20M (base)`."""
     licence: ClassVar[str] = ""
-    """Licence of the published weights that it is made for; empty where it is trained from scratch."""
+    """Licence of the published weights that it loads; empty if it is trained from scratch."""
     extra: ClassVar[str] = ""
-    """The optional dependencies of `pyproject.toml` that it needs, such as `codecs`."""
+    """Extra of `pyproject.toml` that it needs, such as `codecs`."""
     entry_points: ClassVar[tuple[str, ...]] = ()
-    """Methods beside `forward` that compute with the weights: where these are sharded, they are gathered first."""
+    """Methods besides `forward` that compute with the weights: sharded weights are gathered before they run."""
     sources: ClassVar[tuple[str, ...]] = ("checkpoint",)
-    """Arguments that name something to load: a file, a hub id, a URL. A model folder may only name files in itself."""
+    """Arguments that name something to load: a file, a hub id, a URL. A model folder may only name its own files."""
     trusts: ClassVar[tuple[str, ...]] = ()
-    """Arguments by which a user trusts a source to run code. A model folder can't set them."""
+    """Arguments with which a user allows a source to run code. A model folder can't set them."""
     init_args: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,17 +55,17 @@ class Component(nn.Module):
             setattr(cls, "__init__", _remember_arguments(cls.__init__))  # noqa: B010 (mypy forbids plain assignment)
 
     def pretrained_args(self, folder: Path) -> dict[str, Any]:
-        """Arguments that build the component again without its checkpoint: the weights come from the model's folder.
+        """Arguments that rebuild the component without its checkpoint; the weights come from the model's folder.
 
-        A component that needs files beside its weights (a tokenizer, say) writes them into `folder` here and names
+        A component that needs other files than weights (a tokenizer, say) writes them into `folder` here and names
         them relative to it.
         """
         return self.init_args | ({"checkpoint": None} if "checkpoint" in self.init_args else {})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Buffers that no checkpoint holds (filters, windows, rotary frequencies) keep their dtype.
+        """Keep the dtype of buffers that are not stored in checkpoints (filters, windows, rotary frequencies).
 
-        Half as wide they would be others, and others than in the same model once it was stored and loaded.
+        In half precision their values would differ, also from those of the same model after saving and loading.
         """
         kept = [
             (module, name, buffer)
@@ -82,25 +82,25 @@ class Component(nn.Module):
 
     @classmethod
     def check_stored(cls, init_args: dict[str, Any]) -> None:
-        """Refuse arguments that a model folder or a checkpoint may not bring, beside `sources` and `trusts`.
+        """Refuse arguments that a model folder or a checkpoint must not set, beyond `sources` and `trusts`.
 
         Raises:
-            ValueError: with them something is fetched, or code is run; the message begins with the argument.
+            ValueError: An argument would fetch something or run code; the message begins with its name.
         """
 
     def blocks(self) -> list[nn.Module]:
-        """The Transformer layers, each run by its `forward`: they are sharded, recomputed and compiled one by one."""
-        library = sys.modules.get("transformers.modeling_layers")  # a model of transformers can't be without it
+        """The Transformer layers, to be sharded, recomputed and compiled one by one; each is run by its `forward`."""
+        library = sys.modules.get("transformers.modeling_layers")  # imported by every model of transformers
         kinds = [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer]
         kinds += [library.GradientCheckpointingLayer] if library else []
         return [module for module in self.modules() if isinstance(module, tuple(kinds))]
 
 
 def check_plain(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
-    """Refuse what isn't a number, a text, true, false or null, or lists and mappings of them.
+    """Refuse anything but numbers, strings, booleans, null, and lists and mappings of these.
 
     Raises:
-        ValueError: it is something else, names a class, or is nested too deeply.
+        ValueError: The value is something else, names a class, or is nested too deeply.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return
@@ -121,9 +121,9 @@ def check_plain(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
 
 
 def _remember_arguments(init: Any) -> Any:
-    """Wrap a constructor: the outermost call leaves its arguments, defaults included, in `self.init_args`.
+    """Wrap a constructor: the outermost call stores its arguments, including defaults, in `self.init_args`.
 
-    A package that is missing is then said with the command that installs it.
+    The error of a missing package then names the command that installs it.
     """
     signature = inspect.signature(init)
 
@@ -138,7 +138,7 @@ def _remember_arguments(init: Any) -> Any:
                 if parameter.kind is parameter.VAR_KEYWORD:
                     arguments |= arguments.pop(parameter.name, {})
             for name, value in arguments.items():
-                if hasattr(value, "items"):  # a mapping, or the namespace that a parser makes of one
+                if hasattr(value, "items"):  # a mapping, or the namespace that a parser builds from one
                     check_plain(value, f"{type(self).__name__}: {name}")
             self.__dict__["init_args"] = arguments
         try:
@@ -154,9 +154,9 @@ def _remember_arguments(init: Any) -> Any:
 
 
 def _described(component: Component) -> str:
-    """Its name, and the numbers that it is built with, where these are not the usual ones."""
-    usual = inspect.signature(type(component)).parameters
+    """Name of the component, with the numbers among its arguments that differ from the defaults."""
+    defaults = {name: p.default for name, p in inspect.signature(type(component)).parameters.items()}
     given = {name: value for name, value in component.init_args.items() if isinstance(value, int | float)}
-    numbers = [f"{name} {value}" for name, value in given.items() if name not in usual or usual[name].default != value]
+    numbers = [f"{name} {value}" for name, value in given.items() if name not in defaults or defaults[name] != value]
     name = type(component).__name__
     return f"{name} ({', '.join(numbers)})" if numbers else name

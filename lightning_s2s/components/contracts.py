@@ -19,17 +19,17 @@ from lightning_s2s.components.unit_logits import UnitLogits
 from lightning_s2s.generation.sampling import Generation
 
 StateT = TypeVar("StateT")
-"""State of one stream, apart from the weights: one model runs many streams."""
+"""State of one stream, kept apart from the weights so that one model can run many streams."""
 
 
 class AudioEncoder(Component, ABC):
     """Speech -> hidden states.
 
     Attributes:
-        sample_rate: Hz that `forward` expects.
-        frame_rate_hz: hidden states per second.
+        sample_rate: Sample rate of the waveform in Hz.
+        frame_rate_hz: Hidden states per second.
         width: D of the hidden states.
-        depends_on_batch: whether what it gives for a clip depends on the clips beside it.
+        depends_on_batch: Whether the output for a clip depends on the other clips of the batch.
     """
 
     sample_rate: int
@@ -39,15 +39,15 @@ class AudioEncoder(Component, ABC):
 
     @abstractmethod
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T), right-padded, and (B,) samples -> (B, F, D) and (B,) frames."""
+        """Waveforms (B, T), right-padded, and (B,) samples -> hidden states (B, F, D) and (B,) frames."""
 
 
 class Adapter(Component, ABC):
     """The encoder's hidden states -> the LLM's input embeddings, usually at a lower rate.
 
     Attributes:
-        downsampling: frames in for one position out; known once the adapter is connected.
-        reads_padding: whether a clip's positions depend on what stands behind its frames.
+        downsampling: Input frames per output position; known once the adapter is connected.
+        reads_padding: Whether a clip's positions depend on the padding behind its frames.
     """
 
     downsampling: float
@@ -55,32 +55,32 @@ class Adapter(Component, ABC):
 
     @abstractmethod
     def connect(self, input_width: int, output_width: int, frame_rate_hz: float | None = None) -> None:
-        """Build the layers between the encoder's width and the LLM's. Called once by the model.
+        """Build the layers between the encoder and the LLM. Called once by the model.
 
         Args:
             input_width: D of the encoder's hidden states.
             output_width: D of the LLM's embeddings.
-            frame_rate_hz: the encoder's hidden states per second, for an adapter that counts in seconds.
+            frame_rate_hz: The encoder's hidden states per second, for adapters whose options are in seconds.
         """
 
     @abstractmethod
     def forward(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, F, D) and (B,) -> (B, S, D_llm) and (B,) positions."""
+        """Hidden states (B, F, D) and (B,) frames -> embeddings (B, S, D_llm) and (B,) positions."""
 
 
 class Vocoder(Component, ABC, Generic[StateT]):
     """Discrete units <-> waveform.
 
     Attributes:
-        sample_rate: Hz of the waveforms.
-        samples_per_unit: samples that one unit stands for, a fraction where several units make up a frame; a reply's
-            length may be short of U times that by less than one frame, where a vocoder rounds to frames of its own.
-        num_units: number of different units; units are 0 <= unit < num_units.
-        num_codebooks: streams of units side by side; 1, as all of this project have.
-        codebooks_per_frame: units that make up a frame, one of each codebook in turn; nothing is heard of a frame
-            before its last unit. 1 where a unit is a frame.
-        predicts_durations: whether a unit lasts as long as the vocoder thinks; `samples_per_unit` is the shortest then,
-            and a reply's length at least U times that.
+        sample_rate: Sample rate of the waveforms in Hz.
+        samples_per_unit: Samples per unit, a fraction if several units make up a frame. A vocoder that rounds to frames
+            may give up to one frame less than U times this number.
+        num_units: Number of different units; units are 0 <= unit < num_units.
+        num_codebooks: Number of parallel streams of units; all vocoders of this project have 1.
+        codebooks_per_frame: Number of units that make up a frame, one of each codebook in turn; a frame becomes audio
+            only with its last unit. 1 if each unit is a frame.
+        predicts_durations: Whether the vocoder predicts how long a unit lasts. `samples_per_unit` is then the minimum,
+            and a reply has at least U times as many samples.
     """
 
     sample_rate: int
@@ -92,7 +92,7 @@ class Vocoder(Component, ABC, Generic[StateT]):
 
     @property
     def codebook_size(self) -> int:
-        """Different units at one place of a frame: unit % codebook_size is the code."""
+        """Number of different units in one codebook: unit % codebook_size is the code."""
         return self.num_units // self.codebooks_per_frame
 
     @property
@@ -102,22 +102,22 @@ class Vocoder(Component, ABC, Generic[StateT]):
 
     @property
     def tokenizer_sample_rate(self) -> int:
-        """Hz of the waveforms that `tokenize` takes; `sample_rate` where a vocoder doesn't say otherwise."""
+        """Sample rate of the waveforms that `tokenize` takes, in Hz; by default `sample_rate`."""
         return self.sample_rate
 
     @abstractmethod
     def tokenize(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) at `tokenizer_sample_rate` Hz, right-padded, and (B,) samples -> units (B, U) int64 and (B,) counts.
+        """Waveforms (B, T) at `tokenizer_sample_rate` Hz and (B,) samples -> units (B, U) and (B,) counts.
 
-        A clip gives the same units in any batch.
+        Waveforms are right-padded, units are int64. A clip must give the same units in any batch.
         """
 
     @abstractmethod
     def synthesize(self, units: Tensor) -> Tensor:
-        """Units (B, U) -> (B, T) in one shot, T = U * samples_per_unit or short of it by less than one frame.
+        """Units (B, U) -> waveforms (B, T) in one shot; T is U * samples_per_unit, or less than a frame short of it.
 
         Raises:
-            ValueError: a unit lies outside the codebook.
+            ValueError: A unit lies outside the codebook.
         """
 
     @abstractmethod
@@ -126,19 +126,20 @@ class Vocoder(Component, ABC, Generic[StateT]):
 
     @abstractmethod
     def stream(self, units: Tensor, state: StateT, last: bool) -> Tensor:
-        """The next units (B, U) -> the samples that are final now (B, T).
+        """Feed the next units (B, U); returns the samples (B, T) that have become final.
 
-        All chunks joined equal `synthesize`. A vocoder whose one-shot synthesis looks at the whole reply can't do that
-        at a bounded cost: it says so, has the same length, and gives the same samples however the units are cut.
+        The chunks joined equal `synthesize`. A vocoder whose one-shot synthesis reads the whole reply can't guarantee
+        this at a bounded cost: it must say so, keep the total length, and give the same samples however the units are
+        split into calls.
 
         Args:
-            units: may be empty (B, 0), to close a stream with `last`.
-            state: from `start_stream`, updated in place.
-            last: no units follow.
+            units: The next units; may be empty (B, 0), to close the stream with `last`.
+            state: State from `start_stream`, updated in place.
+            last: True if no units follow.
         """
 
     def check_units(self, units: Tensor) -> None:
-        """Raise ValueError when a unit lies outside the codebook."""
+        """Raise ValueError if a unit lies outside the codebook."""
         if units.numel() and (int(units.min()) < 0 or int(units.max()) >= self.num_units):
             raise ValueError(f"units must be in 0..{self.num_units - 1}; got {int(units.min())}..{int(units.max())}")
 
@@ -149,7 +150,7 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 class StreamCache(Protocol):
-    """Memory that several streams of a component share, as `lightning_s2s.generation.kv_cache` has it."""
+    """Memory shared by several streams of a component, such as those of `lightning_s2s.generation.kv_cache`."""
 
     def warm_up(self, width: int) -> None:
         """Allocate and compile for inputs of this width, before the first stream starts."""
@@ -164,7 +165,7 @@ class StreamedComponent(Component, Generic[StateT]):
     def open_cache(
         self, num_slots: int, max_positions: int, compile: bool, position_limit: int | None = None
     ) -> StreamCache | None:
-        """Memory for several streams; None where every stream has its own.
+        """Memory for several streams; None if every stream has its own.
 
         Args:
             num_slots: Number of streams that may run at the same time.
@@ -185,7 +186,7 @@ class StreamedComponent(Component, Generic[StateT]):
 
 
 LOGITS_AT_ONCE = 2**26
-"""Logits that `LanguageModel.sum_over_logits` holds at a time: 256 MiB in float32, 441 positions of 152k tokens."""
+"""Most logits held at a time by `LanguageModel.sum_over_logits`: 256 MiB in float32, 441 positions of 152k tokens."""
 
 
 class LanguageModel(StreamedComponent[StateT], ABC):
@@ -194,8 +195,8 @@ class LanguageModel(StreamedComponent[StateT], ABC):
     Attributes:
         width: D of embeddings and hidden states.
         vocabulary: V of `logits`.
-        tokenizer: turns dialogues into ids, see `lightning_s2s.data.chat.ChatTokenizer`.
-        generation: how the model wants its replies drawn and ended; None leaves that to the session.
+        tokenizer: Encodes dialogues as ids, see `lightning_s2s.data.chat.ChatTokenizer`.
+        generation: The model's own generation settings; None leaves them to the session.
     """
 
     entry_points = ("embed", "logits", "sum_over_logits", "stream", "stream_together")
@@ -206,32 +207,32 @@ class LanguageModel(StreamedComponent[StateT], ABC):
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, S) int64 -> (B, S, D)."""
+        """Token ids (B, S) -> embeddings (B, S, D)."""
 
     @abstractmethod
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, S, D) and (B, S) bool -> (B, S, D), the hidden states after the final norm."""
+        """Embeddings (B, S, D) and a mask (B, S) -> hidden states (B, S, D) after the final norm."""
 
     @abstractmethod
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., D) -> (..., V): what follows each position."""
+        """Hidden states (..., D) -> logits (..., V) of the next token."""
 
     def sum_over_logits(
         self, function: Callable[[Tensor, Tensor], Tensor], hidden_states: Tensor, labels: Tensor
     ) -> Tensor:
-        """Sum of what `function` makes of the logits of P positions, which never exist all at once.
+        """Sum `function` over the logits of P positions without holding them all at once.
 
-        Where they would be more than `LOGITS_AT_ONCE`, it goes chunk by chunk, and the backward pass computes a chunk's
-        logits again. All chunks are one call, so that sharded weights are gathered once, however many there are.
+        More than `LOGITS_AT_ONCE` logits are computed chunk by chunk, and recomputed in the backward pass. All chunks
+        belong to one call, so that sharded weights are gathered only once.
 
         Args:
-            function: (p, V) logits and (p,) labels of some positions -> a sum over them, of any shape.
-            hidden_states: (P, D).
-            labels: (P,) int64.
+            function: Maps logits (p, V) and labels (p,) of some positions to a sum over them, of any shape.
+            hidden_states: (P, D) Hidden states of the positions.
+            labels: (P,) int64 Labels of the positions.
         """
 
         def apply(hidden_states: Tensor, labels: Tensor) -> Tensor:
-            # Not `self.logits`, which sharding replaces by one that gathers the weights and gives them back.
+            # Not `self.logits`: sharding replaces it by a method that gathers the weights and frees them again.
             return function(type(self).logits(self, hidden_states), labels)
 
         size = max(1, LOGITS_AT_ONCE // self.vocabulary)
@@ -242,37 +243,37 @@ class LanguageModel(StreamedComponent[StateT], ABC):
 
     @abstractmethod
     def start_stream(self, cache: Any = None) -> StateT:
-        """The state of a new stream, in memory of its own or in a slot of a cache of `open_cache`."""
+        """The state of a new stream, in its own memory or in a slot of a cache from `open_cache`."""
 
     @abstractmethod
     def stream(self, inputs_embeds: Tensor, state: StateT) -> Tensor:
-        """The next positions (1, S, D) -> their hidden states (1, S, D); the stream grows by S."""
+        """Feed the next positions (1, S, D); returns their hidden states (1, S, D)."""
 
     def stream_together(self, inputs_embeds: Sequence[Tensor], states: Sequence[StateT]) -> list[Tensor]:
-        """`stream` of several streams that share a cache, in as few forwards as the LLM can."""
+        """`stream` for several streams that share a cache, in as few forwards as possible."""
         return [self.stream(inputs, state) for inputs, state in zip(inputs_embeds, states, strict=True)]
 
 
 UnitSteps: TypeAlias = Generator[list[int] | None, Any, None]
-"""Yields units as they are drawn, or None, and is then sent a tensor of `SpeechDecoder.forward_pending`."""
+"""Yields units as they are drawn; or None, and must then be sent a tensor from `SpeechDecoder.forward_pending`."""
 
 
 class SpeechDecoder(StreamedComponent[StateT], ABC):
     """Hidden states of the LLM -> units, step by step, so that speech begins before the text is complete.
 
-    A *condition* is one position's input on the text side: a projected hidden state, or, while the decoder learns to
-    speak on its own (stage 2a), the embedding of the text token which that hidden state predicts.
+    A *condition* is the input for one text position: a projected hidden state, or, while the decoder is trained without
+    the LLM (stage 2a), the embedding of the text token which that hidden state predicts.
 
     Attributes:
-        width: D of the decoder's own hidden states and conditions.
-        eos_unit: the unit that closes speech; no unit of the vocoder. None where speech ends with its conditions.
-        chunk_conditions: conditions that open speech.
-        chunk_units: units given out at a time.
-        num_units: units 0 <= unit < num_units can be spoken; None when the vocoder says how many.
-        codebooks_per_frame: that the vocoder must have; None takes any.
-        text_conditions: whether `embed_text` works (stage 2a).
-        generation: how the units are to be drawn; None leaves that to the session.
-        restarts_sampling: whether the repetition penalties of text and units start afresh with every chunk.
+        width: D of the decoder's hidden states and conditions.
+        eos_unit: Unit that closes speech, beyond those of the vocoder; None if speech ends with its conditions.
+        chunk_conditions: N, the number of conditions after which units are drawn.
+        chunk_units: M, the number of units that `stream` yields at a time.
+        num_units: Number of different units; None takes the vocoder's.
+        codebooks_per_frame: Number of codebooks that the vocoder must have per frame; None accepts any.
+        text_conditions: Whether `embed_text` works (stage 2a).
+        generation: The decoder's own generation settings; None leaves them to the session.
+        restarts_sampling: Whether the repetition penalties of text and units are reset with every chunk.
     """
 
     entry_points = ("project", "embed_text", "start_stream", "forward_pending")
@@ -288,12 +289,12 @@ class SpeechDecoder(StreamedComponent[StateT], ABC):
 
     @abstractmethod
     def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
-        """Build what depends on the neighbours: projections and the unit vocabulary. Called once by the model.
+        """Build the projections and the unit vocabulary. Called once by the model.
 
         Args:
-            llm_width: of the hidden states.
-            text_vocabulary: of the LLM.
-            num_units: the decoder's own, or else the vocoder's.
+            llm_width: Width of the LLM's hidden states.
+            text_vocabulary: Size of the LLM's vocabulary.
+            num_units: Number of units: the decoder's own, or else the vocoder's.
         """
 
     @abstractmethod
@@ -301,9 +302,9 @@ class SpeechDecoder(StreamedComponent[StateT], ABC):
         """The LLM's hidden states (..., D_llm) -> conditions (..., D).
 
         Args:
-            hidden_states: of the positions that predict the spoken text.
-            tokens: (...) int64, what each of them predicts: while training the token that follows, while streaming the
-                one that was drawn. For decoders that read both.
+            hidden_states: Hidden states of the positions that predict the spoken text.
+            tokens: (...) int64, the token that each of them predicts, for decoders that read both: in training the next
+                token, in streaming the token that was drawn.
         """
 
     @abstractmethod
@@ -311,64 +312,63 @@ class SpeechDecoder(StreamedComponent[StateT], ABC):
         """Text token ids (...) -> conditions (..., D).
 
         Raises:
-            ValueError: the decoder has no `text_conditions`.
+            ValueError: The decoder has no `text_conditions`.
         """
 
     @abstractmethod
     def forward(
         self, conditions: Tensor, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor, speaker: Tensor
     ) -> UnitLogits:
-        """Training over M spoken turns, teacher-forced where units follow from units.
+        """The training forward over M spoken turns, with teacher forcing in autoregressive decoders.
 
         Args:
             conditions: (M, S, D), right-padded.
-            condition_lengths: (M,).
-            units: (M, U) without `eos_unit`, right-padded.
-            unit_lengths: (M,).
-            speaker: (M, 512) embeddings, zeros when unknown.
+            condition_lengths: (M,) int64.
+            units: (M, U) int64, without `eos_unit`, right-padded.
+            unit_lengths: (M,) int64.
+            speaker: (M, 512) Speaker embeddings, zeros if unknown.
 
         Returns:
-            Logits and labels, ids of the units in the decoder's vocabulary; each turn is closed by `eos_unit`, where
-            there is one.
+            Logits and labels over the decoder's own vocabulary; each turn ends with `eos_unit` if there is one.
         """
 
     @abstractmethod
     def start_stream(self, speaker: Tensor, sampler: Callable[[Tensor], int], cache: Any = None) -> StateT:
-        """The state of a new turn for a speaker embedding (1, 512); units are drawn by `sampler`."""
+        """The state of a new turn, for a speaker embedding (1, 512); `sampler` draws the units."""
 
     @abstractmethod
     def stream(self, conditions: Tensor, state: StateT, last: bool) -> Iterator[list[int]]:
         """Feed conditions (1, S, D); yield the units that are due, at most `chunk_units` at a time, without eos.
 
-        With `last`, all the remaining units follow. The units don't depend on how the conditions are split into calls.
+        With `last`, all remaining units follow. The units don't depend on how the conditions are split into calls.
         """
 
     def steps(self, conditions: Tensor, state: StateT, last: bool) -> UnitSteps:
         """`stream` as a coroutine, so that several turns can share a forward.
 
-        Where it yields None it must be sent this turn's item of `forward_pending`. The conditions don't cross a
-        multiple of `chunk_conditions`; units come out as they are drawn, in smaller groups than from `stream`. A
-        decoder without such steps speaks turn by turn.
+        When it yields None, it must be sent this turn's item of `forward_pending`. The conditions of a call must not
+        cross a multiple of `chunk_conditions`; units are yielded as they are drawn, in smaller groups than from
+        `stream`. The default runs `stream`, without sharing forwards.
         """
         yield from self.stream(conditions, state, last)
 
     def forward_pending(self, states: Sequence[StateT]) -> list[Tensor]:
-        """What the turns whose `steps` yielded None are to be sent, in one forward where the decoder can."""
+        """What the turns whose `steps` yielded None must be sent, computed in one forward if possible."""
         raise NotImplementedError(f"{type(self).__name__} speaks turn by turn")
 
     def idle_parts(self, condition: str) -> list[nn.Module]:
-        """Modules that training never runs on conditions of `project` ("hidden_states") or of `embed_text` ("text")."""
+        """Modules unused when training on conditions from `project` ("hidden_states") or `embed_text` ("text")."""
         return []
 
     def freeze_idle(self, condition: str) -> None:
-        """Freeze the idle parts: DDP waits for the gradients of everything else."""
+        """Freeze the unused modules, since DDP waits for the gradients of all trainable parameters."""
         for part in self.idle_parts(condition):
             part.requires_grad_(False)
 
-    def is_spent(self, state: StateT) -> bool:
+    def is_exhausted(self, state: StateT) -> bool:
         """True once no more units may be drawn: the reply ends here, text included."""
         return False
 
     def is_full(self, state: StateT) -> bool:
-        """True if the decoder is spent because the turn fills its slot of the cache."""
+        """True if the decoder is exhausted because the turn fills its slot of the cache."""
         return False

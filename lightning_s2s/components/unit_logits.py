@@ -1,4 +1,4 @@
-"""What a speech decoder gives to the stage that trains it; the loss is the stage's."""
+"""The outputs of speech decoders in training; the stage computes the loss from them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class UnitLogits:
-    """What a speech decoder gives to the stage that trains it; the loss is the stage's: here, cross-entropy.
+    """Logits with one label each; the loss is cross-entropy.
 
     Attributes:
-        logits: (P, V) at the P places that a unit follows.
-        labels: (P,) what follows there.
+        logits: (P, V) Logits at the P positions that are followed by a unit.
+        labels: (P,) int64, the id that follows each position.
     """
 
     logits: Tensor
@@ -22,7 +22,7 @@ class UnitLogits:
 
 @dataclass(frozen=True)
 class CtcLogits(UnitLogits):
-    """Logits of frames that may be aligned with the units in any way: the loss is CTC. The last id is the blank.
+    """Logits of frames without an alignment to the units; the loss is CTC. The last id is the blank.
 
     Attributes:
         logits: (M, F, V), right-padded.

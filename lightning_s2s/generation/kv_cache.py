@@ -1,6 +1,6 @@
-"""The key-value cache of running sequences: allocated once, one slot for each, so that they advance in one batch.
+"""The key-value cache of running sequences: allocated once, with a slot for each, so that they advance in one batch.
 
-R sequences of a batch, S new positions, D width; H heads, P positions of a slot.
+R sequences in a batch, S new positions, D width, H heads, P positions per slot.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lightning_s2s.generation.cache_rows import CacheRows, causal_mask
 from lightning_s2s.support.checks import check_count
 from lightning_s2s.support.extras import has_cpp_compiler
 
-UNNAMED_LIMIT = 32_768
-"""Positions of a sequence, where neither the caller nor the LM's configuration names a maximum."""
+DEFAULT_POSITION_LIMIT = 32_768
+"""Maximum length of a sequence if neither the caller nor the LM's configuration sets one."""
 
 
 @dataclass(eq=False)
@@ -27,47 +27,47 @@ class Slot:
     """One sequence's place in a cache.
 
     Attributes:
-        cache: that it belongs to.
-        index: of the slot.
-        length: positions that the sequence has so far.
+        cache: Cache that the slot belongs to.
+        index: Index of the slot in the cache.
+        length: Number of positions of the sequence so far.
+        own: The sequence's cache of transformers, if the slots share no memory.
     """
 
     cache: SlotCache | UnboundedCache
     index: int
     length: int = 0
     own: Any = None
-    """The sequence's cache of transformers, where the slots share no memory."""
 
     def release(self) -> None:
-        """Give the slot back for another sequence; it must not be used again."""
+        """Free the slot for another sequence; this object must not be used again."""
         if self in self.cache.taken:
             self.cache.taken.remove(self)
             self.own = None
             self.cache.shrink()
 
     def fits(self, size: int) -> bool:
-        """Whether so many more positions stay within the cache's limit."""
+        """Whether `size` more positions stay within the cache's limit."""
         return self.length + size <= self.cache.limit
 
     def check_fits(self, size: int) -> None:
-        """Refuse what doesn't fit.
+        """Check that `size` more positions fit.
 
         Raises:
-            ValueError: the sequence would exceed the cache's limit.
+            ValueError: The sequence would exceed the cache's limit.
         """
         if not self.fits(size):
             raise ValueError(f"a sequence of {self.length + size} positions: at most {self.cache.limit} are allowed")
 
 
-def own_limit(lm: Any) -> int:
-    """Most positions that a causal LM of transformers is made for, by its configuration."""
+def lm_position_limit(lm: Any) -> int:
+    """Maximum number of positions of a causal LM of transformers, by its configuration."""
     named = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    return named if isinstance(named, int) and named > 0 else UNNAMED_LIMIT
+    return named if isinstance(named, int) and named > 0 else DEFAULT_POSITION_LIMIT
 
 
 @contextlib.contextmanager
-def taking_slots(*caches: Any) -> Iterator[None]:
-    """Slots that are taken inside are given back if what happens inside fails."""
+def release_slots_on_error(*caches: Any) -> Iterator[None]:
+    """If the body fails, release the slots that were acquired in it."""
     with_slots = [cache for cache in caches if isinstance(cache, SlotCache | UnboundedCache)]
     before = [list(cache.taken) for cache in with_slots]
     try:
@@ -86,34 +86,35 @@ def open_cache(
     compiled_sizes: Sequence[int] = (),
     position_limit: int | None = None,
 ) -> Any:
-    """A `SlotCache`, or an `UnboundedCache` where the LM has layers that need a cache of their own.
+    """A `SlotCache`, or an `UnboundedCache` if the LM has layers that need a cache of another kind.
 
     Args:
-        lm: a causal LM of transformers.
-        num_slots: sequences that may run at the same time.
-        max_positions: of a slot. A sequence that needs more doubles it, for all slots.
-        compiled_sizes: numbers of new positions for which the forward is compiled.
-        position_limit: most positions of a sequence; None, or more than that, is what the LM is made for.
+        lm: Causal LM of transformers.
+        num_slots: Number of sequences that may run at the same time.
+        max_positions: Initial number of positions per slot. A sequence that needs more doubles it, for all slots.
+        compiled_sizes: Numbers of new positions for which the forward is compiled.
+        position_limit: Maximum number of positions of a sequence; None, or more than the LM is made for, means what it
+            is made for.
 
     Raises:
-        ValueError: the LM can't run several sequences at a time, or can't be compiled; or an option is out of range.
+        ValueError: The LM can't run several sequences at a time, or can't be compiled; or an option is out of range.
     """
     check_count("num_slots", num_slots)
     check_count("max_positions", max_positions)
-    limit = own_limit(lm)
+    limit = lm_position_limit(lm)
     if position_limit is not None:
         limit = min(limit, check_count("position_limit", position_limit))
-    reason = _why_unbounded(lm)
+    reason = _why_no_slots(lm)
     if reason is None:
         return SlotCache(lm, num_slots, max_positions, compiled_sizes, limit)
     if num_slots > 1 or compiled_sizes:
         asked = f"num_slots {num_slots}" if num_slots > 1 else "compile true"
-        raise ValueError(f"{type(lm).__name__} {reason}: it runs with num_slots 1 and compile false alone; got {asked}")
+        raise ValueError(f"{type(lm).__name__} {reason}: it needs num_slots 1 and compile false; got {asked}")
     return UnboundedCache(lm, limit)
 
 
-def _why_unbounded(lm: Any) -> str | None:
-    """What keeps an LM from a cache of fixed size and a mask made here; None when nothing does."""
+def _why_no_slots(lm: Any) -> str | None:
+    """Why an LM can't use a cache of fixed size and the mask made here; None if it can."""
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
 
@@ -131,18 +132,19 @@ def _why_unbounded(lm: Any) -> str | None:
 class SlotCache:
     """Keys and values of a causal LM of transformers, (num_slots, H, P, head width) for each layer.
 
-    Every slot has its own length, so sequences of any age share a forward: row r of a batch writes at its length, and a
-    mask hides what lies behind. A released slot is used again as it is: what it holds lies behind its next sequence.
+    Every slot has its own length, so sequences of any age share a forward: each row of a batch is written at its own
+    length, and a mask hides everything beyond. A released slot is reused without clearing: its old contents lie beyond
+    the length of the next sequence.
 
     Args:
-        lm: a causal LM of transformers whose layers all attend to the whole past.
-        num_slots: sequences that may run at the same time.
-        max_positions: P. A sequence that needs more doubles it, for all slots; it falls back when such sequences have
-            left, unless it is compiled.
-        compiled_sizes: numbers of new positions S for which the forward is compiled; it then computes all slots over
-            all P positions, whichever are taken, since its shapes are fixed. Other numbers run as they are. The LM must
-            stay in eval mode, with the same modules.
-        limit: most positions of a sequence; None is what the LM is made for.
+        lm: Causal LM of transformers whose layers all attend to the whole past.
+        num_slots: Number of sequences that may run at the same time.
+        max_positions: P. A sequence that needs more doubles it, for all slots; it shrinks when such sequences have
+            left, unless the cache is compiled.
+        compiled_sizes: Numbers of new positions S for which the forward is compiled. Since compiled shapes are fixed,
+            such a forward computes all slots over all P positions, taken or not. Other sizes run uncompiled. The LM
+            must stay in eval mode, with the same modules.
+        limit: Maximum number of positions of a sequence; None is what the LM is made for.
     """
 
     def __init__(
@@ -154,10 +156,10 @@ class SlotCache:
         limit: int | None = None,
     ):
         self.model, self.num_slots = lm.base_model, num_slots
-        self.limit = own_limit(lm) if limit is None else limit
-        # A compiled step writes behind every sequence, also behind those that are full.
-        self._most_positions = self.limit + max(compiled_sizes, default=0)
-        self.max_positions = self._first_positions = min(max_positions, self._most_positions)
+        self.limit = lm_position_limit(lm) if limit is None else limit
+        # A compiled step writes behind every sequence, including full ones.
+        self._largest_size = self.limit + max(compiled_sizes, default=0)
+        self.max_positions = self._initial_size = min(max_positions, self._largest_size)
         self.taken: list[Slot] = []
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -169,7 +171,7 @@ class SlotCache:
         """A free slot, for a new sequence.
 
         Raises:
-            RuntimeError: all are taken.
+            RuntimeError: All slots are taken.
         """
         free = sorted(set(range(self.num_slots)) - {slot.index for slot in self.taken})
         if not free:
@@ -178,12 +180,12 @@ class SlotCache:
         return self.taken[-1]
 
     def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
-        """The next positions of some sequences, (1, S, D) each -> their hidden states (1, S, D).
+        """Feed the next positions of several sequences, (1, S, D) each; returns their hidden states (1, S, D).
 
-        Sequences with equally many share a forward. Where something fails, all are as they were.
+        Sequences with equally many new positions share a forward. If one fails, all lengths are restored.
 
         Raises:
-            ValueError: a sequence would exceed the limit.
+            ValueError: A sequence would exceed the limit.
         """
         hidden: dict[int, Tensor] = {}
         sizes, before = [piece.shape[1] for piece in inputs], [slot.length for slot in slots]
@@ -207,7 +209,7 @@ class SlotCache:
 
     @torch.inference_mode()
     def warm_up(self, width: int) -> None:
-        """Allocate, and compile what is to be compiled, so that no sequence has to wait for it.
+        """Allocate the cache and compile the forwards, so that no sequence has to wait for it.
 
         Args:
             width: D of the inputs.
@@ -221,26 +223,26 @@ class SlotCache:
                 slot.release()
 
     def shrink(self) -> None:
-        """Give memory back that only sequences which have left needed; the others keep room to double."""
+        """Release memory that only released sequences needed; the running ones keep room to double."""
         needed = 2 * max((slot.length for slot in self.taken), default=0)
-        positions = self._enough(self._first_positions, needed)
-        if positions < self.max_positions and not self.compiled_sizes:  # or it would have to be compiled again
+        positions = self._enough(self._initial_size, needed)
+        if positions < self.max_positions and not self.compiled_sizes:  # a compiled cache would be recompiled
             self._resize(positions)
 
     def _make_room(self, positions: int) -> None:
-        """Double the slots until they hold so many positions."""
+        """Double the slots until they hold `positions` positions."""
         if positions > self.max_positions:
             self._resize(self._enough(self.max_positions, positions))
 
     def _enough(self, positions: int, needed: int) -> int:
-        """`positions`, doubled until it is `needed`, up to the most that there may be."""
-        while positions < min(needed, self._most_positions):
-            positions = min(2 * positions, self._most_positions)
+        """`positions`, doubled until it reaches `needed` or the largest size allowed."""
+        while positions < min(needed, self._largest_size):
+            positions = min(2 * positions, self._largest_size)
         return positions
 
     @torch.no_grad()
     def _resize(self, positions: int) -> None:
-        """Let every slot hold so many positions. Where memory runs out, some layers hold more, which harms nothing."""
+        """Resize every slot. If memory runs out, some layers stay resized, which is harmless."""
         for stored in (self.keys, self.values):
             for number, tensor in enumerate(stored):
                 kept = min(positions, tensor.shape[2])
@@ -250,14 +252,14 @@ class SlotCache:
         self.max_positions = positions
 
     def allocate(self, like: Tensor, positions: int) -> Tensor:
-        """Zeros (num_slots, H, P, W) with heads and widths of (..., H, ..., W)."""
+        """Zeros (num_slots, H, P, W), with the heads and width of `like` (..., H, ..., W)."""
         tensor = like.new_zeros(self.num_slots, like.shape[1], positions, like.shape[-1])
         if self.compiled_sizes:
-            torch._dynamo.mark_static_address(tensor)  # else CUDA graphs would copy it at every step
+            torch._dynamo.mark_static_address(tensor)  # otherwise CUDA graphs copy it at every step
         return tensor
 
     def _forward(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
-        """(R, S, D) and their slots, in order -> (R, S, D)."""
+        """Inputs (R, S, D) and their slots, ordered by index -> hidden states (R, S, D)."""
         size, device = inputs.shape[1], inputs.device
         if size in self.compiled_sizes and self.keys:
             return self._forward_compiled(inputs, slots)
@@ -276,7 +278,7 @@ class SlotCache:
         return self._run(inputs, positions, mask, CacheRows(self, rows, positions, span, start))
 
     def _forward_compiled(self, inputs: Tensor, slots: list[Slot]) -> Tensor:
-        """`_forward` of all slots; those without inputs write where they will write next, unseen until then."""
+        """`_forward` over all slots; those without inputs write to their next position, which is overwritten later."""
         size, device = inputs.shape[1], inputs.device
         lengths = [0] * self.num_slots
         for slot in self.taken:
@@ -291,10 +293,10 @@ class SlotCache:
         return hidden[indices]  # a copy: the next replay of a CUDA graph overwrites its output
 
     def _forward_all(self, inputs: Tensor, positions: Tensor) -> Tensor:
-        """(num_slots, S, D) at these positions (num_slots, S) -> (num_slots, S, D). This is compiled."""
+        """The compiled function: inputs (num_slots, S, D) at positions (num_slots, S) -> (num_slots, S, D)."""
         mask = causal_mask(positions, self.max_positions, inputs.dtype)
         rows = CacheRows(self, slice(0, self.num_slots), positions, self.max_positions, None)
-        # Of a full slot nobody reads this step, but the LM may look its position up in a table.
+        # The step of a full slot is never read, but the LM may look up its position in a table.
         return self._run(inputs, positions.clamp(max=self.limit - 1), mask, rows)
 
     def _run(self, inputs: Tensor, positions: Tensor, mask: Tensor, rows: CacheRows) -> Tensor:
@@ -305,14 +307,14 @@ class SlotCache:
 
 def _compile(forward: Any) -> Any:
     if not torch.cuda.is_available() and not has_cpp_compiler():
-        raise ValueError("compile true needs a C++ compiler, and there is none: install g++, or set compile to false")
+        raise ValueError("compile true needs a C++ compiler, and none was found: install g++, or set compile to false")
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise ValueError(f"compile true needs PyTorch 2.13 or newer; this is {torch.__version__}")
     settings: dict[str, Any] = {
         "dynamic": False,
-        # Or the caches of several models and engines together would reach the limit of recompilations.
+        # Otherwise the caches of several models and engines would share one limit of recompilations, and reach it.
         "isolate_recompiles": True,
-        # Checking at every step that no module has changed would take a tenth of the step on a CPU.
+        # Guards that check all modules at every step would take a tenth of the step on a CPU.
         "options": {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
     }
     if torch.cuda.is_available():
@@ -321,25 +323,25 @@ def _compile(forward: Any) -> Any:
 
 
 class UnboundedCache:
-    """For a single sequence, a cache of transformers that grows as the layers of the LM need it.
+    """transformers' own cache for a single sequence, which grows as the layers of the LM need.
 
     Args:
-        lm: a causal LM of transformers.
-        limit: most positions of the sequence; None is what the LM is made for.
+        lm: Causal LM of transformers.
+        limit: Maximum number of positions of the sequence; None is what the LM is made for.
     """
 
     num_slots = 1
 
     def __init__(self, lm: Any, limit: int | None = None):
         self.lm = lm
-        self.limit = own_limit(lm) if limit is None else limit
+        self.limit = lm_position_limit(lm) if limit is None else limit
         self.taken: list[Slot] = []
 
     def acquire(self) -> Slot:
         """The slot, for a new sequence.
 
         Raises:
-            RuntimeError: it is taken.
+            RuntimeError: It is taken.
         """
         from transformers import DynamicCache
 
@@ -349,10 +351,10 @@ class UnboundedCache:
         return self.taken[0]
 
     def advance(self, inputs: Sequence[Tensor], slots: Sequence[Slot]) -> list[Tensor]:
-        """The next positions (1, S, D) -> their hidden states (1, S, D).
+        """Feed the next positions (1, S, D); returns their hidden states (1, S, D).
 
         Raises:
-            ValueError: the sequence would exceed the limit.
+            ValueError: The sequence would exceed the limit.
         """
         hidden = []
         for piece, slot in zip(inputs, slots, strict=True):
@@ -364,7 +366,7 @@ class UnboundedCache:
         return hidden
 
     def shrink(self) -> None:
-        """A sequence's memory has left with it."""
+        """Does nothing: the memory of a sequence is freed with its slot."""
 
     def warm_up(self, width: int) -> None:
-        """Nothing is to be prepared."""
+        """Does nothing: there is nothing to prepare."""

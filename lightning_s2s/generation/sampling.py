@@ -1,4 +1,4 @@
-"""Drawing one token from logits, for the LLM and the speech decoder alike."""
+"""Sampling a token from logits, for the LLM and the speech decoder alike."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from lightning_s2s.support.checks import all_finite, check_count, check_number
 
 @dataclass
 class Sampler:
-    """Greedy, or by temperature, the k most likely and the nucleus p.
+    """Greedy choice, or sampling with temperature, top-k and top-p (nucleus), with a repetition penalty.
 
     Args:
-        temperature: 0 takes the most likely token.
-        top_k: draw among the k most likely; 0 for all.
-        top_p: draw among the most likely that make up this share of the probability.
-        repetition_window: how many of the last drawn tokens `repetition_penalty` looks at; 0 for all.
-        repetition_penalty: divides the probability odds of tokens drawn within the window; 1 changes nothing.
-        seed: of the draw; None takes torch's global generator.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        top_k: Draw among the k most likely tokens; 0 draws among all.
+        top_p: Draw among the most likely tokens that make up this share of the probability.
+        repetition_window: Number of last drawn tokens that `repetition_penalty` applies to; 0 is all.
+        repetition_penalty: Divides the positive logits, and multiplies the negative ones, of tokens drawn within the
+            window; 1 is no penalty.
+        seed: Seed of the draws; None uses torch's global generator.
     """
 
     temperature: float = 1.0
@@ -48,7 +49,7 @@ class Sampler:
             check_seed(self.seed)
 
     def __call__(self, logits: Tensor) -> int:
-        """(V,) -> one id."""
+        """Logits (V,) -> one id."""
         logits = logits.float()
         if self.repetition_penalty != 1.0 and self.drawn:
             recent = torch.tensor(self.drawn[-self.repetition_window :], device=logits.device).unique()
@@ -60,11 +61,11 @@ class Sampler:
         return token
 
     def forget(self) -> None:
-        """Start afresh with the repetition penalty."""
+        """Clear the tokens that the repetition penalty applies to."""
         self.drawn.clear()
 
     def fresh(self) -> Sampler:
-        """One with the same options that has drawn nothing yet: who draws beside others needs one for itself."""
+        """A sampler with the same options that has drawn nothing yet: every stream needs one of its own."""
         sampler = copy.copy(self)
         sampler.drawn = []
         sampler.generator = self.generator if self.seed is None else None
@@ -77,7 +78,7 @@ class Sampler:
         if self.top_p < 1.0:
             ordered, order = logits.sort(descending=True)
             beyond = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1) >= self.top_p
-            beyond[0] = False  # the most likely always stays, however small the nucleus
+            beyond[0] = False  # the most likely token stays, however small the nucleus
             logits = logits.index_fill(0, order[beyond], float("-inf"))
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(logits.device).manual_seed(self.seed)
@@ -85,24 +86,24 @@ class Sampler:
 
 
 def check_seed(seed: Any) -> int:
-    """A seed that torch's generators take.
+    """Check that `seed` is one that torch's generators accept.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is not.
     """
     return check_count("seed", seed, -(2**63), 2**63 - 1)
 
 
 def check_finite(values: Tensor, component: str, what: str) -> None:
-    """Refuse what weights that hold NaN or infinite values make, and a dtype that is too narrow.
+    """Check that a component's output is finite: broken weights or too narrow a dtype make it NaN or infinite.
 
     Args:
-        values: any shape.
-        component: made them, for the message.
-        what: they are, for the message.
+        values: The output, of any shape.
+        component: Name of the component, for the message.
+        what: Name of the output in the plural, for the message.
 
     Raises:
-        ValueError: one is NaN or infinite.
+        ValueError: A value is NaN or infinite.
     """
     if not all_finite(values):
         raise ValueError(_broken(component, what))
@@ -116,23 +117,23 @@ def _broken(component: str, what: str) -> str:
 
 
 class CheckedSampler:
-    """Another sampler, whose logits and choices are looked at: what can't be drawn from ends its session, by name.
+    """Wraps a sampler and checks its logits and choices, so that an error names the component.
 
     Args:
-        sampler: logits (V,) -> id.
-        component: gives the logits, for messages.
+        sampler: Maps logits (V,) to an id.
+        component: Name of the component that produces the logits, for messages.
     """
 
     def __init__(self, sampler: Callable[[Tensor], int], component: str):
         self.sampler, self.component = sampler, component
 
     def __call__(self, logits: Tensor) -> int:
-        """(V,) -> one id.
+        """Logits (V,) -> one id.
 
         Raises:
-            ValueError: there is nothing to draw from, or what was drawn is no id.
+            ValueError: No logit is finite, or one is NaN; or the sampler didn't return an id.
         """
-        if not math.isfinite(float(logits.max())):  # NaN wins a maximum; where all ids are ruled out, it is -inf
+        if not math.isfinite(float(logits.max())):  # the maximum is NaN if any is, and -inf if every id is ruled out
             raise ValueError(_broken(self.component, "logits"))
         token = self.sampler(logits)
         if not isinstance(token, Integral) or not 0 <= token < len(logits):
@@ -140,7 +141,7 @@ class CheckedSampler:
         return int(token)
 
     def forget(self) -> None:
-        """Start afresh with the repetition penalty, if the sampler has one."""
+        """Clear the history of the repetition penalty, if the sampler has one."""
         if isinstance(self.sampler, Sampler):
             self.sampler.forget()
 
@@ -150,21 +151,21 @@ NEUTRAL = {
     "no_repeat_ngram_size": 0, "min_new_tokens": None, "bad_words_ids": None, "suppress_tokens": None,
     "forced_eos_token_id": None, "guidance_scale": None, "top_h": None,
 }  # fmt: skip
-"""Options of transformers' generation that are not followed here, with the values that change nothing."""
+"""Options of transformers' generation that are not supported here, with the values that have no effect."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model draws and when it ends, after transformers' `generation_config.json`, with its defaults.
+    """A model's own generation settings, with the keys and defaults of transformers' `generation_config.json`.
 
     Args:
-        do_sample: draw; otherwise the most likely.
-        temperature: see `Sampler`.
-        top_k: see `Sampler`.
-        top_p: see `Sampler`.
-        repetition_penalty: see `Sampler`.
-        max_new_tokens: at most so many; None leaves that to the caller.
-        eos_token_ids: any of them ends; empty leaves that to the caller.
+        do_sample: Sample; otherwise take the most likely token.
+        temperature: See `Sampler`.
+        top_k: See `Sampler`.
+        top_p: See `Sampler`.
+        repetition_penalty: See `Sampler`.
+        max_new_tokens: Maximum number of tokens; None leaves it to the caller.
+        eos_token_ids: Tokens that end the generation; empty leaves them to the caller.
     """
 
     do_sample: bool = False
@@ -177,18 +178,18 @@ class Generation:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> Generation:
-        """Read a `generation_config.json`; keys that mean nothing here are left out, with a warning where they matter.
+        """Read a `generation_config.json`; unsupported keys are ignored, with a warning if they would have an effect.
 
         Args:
-            config: its content.
-            source: names it in messages.
+            config: Content of the file.
+            source: Name of the file, for messages.
 
         Raises:
-            ValueError: a value is none that generation can use.
+            ValueError: A value is invalid.
         """
         for key, neutral in NEUTRAL.items():
             if config.get(key) not in (None, neutral):
-                warnings.warn(f"{source}: {key} = {config[key]!r} is not followed", stacklevel=2)
+                warnings.warn(f"{source}: {key} = {config[key]!r} is not supported and has no effect", stacklevel=2)
         kinds: dict[str, tuple[type, ...]] = {
             "do_sample": (bool,), "temperature": (int, float), "top_k": (int,), "top_p": (int, float),
             "repetition_penalty": (int, float), "max_new_tokens": (int,),
@@ -211,7 +212,7 @@ class Generation:
         return generation
 
     def sampler(self, greedy: bool = False) -> Sampler:
-        """A sampler with these options; the repetition penalty holds for greedy choices, too."""
+        """A sampler with these settings; the repetition penalty also applies to greedy choices."""
         if greedy or not self.do_sample:
             return Sampler(temperature=0.0, repetition_penalty=self.repetition_penalty)
         return Sampler(self.temperature, self.top_k, self.top_p, repetition_penalty=self.repetition_penalty)

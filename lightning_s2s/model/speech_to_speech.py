@@ -1,4 +1,4 @@
-"""SpeechToSpeechModel: wires encoder, adapter, LLM, speech decoder and vocoder. No losses, no Lightning."""
+"""SpeechToSpeechModel: wires encoder, adapter, LLM, speech decoder and vocoder; no losses, no Lightning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_s2s.model.compatibility import (
     check_declared,
     check_parts,
     check_same_units,
-    check_voice,
+    check_vocoder,
     connecting,
     type_name,
 )
@@ -23,14 +23,14 @@ from lightning_s2s.model.splice import Spliced, gather_segments, splice_audio
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the losses read. Of the text only the P positions that have a label.
+    """The inputs of the losses. Of the text, only the P positions that have a label.
 
     Attributes:
-        text_states: (P, D) hidden states of the LLM; their logits are `llm.logits(text_states)`.
-        text_labels: (P,) the token that follows each.
-        units: what the speech decoder gives, None without spoken turns.
-        audio_embeds: (N, F, D) what the adapter made of the clips, None without audio.
-        audio_lengths: (N,), None without audio.
+        text_states: (P, D) Hidden states of the LLM; their logits are `llm.logits(text_states)`.
+        text_labels: (P,) Token that follows each position.
+        units: Output of the speech decoder; None without spoken turns.
+        audio_embeds: (N, F, D) Output of the adapter for each clip; None without audio.
+        audio_lengths: (N,) Positions of each clip; None without audio.
     """
 
     text_states: Tensor
@@ -44,15 +44,15 @@ class SpeechToSpeechModel(nn.Module):
     """Raw speech -> encoder -> adapter -> LLM -> speech decoder -> vocoder (OpenS2S, arXiv:2507.05177).
 
     Args:
-        encoder: speech -> hidden states; without one the model reads text alone.
-        adapter: the encoder's hidden states -> the LLM's embeddings; goes with the encoder.
-        llm: the language model.
-        speech_decoder: hidden states -> units; without one the model answers in text.
-        vocoder: units -> waveform; goes with the speech decoder, which can do without one (giving units alone) when it
-            knows its number of units.
+        llm: The language model.
+        encoder: Maps speech to hidden states; without one the model reads text only.
+        adapter: Maps the encoder's hidden states to the LLM's embeddings; required with an encoder.
+        speech_decoder: Maps hidden states to units; without one the model answers in text.
+        vocoder: Maps units to a waveform; needs a speech decoder. A speech decoder that knows its number of units works
+            without a vocoder, and the model then outputs units.
 
     Raises:
-        ValueError: parts don't fit each other.
+        ValueError: Components don't fit each other.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class SpeechToSpeechModel(nn.Module):
         self.encoder, self.adapter, self.llm = encoder, adapter, llm
         self.speech_decoder, self.vocoder = speech_decoder, vocoder
         self.num_units: int | None = None
-        """Units that the model speaks; None when it is mute."""
+        """Number of different units; None without a speech decoder."""
         self.attachments: dict[str, bytes] = {}
-        """Files of a published checkpoint that are no weights: kept in model folders, and given back on export."""
+        """Files of a published checkpoint other than weights, by name: kept in model folders and restored on export."""
         if encoder is not None and adapter is not None:
-            heard = f"{type_name(encoder)} (width {encoder.width})"
-            with connecting(adapter, encoder=heard, llm=f"{type_name(llm)} (width {llm.width})"):
+            source = f"{type_name(encoder)} (width {encoder.width})"
+            with connecting(adapter, encoder=source, llm=f"{type_name(llm)} (width {llm.width})"):
                 adapter.connect(encoder.width, llm.width, encoder.frame_rate_hz)
             check_declared("adapter", adapter)
         if speech_decoder is not None:
@@ -83,66 +83,67 @@ class SpeechToSpeechModel(nn.Module):
                 speech_decoder.connect(llm.width, llm.vocabulary, self.num_units)
 
     def attach_vocoder(self, vocoder: Vocoder) -> None:
-        """Give the model a voice, in place of the one that it has; it goes where the model is.
+        """Set or replace the vocoder, and move it to the model's device.
 
         Raises:
-            ValueError: the vocoder doesn't know the speech decoder's units, or has another rate than the present one.
+            ValueError: The vocoder doesn't know the speech decoder's units, or its unit rate differs from that of the
+                vocoder it replaces.
         """
         decoder = self.speech_decoder
         if decoder is None:
-            raise ValueError("this model has no speech decoder: a vocoder has nothing to say")
-        check_voice(decoder, vocoder, self.num_units or decoder.num_units)
+            raise ValueError("this model has no speech decoder, so a vocoder has no units to synthesize")
+        check_vocoder(decoder, vocoder, self.num_units or decoder.num_units)
         if self.vocoder is not None:
             check_same_units(self.vocoder, vocoder)
         self.vocoder = vocoder.to(self.device).eval()
 
     @property
     def can_answer(self) -> bool:
-        """Whether the model hears: only then can it answer a spoken question."""
+        """Whether the model has an encoder, and so can answer a spoken question."""
         return self.encoder is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the LLM's weights are."""
+        """Device of the LLM's weights."""
         return next(self.llm.parameters()).device
 
     def require_encoder(self) -> tuple[AudioEncoder, Adapter]:
-        """Encoder and adapter of a model that hears.
+        """The encoder and the adapter.
 
         Raises:
-            ValueError: It doesn't.
+            ValueError: The model has none.
         """
         if self.encoder is None or self.adapter is None:
-            raise ValueError("this model has no encoder: it can't hear audio")
+            raise ValueError("this model has no encoder: it can't read audio")
         return self.encoder, self.adapter
 
     def require_speech_decoder(self) -> SpeechDecoder:
-        """The speech decoder of a model that speaks.
+        """The speech decoder.
 
         Raises:
-            ValueError: It doesn't.
+            ValueError: The model has none.
         """
         if self.speech_decoder is None:
             raise ValueError("this model has no speech decoder: it can't speak")
         return self.speech_decoder
 
     def require_vocoder(self) -> Vocoder:
-        """The vocoder of a model whose units can be heard.
+        """The vocoder.
 
         Raises:
-            ValueError: They can't.
+            ValueError: The model has none.
         """
         if self.vocoder is None:
-            raise ValueError("this model has no vocoder: its units can't be heard")
+            raise ValueError("this model has no vocoder: it can't turn units into audio")
         return self.vocoder
 
     def encode_audio(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, T) and (N,) samples -> the LLM's input (N, F, D) and (N,) positions."""
+        """Waveforms (N, T) and (N,) samples -> input embeddings of the LLM (N, F, D) and (N,) positions."""
         encoder, adapter = self.require_encoder()
         return adapter(*encoder(waveform, lengths))
 
-    def hear(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
-        """`encode_audio` of a batch's audios; the encoder is skipped where the batch brings its hidden states."""
+    def encode_batch(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
+        """`encode_audio` of a batch's clips; skips the encoder if the batch brings its hidden states."""
         if batch.encoded is not None:
             _, adapter = self.require_encoder()
             return adapter(*batch.encoded)
@@ -167,21 +168,21 @@ class SpeechToSpeechModel(nn.Module):
         """Run teacher-forced over a batch of dialogues.
 
         Args:
-            batch: See `lightning_s2s.data.batch.DialogueBatch`.
+            batch: Batch of dialogues.
             speak: Also run the speech decoder over the batch's spoken turns.
-            every_part: Run every component, whatever the batch lacks, so that ranks with different batches gather the
-                same weights and reduce the same gradients, and an optimiser sees the same on one rank as on many.
-                What this adds is zero.
+            every_part: Run every component, even on a batch without audio or units. Ranks with different batches then
+                gather the same weights and reduce the same gradients, and the optimiser sees the same on one rank as on
+                many. The extra terms are zero.
         """
-        audio_embeds = audio_lengths = unheard = None
+        audio_embeds = audio_lengths = dummy_embeds = None
         if batch.num_audios:
-            audio_embeds, audio_lengths = self.hear(batch)
-        elif every_part and self.encoder is not None:  # here, since all ranks must gather in the same order
+            audio_embeds, audio_lengths = self.encode_batch(batch)
+        elif every_part and self.encoder is not None:  # before the LLM: all ranks must gather in the same order
             silence = torch.zeros(1, self.encoder.sample_rate, device=self.device)
-            unheard, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
+            dummy_embeds, _ = self.encode_audio(silence, torch.tensor([self.encoder.sample_rate], device=self.device))
         spliced = self.splice(batch, audio_embeds, audio_lengths)
-        if unheard is not None:
-            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * unheard.sum())
+        if dummy_embeds is not None:
+            spliced = replace(spliced, inputs_embeds=spliced.inputs_embeds + 0 * dummy_embeds.sum())
         hidden = self.llm(spliced.inputs_embeds, spliced.mask)
         following = spliced.labels[:, 1:]
         labelled = following != IGNORE_INDEX
@@ -192,19 +193,19 @@ class SpeechToSpeechModel(nn.Module):
             tokens, _ = self._predicted_tokens(batch)
             units = self._speak(self.speech_decoder.project(conditions, tokens), lengths, batch)
         elif speak and every_part and self.speech_decoder is not None:
-            units = self._speak_nothing(hidden[:1, :1])
+            units = self._speak_dummy(hidden[:1, :1])
         return ModelOutput(hidden[:, :-1][labelled], following[labelled], units, audio_embeds, audio_lengths)
 
     def forward_text_to_units(self, batch: DialogueBatch) -> UnitLogits:
-        """The speech decoder alone (stage 2a): its text conditions are the tokens that the hidden states predict.
+        """The speech decoder alone (stage 2a), conditioned on the tokens that the hidden states predict.
 
-        Stage 2b then replaces a token by the state that predicts it.
+        Stage 2b then replaces each token by the hidden state that predicts it.
         """
         tokens, lengths = self._predicted_tokens(batch)
         return self._speak(self.require_speech_decoder().embed_text(tokens), lengths, batch)
 
     def _predicted_tokens(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
-        """(M, S), for each position of a spoken turn the token after it, which its hidden state predicts, and (M,)."""
+        """(M, S) The token that each hidden state of a spoken turn predicts, the one after it; and (M,) lengths."""
         ids = batch.input_ids
         following = torch.cat([ids[:, 1:], ids[:, -1:]], dim=1)
         return gather_segments(following, batch.segments, batch.num_spoken)
@@ -213,8 +214,8 @@ class SpeechToSpeechModel(nn.Module):
         decoder = self.require_speech_decoder()
         return decoder(conditions, lengths, batch.units, batch.unit_lengths, batch.speaker_embedding)
 
-    def _speak_nothing(self, hidden: Tensor) -> UnitLogits:
-        """Run the speech decoder over one frame of units; no label is left of it."""
+    def _speak_dummy(self, hidden: Tensor) -> UnitLogits:
+        """Run the speech decoder over one dummy frame of units; returns no labels."""
         decoder = self.require_speech_decoder()
         tokens = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
         frame = tokens.expand(1, decoder.codebooks_per_frame or 1)

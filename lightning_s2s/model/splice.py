@@ -1,4 +1,4 @@
-"""Tensor surgery between tokens, audio positions and spoken turns: pure functions, no Python loop over positions."""
+"""Tensor surgery between tokens, audio positions and spoken turns: pure functions without loops over positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Spliced:
         inputs_embeds: (B, L, D).
         mask: (B, L) bool, True where valid.
         labels: (B, L) int64, -100 where no text is predicted.
-        segments: (B, L) int64, the index of the spoken turn that a position belongs to, -1 outside.
+        segments: (B, L) int64, index of the spoken turn that a position belongs to, -1 outside.
     """
 
     inputs_embeds: Tensor
@@ -36,19 +36,19 @@ def splice_audio(
     audio_embeds: Tensor,
     audio_lengths: Tensor,
 ) -> Spliced:
-    """Put each clip's positions where its placeholder stands.
+    """Replace each audio placeholder with the positions of its clip.
 
     Args:
-        input_ids: (B, S), right-padded, with `AUDIO_PLACEHOLDER` once for each clip, clips in reading order.
-        input_lengths: (B,).
-        labels: (B, S).
-        segments: (B, S).
-        token_embeds: (B, S, D); what stands at a placeholder is not used.
+        input_ids: (B, S) int64, right-padded, with one `AUDIO_PLACEHOLDER` for each clip, clips in reading order.
+        input_lengths: (B,) int64.
+        labels: (B, S) int64.
+        segments: (B, S) int64.
+        token_embeds: (B, S, D); the embedding at a placeholder is not used.
         audio_embeds: (N, F, D).
-        audio_lengths: (N,).
+        audio_lengths: (N,) int64, positions of each clip.
 
     Raises:
-        ValueError: the number of placeholders is not N.
+        ValueError: The number of placeholders is not N.
     """
     batch, size = input_ids.shape
     valid = torch.arange(size, device=input_ids.device) < input_lengths.unsqueeze(1)
@@ -81,11 +81,11 @@ def splice_audio(
 
 
 def gather_segments(values: Tensor, segments: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
-    """Collect what belongs to each spoken turn.
+    """Gather the values of each spoken turn into a row of its own.
 
     Args:
-        values: (B, L, ...) one value for each position.
-        segments: (B, L) int64, the turn's index in 0..M-1, -1 outside.
+        values: (B, L, ...), one value for each position.
+        segments: (B, L) int64, index of the turn in 0..M-1, -1 outside.
         num_segments: M.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once before the first batch and after the last, after the batch in between."""
+"""Ctrl-C and SIGTERM stop a run: after the current batch during training, at once before and after it."""
 
 from __future__ import annotations
 
@@ -13,86 +13,88 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
-class Received:
-    """The signal that ends a run.
+class StopSignal:
+    """The signal that stops a run, and its handlers.
+
+    Args:
+        outcome: Completes `message` for a run that is stopped at once: how far it came, and what is saved.
 
     Attributes:
-        signal: its number; 0 before there is one.
-        what_is_lost: told when the run ends at once.
-        told: whether somebody has said already how the run ended.
+        signal: Number of the signal; 0 until one arrives.
+        outcome: As above; callers update it as the run proceeds.
+        reported: Whether the user has already been told how the run ended.
     """
 
-    def __init__(self, what_is_lost: str = "before the first batch; nothing was saved") -> None:
+    def __init__(self, outcome: str = "before the first batch; nothing was saved") -> None:
         self.signal = 0
-        self.what_is_lost = what_is_lost
-        self.told = False
+        self.outcome = outcome
+        self.reported = False
         self._process = os.getpid()
 
     @property
     def status(self) -> int:
-        """The exit status, as shells have it."""
+        """The exit status, by the convention of shells."""
         return 128 + self.signal
 
     @property
     def message(self) -> str:
         """How the run ended, in one line."""
-        return f"ended by {NAMES[signal.Signals(self.signal)]} {self.what_is_lost}".strip()
+        return f"stopped by {NAMES[signal.Signals(self.signal)]} {self.outcome}".strip()
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
-        """End at once on these signals; afterwards they mean what they meant before, which Lightning forgets."""
-        before = {number: signal.getsignal(number) for number in ENDING}
-        self.end_at_once()
+        """Stop at once on these signals, and restore the previous handlers afterwards, which Lightning does not."""
+        before = {number: signal.getsignal(number) for number in NAMES}
+        self.stop_at_once()
         try:
             yield
         finally:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            _install(before)
 
-    def end_at_once(self) -> None:
-        """From now on a signal raises KeyboardInterrupt where it falls into."""
-        self._install(self._raise)
+    def stop_at_once(self) -> None:
+        """From now on, a signal raises KeyboardInterrupt wherever the program is."""
+        _install(dict.fromkeys(NAMES, self._raise))
 
-    def end_after_batch(self) -> None:
-        """From now on a signal is noted alone; a second one ends at once."""
-        self._install(self._note)
-
-    def _install(self, handler: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
-                signal.signal(number, handler)
+    def stop_after_batch(self) -> None:
+        """From now on, a signal is only recorded; a second one stops at once."""
+        _install(dict.fromkeys(NAMES, self._record))
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal or os.getpid() != self._process:  # a loader's worker, which its parent will end
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.signal or os.getpid() != self._process:  # a data loader's worker, which its parent will end
             raise KeyboardInterrupt
         self.signal = number
-        print("\nstopping after this batch (again: at once)", file=sys.stderr, flush=True)
+        print("\nstopping after this batch (a second signal stops at once)", file=sys.stderr, flush=True)
 
 
-class EndsAtOnce(Callback):
-    """Takes the signals back from Lightning, which sets a handler of its own before a sanity check or validation.
+def _install(handlers: dict[signal.Signals, Any]) -> None:
+    """Only the main thread may set handlers; None stands for a handler that was not set from Python."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    That one talks to the other processes in the middle of whatever they do.
+
+class RestoreHandlers(Callback):
+    """Reinstalls our handlers after Lightning has set its own, before a sanity check or validation.
+
+    Lightning's handlers communicate with the other ranks, whatever those are doing at that moment.
 
     Args:
-        received: told of the signal that ends a run.
+        stop_signal: Its handlers are installed.
     """
 
-    def __init__(self, received: Received):
-        self.received = received
+    def __init__(self, stop_signal: StopSignal):
+        self.stop_signal = stop_signal
 
     def on_sanity_check_start(self, *_: Any) -> None:
-        self.received.end_at_once()
+        self.stop_signal.stop_at_once()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "validate":
-            self.received.end_at_once()
+            self.stop_signal.stop_at_once()

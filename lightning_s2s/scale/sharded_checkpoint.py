@@ -1,7 +1,7 @@
-"""Checkpoints that several processes write together: folders of pieces that appear whole or not at all.
+"""Sharded checkpoints: folders that all ranks write together, and that appear complete or not at all.
 
-The name is a link to one of two folders beside it. The next checkpoint is written into the other one, and when it is
-complete the link is replaced, which a file system does at once.
+The checkpoint's name is a symbolic link to one of two folders beside it. The next checkpoint is written into the other
+folder; once it is complete, the link is replaced atomically.
 """
 
 from __future__ import annotations
@@ -17,53 +17,52 @@ from torch.distributed.checkpoint import load
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from lightning_s2s.scale.plain_pieces import BytesPlanner, EverythingPlanner, PlainReader
+from lightning_s2s.scale.plain_reader import BytesPlanner, EverythingPlanner, PlainReader
 from lightning_s2s.support.files import sync, sync_folder
 from lightning_s2s.support.plain import load_plain, naming
 
 CONFIGURATION_KEY = "lightning_s2s_stage"
 """Where a checkpoint holds the `class_path` and `init_args` of its stage."""
 META = "meta.pt"
-"""The part of a checkpoint that is no tensor of the model or of an optimiser, as Lightning names it."""
+"""Lightning's name for the file with everything but the tensors of the model and the optimisers."""
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether `path` is a complete checkpoint of this kind."""
+    """Whether `path` is a complete sharded checkpoint."""
     return (path / META).is_file()
 
 
 def next_folder(path: Path) -> Path:
-    """An empty folder to write the next checkpoint of this name into; whatever an interrupted run left there goes."""
-    present = path.resolve().name if path.is_symlink() else ""
-    folder = next(folder for folder in _folders(path) if folder.name != present)
+    """An empty folder for the next checkpoint of this name; what an interrupted run left there is removed."""
+    current = path.resolve().name if path.is_symlink() else ""
+    folder = next(folder for folder in _folders(path) if folder.name != current)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def publish(folder: Path, path: Path) -> None:
-    """Let `path` mean `folder`, which is on the disk by then, and remove what it meant before."""
+    """Make `path` a link to `folder` once that is synchronised to disk, and remove the previous checkpoint."""
     if path.is_dir() and not path.is_symlink():  # Lightning's own strategy writes a plain folder
         shutil.rmtree(path)
     sync_folder(folder)
-    link = _link(path)
+    link = _new_link(path)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(path)
     sync(path.parent)
-    remove_folders(path, but=folder)
+    remove_folders(path, keep=folder)
 
 
-def remove_folders(path: Path, but: Path | None = None) -> None:
-    """Remove the folders that `path` may have meant, all or all but one, and a link that a killed run left."""
-    _link(path).unlink(missing_ok=True)
+def remove_folders(path: Path, keep: Path | None = None) -> None:
+    """Remove the folders behind `path` except `keep`, and a link that a killed run left."""
+    _new_link(path).unlink(missing_ok=True)
     for folder in _folders(path):
-        if folder != but:
+        if folder != keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _link(path: Path) -> Path:
-    """Under which name a new link is made."""
+def _new_link(path: Path) -> Path:
     return path.with_name(f".{path.name}.link")
 
 
@@ -72,15 +71,13 @@ def _folders(path: Path) -> list[Path]:
 
 
 def read_sharded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint holds beside its tensors, and the model's tensors, joined, in this process alone.
-
-    Nothing in it is ever run.
+    """The content of `META` and the full tensors of the model, read by this process alone. No code in it is run.
 
     Raises:
-        ValueError: it is incomplete, broken, or holds pickled code.
+        ValueError: The checkpoint is incomplete, broken, or holds pickled code.
     """
     content = load_plain(path / META)
-    with naming(path), _alone():
+    with naming(path), _ignoring_warnings():
         reader = PlainReader(path)
         prefix = "state_dict."
         tensors = {
@@ -92,36 +89,33 @@ def read_sharded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, tensors
 
 
-def read_whole_run(path: Path) -> dict[str, Any]:
-    """A checkpoint of several processes as a single process would have written it, optimisers included.
+def read_consolidated(path: Path) -> dict[str, Any]:
+    """A sharded checkpoint in the form in which a single process would have written it, optimisers included.
 
     Raises:
-        ValueError: it is incomplete, broken, or holds pickled code, none of which is run.
+        ValueError: As `read_sharded`.
     """
     content = load_plain(path / META)
     everything: dict[str, Any] = {}
     with naming(path):
-        with _alone():
+        with _ignoring_warnings():
             _load_state_dict(everything, storage_reader=PlainReader(path), planner=EverythingPlanner(), no_dist=True)
         numbers = sorted(int(name.removeprefix("optimizer_")) for name in everything if name.startswith("optimizer_"))
         content["state_dict"] = everything["state_dict"]
-        content["optimizer_states"] = [with_numbers(everything[f"optimizer_{number}"]) for number in numbers]
+        content["optimizer_states"] = [number_parameters(everything[f"optimizer_{number}"]) for number in numbers]
     return content
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """See that a checkpoint of one or several processes is plain -> what it holds, of the latter but the tensors.
+    """Check that a checkpoint, sharded or not, holds only plain values, and return it; without tensors if sharded.
 
     Raises:
-        ValueError: as `read_whole_run`.
+        ValueError: As `read_sharded`.
     """
-    return _check_pieces(path) if is_sharded_checkpoint(path) else load_plain(path, mmap=True)
-
-
-def _check_pieces(path: Path) -> dict[str, Any]:
-    """Its index, too, and all values that are no tensors."""
+    if not is_sharded_checkpoint(path):
+        return load_plain(path, mmap=True)
     content = load_plain(path / META)
-    with naming(path), _alone():
+    with naming(path), _ignoring_warnings():
         reader = PlainReader(path)
         entries = reader.read_metadata().state_dict_metadata.items()
         values: dict[str, Any] = {name: None for name, entry in entries if isinstance(entry, BytesStorageMetadata)}
@@ -130,21 +124,21 @@ def _check_pieces(path: Path) -> dict[str, Any]:
     return content
 
 
-def _alone() -> warnings.catch_warnings[None]:
-    """That it is a single process which reads is the point, and nothing to be warned of."""
+def _ignoring_warnings() -> warnings.catch_warnings[None]:
+    """torch warns that only a single process reads, which is intended here."""
     return warnings.catch_warnings(action="ignore")
 
 
-def with_numbers(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state by parameter names -> the same by numbers, as torch's optimisers have it."""
+def number_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state keyed by parameter names -> keyed by numbers, as torch's optimisers have it."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
     groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
     return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}
 
 
-def with_names(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
-    """An optimiser's state by numbers -> the same by the names that its parameters have in the module."""
+def name_parameters(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:
+    """The inverse of `number_parameters`, with the names that the optimiser's parameters have in the module."""
     known = {id(parameter): name for name, parameter in module.named_parameters()}
     names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     groups = [{**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]]

@@ -1,4 +1,4 @@
-"""A stage: a training recipe put together from losses, optimiser, freezing, hand-off and scaling."""
+"""A stage: a training recipe composed of losses, optimiser, freezing, hand-off and scaling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_s2s.data.batch import DialogueBatch
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.scale.encoder_cache import cache_frozen_encoder
-from lightning_s2s.scale.fsdp import clip_by_norm, gathered
+from lightning_s2s.scale.fsdp import clip_across_meshes, gathered
 from lightning_s2s.scale.parallelize import ScalingOptions, check_scaling, parallelize
 from lightning_s2s.scale.precision import set_cpu_flash_attention
 from lightning_s2s.scale.sharded_checkpoint import CONFIGURATION_KEY
@@ -38,22 +38,22 @@ class Stage(L.LightningModule):
 
     Args:
         llm: The language model.
-        encoder: Speech -> hidden states.
-        adapter: The encoder's hidden states -> the LLM's embeddings.
-        speech_decoder: The LLM's hidden states -> units.
-        vocoder: Units -> waveform; never trained by a stage, and needed only to hear what the model says.
-        init_from: Where the weights come from: the folder or checkpoint of an earlier stage. Components that it lacks
-            stay as they were built.
-        freeze: Patterns of parameter names that are not trained, such as `llm.*`.
+        encoder: Maps speech to hidden states.
+        adapter: Maps the encoder's hidden states to the LLM's embeddings.
+        speech_decoder: Maps the LLM's hidden states to units.
+        vocoder: Maps units to a waveform. It is never trained by a stage, and needed only to listen to the model.
+        init_from: Folder or checkpoint of an earlier stage to load weights from. Components that it lacks keep their
+            initial weights.
+        freeze: Patterns of the names of parameters to freeze, such as `llm.*`.
         optimizer: Learning rate, weight decay and schedule.
-        scaling: What trades memory for time.
+        scaling: Options that trade memory for time.
 
     Raises:
         ValueError: The components don't fit, a pattern matches nothing, or nothing is left to train.
 
     Attributes:
-        configuration: Class path and arguments; stored in every checkpoint, so that a resumed run can be compared.
-        monitor: The validation metric that decides which weights are best.
+        configuration: Class path and arguments; stored in every checkpoint to compare when a run is resumed.
+        monitor: Validation metric that selects the best weights.
     """
 
     configuration: dict[str, Any] | None = None
@@ -83,11 +83,11 @@ class Stage(L.LightningModule):
         folder = scaling.encoder_cache
         self.encoder_cache = None if folder is None else cache_frozen_encoder(encoder, adapter, folder)
         self._parallelized = False
-        self._gathered = ExitStack()
+        self._gathered_weights = ExitStack()
         self._description: dict[str, Any] | None = None
 
     def data_requirements(self) -> DataRequirements:
-        """What the data module must deliver for this model."""
+        """What the data module must provide for this model."""
         encoder, vocoder = self.model.encoder, self.model.vocoder
         return DataRequirements(
             tokenizer=self.model.llm.tokenizer,
@@ -111,11 +111,11 @@ class Stage(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         by_norm = gradient_clip_algorithm != "value" and gradient_clip_val
-        if not by_norm or not clip_by_norm(optimizer, gradient_clip_val):
+        if not by_norm or not clip_across_meshes(optimizer, gradient_clip_val):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def with_cached_audio(self, batch: DialogueBatch) -> DialogueBatch:
-        """The batch, with the output of a frozen encoder where that is cached."""
+        """The batch, with the hidden states of a frozen encoder if these are cached."""
         if self.encoder_cache is None or not batch.num_audios:
             return batch
         return replace(batch, encoded=self.encoder_cache(batch.waveform, batch.waveform_lengths))
@@ -132,18 +132,18 @@ class Stage(L.LightningModule):
         set_cpu_flash_attention(enabled, self.device, str(self.trainer.precision))
 
     def on_validation_start(self) -> None:
-        """Gather sharded weights for the whole validation, in which each rank may answer as many rows as it has."""
-        self._gathered.enter_context(gathered(self.model))
+        """Gather sharded weights for the whole validation, since ranks may answer different numbers of rows."""
+        self._gathered_weights.enter_context(gathered(self.model))
 
     def on_validation_end(self) -> None:
-        self._gathered.close()
+        self._gathered_weights.close()
 
     def on_validation_model_train(self) -> None:
         super().on_validation_model_train()
         set_frozen_to_eval(self.model)
 
     def log_mean(self, split: str, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
-        """Log `{split}/{name}`, a mean over `count` things of this batch, as the mean over those of all ranks."""
+        """Log `{split}/{name}`, a mean over `count` items of this batch, as the mean over the items of all ranks."""
         options: dict[str, Any] = {"on_step": split == "train", "on_epoch": split == "val", "prog_bar": prog_bar}
         if split == "val":
             self.log(f"{split}/{name}", value, batch_size=count, sync_dist=True, **options)
@@ -163,11 +163,11 @@ class Stage(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.configuration is not None:
             checkpoint[CONFIGURATION_KEY] = self.configuration
-        self._description = self._description or _describe(self.model)  # it stays the same during a run
+        self._description = self._description or _describe(self.model)  # constant during a run
         checkpoint[MODEL_KEY] = self._description
 
     def on_fit_end(self) -> None:
-        """Write the model as a folder beside the checkpoints, ready to answer or to start the next stage from."""
+        """Write the model folder beside the checkpoints, to answer with or to start the next stage from."""
         root = Path(self.trainer.default_root_dir)
         if getattr(self.trainer, "fast_dev_run", False) or not (self.trainer.is_global_zero or is_sharded(self.model)):
             return
@@ -176,11 +176,11 @@ class Stage(L.LightningModule):
         rank_zero_info(f"model written to {root / 'model'}")
 
     def export(self, folder: Path) -> None:
-        """Write the component that a stage makes for others to build on, in half precision; none by default."""
+        """Write the component that a stage produces for other models, in half precision; none by default."""
 
 
 def _describe(model: SpeechToSpeechModel) -> dict[str, Any] | None:
-    """What a checkpoint says of its model, so that it can be opened alone; None if a component is not registered."""
+    """The description of the model that makes a checkpoint self-contained; None if a component is not registered."""
     try:
         return pack_parts(model)
     except UnregisteredError as error:

@@ -1,4 +1,4 @@
-"""The discriminator of the codec's training: does this envelope move as speech does?"""
+"""The discriminator of the codec's training, on spectral envelopes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch.nn import functional as F
 
 
 class EnvelopeDiscriminator(nn.Module):
-    """Judges the log envelope as a picture of time and frequency (as Saito et al., arXiv:1709.08041).
+    """Convolutions over the log envelope as an image of time and frequency (as in Saito et al., arXiv:1709.08041).
 
-    Beside the envelope it sees how each frame departs from its own smoothed spectrum: what regression blurs first.
+    A second input channel holds the deviation of each frame from its smoothed spectrum: the detail that regression
+    blurs first.
 
     Args:
-        channels: of the first layer.
+        channels: Number of channels of the first layer.
     """
 
     def __init__(self, channels: int = 20):
@@ -30,7 +31,7 @@ class EnvelopeDiscriminator(nn.Module):
         self.score = norm(nn.Conv2d(4 * channels, 1, 3, padding=1))
 
     def forward(self, log_envelope: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, F, bands) -> scores (B, 1, F', bands'), high for speech, and the inner features."""
+        """Envelopes (B, F, bands) -> scores (B, 1, F', bands'), high for real speech, and features of each layer."""
         detail = log_envelope - F.avg_pool1d(log_envelope, 15, stride=1, padding=7)
         x = torch.stack([(log_envelope + 5) / 2.5, 2 * detail], dim=1)
         features = []

@@ -1,4 +1,4 @@
-"""Validation by answering: emotion and word accuracy of what the model says on its own."""
+"""Validation with free answers: emotion and word accuracy of the model's own greedy answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_s2s.streaming.session import respond
 
 
 def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The content items of a manifest row's user turns that have audio, in order."""
+    """The content items with audio in the user turns of a manifest row, in order."""
     return [
         dict(item)
         for message in row["messages"]
@@ -29,11 +29,11 @@ def audio_items(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def heard_text(row: dict[str, Any]) -> list[str]:
-    """For each clip of a row, what the LLM would read in its place: '(emotion) words'.
+def ctc_texts(row: dict[str, Any]) -> list[str]:
+    """The text that the LLM would read in place of each clip of a row: '(emotion) words'.
 
     Raises:
-        ValueError: a clip has no transcript.
+        ValueError: A clip has no transcript.
     """
     texts = []
     for item in audio_items(row):
@@ -44,13 +44,13 @@ def heard_text(row: dict[str, Any]) -> list[str]:
 
 
 class FreeAnswerMetrics(nn.Module):
-    """Greedy answers to rows whose `task` is `emotion` or `transcribe`, against the answer in the row.
+    """Compares greedy answers to rows whose `task` is `emotion` or `transcribe` with the answers in the rows.
 
-    Several processes answer different rows, and the measures are of all of them. Where a process holds pieces of the
-    weights alone, none are answered.
+    Each rank answers its own rows, and the metrics cover those of all ranks. Nothing is measured while the weights are
+    sharded.
 
     Args:
-        num_rows: rows of each task that a process answers in one validation.
+        num_rows: Number of rows of each task that a rank answers in one validation.
     """
 
     def __init__(self, num_rows: int):
@@ -60,9 +60,9 @@ class FreeAnswerMetrics(nn.Module):
         self.seen: Counter[str] = Counter()
 
     def update(self, model: SpeechToSpeechModel, batch: DialogueBatch) -> None:
-        """Answer the batch's rows that still count."""
+        """Answer rows of the batch, up to `num_rows` of each task per validation."""
         if is_sharded(model):
-            rank_zero_warn("weights lie in pieces on several processes: emotion and word accuracy are not measured")
+            rank_zero_warn("the weights are sharded: emotion and word accuracy are not measured")
             return
         clip = 0
         for row in batch.rows:
@@ -87,16 +87,16 @@ class FreeAnswerMetrics(nn.Module):
             clip += len(items)
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """The measures of the tasks that were seen by any process; starts over."""
-        measures = {}
+        """The metrics of the tasks that any rank has answered; resets them."""
+        metrics = {}
         seen = torch.tensor([self.seen["emotion"], self.seen["transcribe"]], device=self.emotion.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen)
         if seen[0]:
-            measures["val/emotion_accuracy"] = self.emotion.compute()
+            metrics["val/emotion_accuracy"] = self.emotion.compute()
         if seen[1]:
-            measures["val/word_accuracy"] = 1 - self.word_errors.compute()
+            metrics["val/word_accuracy"] = 1 - self.word_errors.compute()
         self.emotion.reset()
         self.word_errors.reset()
         self.seen.clear()
-        return measures
+        return metrics

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, by patterns of their names."""
+"""Freezing of parameters by patterns of their names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import nn
 
 
 def matching_parameters(model: nn.Module, option: str, pattern: str) -> list[str]:
-    """Names of the parameters that a pattern such as `llm.*` matches.
+    """Names of the parameters that match a pattern such as `llm.*`.
 
     Args:
         model: The model.
-        option: Option that the pattern was given by, for the message.
-        pattern: As of `fnmatch`.
+        option: Option that the pattern was given in, for the message.
+        pattern: Pattern of `fnmatch`.
 
     Raises:
-        ValueError: It matches none.
+        ValueError: The pattern matches nothing.
     """
     names = [name for name, _ in model.named_parameters()]
     matching = fnmatch.filter(names, pattern)
@@ -27,7 +27,7 @@ def matching_parameters(model: nn.Module, option: str, pattern: str) -> list[str
 
 
 def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
-    """Freeze the parameters that the patterns match.
+    """Freeze the parameters that match one of the patterns.
 
     Raises:
         ValueError: A pattern matches none, or nothing is left to train.
@@ -41,7 +41,7 @@ def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
 
 
 def set_frozen_to_eval(model: nn.Module) -> None:
-    """Put the components that are wholly frozen into eval mode: no dropout, no augmentation."""
+    """Put fully frozen components into eval mode: no dropout, no augmentation."""
     for component in model.children():
         if not any(parameter.requires_grad for parameter in component.parameters()):
             component.eval()

@@ -17,14 +17,14 @@ from lightning_s2s.stages.losses import unit_loss
 
 
 class SpeechGenerationPretraining(Stage):
-    """Teaches the speech decoder to speak: first alone, then behind the frozen LLM.
+    """Trains the speech decoder: first alone, then on the hidden states of the frozen LLM.
 
     `condition: text` is stage 2a: text tokens -> units, without the LLM. `condition: hidden_states` is stage 2b: the
-    LLM's hidden states take the tokens' place. Source: OpenS2S, arXiv:2507.05177, Sec. 3.2.
+    LLM's hidden states replace the tokens. Source: OpenS2S, arXiv:2507.05177, Sec. 3.2.
 
     Args:
-        condition: what the speech decoder reads.
-        stage_options: see `Stage`. In 2b freeze `llm.*`; encoder and adapter are not used.
+        condition: Input of the speech decoder.
+        stage_options: See `Stage`. Freeze `llm.*` in stage 2b; encoder and adapter are not used.
     """
 
     monitor = "val/unit_loss"
@@ -37,13 +37,13 @@ class SpeechGenerationPretraining(Stage):
         if condition == "text" and not decoder.text_conditions:
             raise ValueError(
                 "condition: text (stage 2a) needs a speech_decoder with text_conditions, which a published one lacks: "
-                "set text_conditions to true and train from the start, or train on with condition: hidden_states"
+                "set text_conditions to true and train from scratch, or continue with condition: hidden_states"
             )
         self.condition = condition
         decoder.freeze_idle(condition)
 
     def data_requirements(self) -> DataRequirements:
-        """What batches must fit; a row without units has nothing to speak."""
+        """What the data module must provide; every row needs units."""
         return replace(super().data_requirements(), needs_units=True)
 
     def _step(self, split: str, batch: DialogueBatch) -> Tensor:
@@ -62,6 +62,6 @@ class SpeechGenerationPretraining(Stage):
         self._step("val", batch)
 
     def export(self, folder: Path) -> None:
-        """After stage 2a, the decoder's weights alone, `speech_decoder`, in float16."""
+        """After stage 2a, write the decoder's weights into `speech_decoder`, in float16."""
         if self.condition == "text":
             save_weights(self.model.require_speech_decoder(), folder / "speech_decoder", torch.float16)

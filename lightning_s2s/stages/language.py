@@ -1,4 +1,4 @@
-"""Pre-training of a small LLM on dialogues as text, before it hears."""
+"""Pre-training of a small LLM on dialogues as text."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_s2s.stages.losses import text_loss
 
 
 class LanguageModelPretraining(Stage):
-    """Next-token training of the LLM on the assistant's turns, with what is heard given in words.
+    """Next-token training of the LLM on the assistant's turns, with transcripts in place of audio.
 
-    OpenS2S starts from an LLM that converses already; this makes one for where none can be downloaded.
+    OpenS2S starts from a pretrained chat LLM; this stage trains one where none can be downloaded.
 
-    Its arguments are those of `Stage`; only `llm` is used.
+    The arguments are those of `Stage`; only `llm` is used.
     """
 
     def training_step(self, batch: DialogueBatch, batch_index: int) -> Tensor:
@@ -31,7 +31,7 @@ class LanguageModelPretraining(Stage):
         self.log_loss("val", "text", text_loss(self.model.llm, output))
 
     def export(self, folder: Path) -> None:
-        """The LLM as an ordinary transformers folder, `language_model`, in float16."""
+        """Write the LLM as an ordinary transformers folder, `language_model`, in float16."""
         target, temporary = folder / "language_model", folder / ".language_model"
         shutil.rmtree(temporary, ignore_errors=True)
         transformer: Any = copy.deepcopy(self.model.llm.model)

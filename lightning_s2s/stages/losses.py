@@ -1,4 +1,4 @@
-"""The losses of text and units, each with its accuracy: pure functions of what the model gives."""
+"""The losses of text and units, each with its accuracy: pure functions of the model's outputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Loss:
     """A mean over the labels of a batch.
 
     Attributes:
-        mean: () The loss; zero where nothing has a label.
-        accuracy: () Without a gradient.
+        mean: () The loss; zero without labels.
+        accuracy: () The accuracy, detached.
         count: Number of labels.
     """
 
@@ -31,7 +31,7 @@ class Loss:
 
 
 def text_loss(llm: LanguageModel, output: ModelOutput) -> Loss:
-    """Cross-entropy of the text, and the share of tokens that are the most likely ones."""
+    """Cross-entropy of the text, and the share of tokens with the highest logit."""
     labels = output.text_labels
     return _mean(llm.sum_over_logits(cross_entropy_and_hits, output.text_states, labels), len(labels))
 
@@ -39,8 +39,8 @@ def text_loss(llm: LanguageModel, output: ModelOutput) -> Loss:
 def unit_loss(units: UnitLogits) -> Loss:
     """The speech decoder's loss.
 
-    Cross-entropy and the share of units that are the most likely ones; or CTC per unit and 1 - the unit error rate of
-    the most likely path.
+    Cross-entropy and the share of units with the highest logit; or CTC per unit, and 1 - the unit error rate of the
+    most likely path.
     """
     if isinstance(units, CtcLogits):
         return Loss(ctc_loss(units), ctc_accuracy(units), int(units.label_lengths.sum()))
@@ -53,7 +53,7 @@ def _mean(sums: Tensor, count: int) -> Loss:
 
 
 def cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(P, V) and (P,) -> (2,): the sum of the cross-entropies, and how many labels are the most likely ones."""
+    """Logits (P, V), labels (P,) -> (2,): sum of the cross-entropies, number of labels with the highest logit."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
     return torch.stack([loss, (logits.argmax(-1) == labels).sum().to(loss.dtype)])
 
@@ -78,12 +78,12 @@ def ctc_loss(units: CtcLogits) -> Tensor:
 
 @torch.no_grad()
 def ctc_accuracy(units: CtcLogits) -> Tensor:
-    """1 - the unit error rate of the most likely path; below 0 where too much is said."""
+    """1 - the unit error rate of the most likely path; negative if there are too many units."""
     if not len(units.label_lengths):
         return units.logits.new_zeros(())
     blank = units.logits.shape[-1] - 1
     frames = units.logits.argmax(-1)
-    # What lies behind a turn's end counts as blank.
+    # Frames beyond the end of a turn count as blank.
     frames = frames.where(lengths_to_mask(units.logit_lengths, frames.shape[1]), blank)
     spoken = [collapse(path, blank, previous=blank) for path in frames]
     errors = edit_distances(

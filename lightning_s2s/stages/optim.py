@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up and a cosine, over the parameters that a stage trains."""
+"""AdamW with a linear warm-up and a cosine schedule."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class OptimizerOptions:
 
     Attributes:
         lr: Peak learning rate.
-        lr_scale: Factors on `lr` for the parameters whose names match a pattern, such as `encoder.*: 0.3`.
-        weight_decay: Of matrices; vectors have none.
+        lr_scale: Factors on `lr` by pattern of parameter names, such as `encoder.*: 0.3`.
+        weight_decay: Weight decay of matrices; vectors have none.
         warmup_steps: Steps of linear warm-up, followed by a cosine down to `min_lr_ratio` of the peak.
         min_lr_ratio: Learning rate at the last step, as a share of the peak.
     """
@@ -40,9 +40,9 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, num_steps: int)
     """The optimiser and its schedule, as `LightningModule.configure_optimizers` returns them.
 
     Args:
-        model: The parameters that require gradients are trained.
-        options: Rates and schedule.
-        num_steps: Optimiser steps of the whole run.
+        model: Model whose parameters with `requires_grad` are trained.
+        options: Learning rates and schedule.
+        num_steps: Number of optimiser steps of the run.
 
     Raises:
         ValueError: A pattern of `lr_scale` matches no parameter.
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, num_steps: int)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = options.weight_decay if parameter.dim() > 1 else 0.0
-            # The layers of a tensor-parallel LLM have a mesh of their own; one group can't hold parameters of two.
+            # Layers of a tensor-parallel LLM have a device mesh of their own; a group can't mix meshes.
             mesh = getattr(parameter, "device_mesh", None)
             groups.setdefault((scales.get(name, 1.0), decay, mesh), []).append(parameter)
     optimizer = torch.optim.AdamW(

@@ -22,9 +22,9 @@ class EmpatheticInstructionTuning(Stage):
     Source: OpenS2S, arXiv:2507.05177, Sec. 3.3. LoRA is an option of the LLM (`model.llm.init_args.lora`).
 
     Args:
-        unit_weight: of the unit loss beside the text loss.
-        num_generated: validation rows of each task that are answered freely, for emotion and word accuracy.
-        stage_options: see `Stage`.
+        unit_weight: Weight of the unit loss, relative to the text loss.
+        num_generated: Number of validation rows of each task that are answered freely, for emotion and word accuracy.
+        stage_options: See `Stage`.
     """
 
     monitor = "val/loss"
@@ -38,7 +38,7 @@ class EmpatheticInstructionTuning(Stage):
         self.free_answers = FreeAnswerMetrics(num_generated)
 
     def data_requirements(self) -> DataRequirements:
-        """What batches must fit; with a speech decoder to train, some of the rows must be spoken."""
+        """What the data module must provide; if the speech decoder is trained, some rows must have units."""
         trained = any(parameter.requires_grad for parameter in self.model.require_speech_decoder().parameters())
         return replace(super().data_requirements(), trains_speech=trained and self.unit_weight != 0)
 

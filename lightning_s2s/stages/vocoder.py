@@ -1,4 +1,4 @@
-"""Training of the pocket codec: the speech's pitch, envelope and aperiodicity, and text supervision of its units."""
+"""Training of the pocket codec: regression of pitch, envelope and aperiodicity, and text supervision of its units."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CTC_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 
 class UnitTranscriber(nn.Module):
-    """Reads characters from quantised values, so that units carry what was said (read only while training).
+    """Predicts characters from quantised values, so that units encode what was said; used only in training.
 
-    Several CTC frames stand for a unit, 50 a second: at 25 Hz fast speech has more characters than units.
+    Each unit gets several CTC frames, 50 per second: at 25 Hz, fast speech has more characters than units.
     """
 
     def __init__(self, num_dims: int, frames_per_unit: int = 4, width: int = 160):
@@ -42,7 +42,7 @@ class UnitTranscriber(nn.Module):
         self.head = nn.Linear(width, self.num_frames * (len(CTC_CHARACTERS) + 1))
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, U, num_dims) -> (B, num_frames x U, 29) log-probabilities, index 0 the blank."""
+        """Quantised values (B, U, num_dims) -> log-probabilities (B, num_frames * U, 29); index 0 is the blank."""
         x = self.stem(values.transpose(1, 2))
         for block in self.blocks:
             x = block(x)
@@ -53,25 +53,26 @@ class UnitTranscriber(nn.Module):
 class VocoderTraining(L.LightningModule):
     """Trains `pocket` on speech with transcripts.
 
-    The decoder learns the pitch, envelope and aperiodicity that WORLD finds in the speech; the tokeniser learns with it
-    to give units that carry them, and that spell the text, too. A unit that must spell the text is easier to predict
-    from text later, which is what stage 2 asks of it.
+    The decoder learns to predict the pitch, envelope and aperiodicity that WORLD measures in the speech. The tokenizer
+    is trained with it, to produce units that encode these and also spell the text: such units are easier to predict
+    from text, which is the task of stage 2.
 
-    Regression blurs the envelope, which sounds muffled. With `adversarial_weight` a discriminator keeps it sharp; that
-    is for a second run, with `train_tokenizer: false`. Each batch is then two steps of the trainer's `max_steps`.
+    Regression blurs the envelope, which sounds muffled. With `adversarial_weight`, a discriminator keeps it sharp; use
+    it in a second run, with `train_tokenizer: false`. Each batch then counts as two steps of the trainer's `max_steps`.
 
     Args:
-        vocoder: the codec.
-        lr: peak learning rate of AdamW, reached after `warmup_steps`, then a cosine to a twentieth at the last step.
-        train_tokenizer: False trains the decoder alone: units that were given out keep their meaning.
-        ctc_weight: of the CTC loss on characters, mean per character; not used without `train_tokenizer`.
-        pitch_weight: of the mean absolute error of log pitch in voiced frames.
-        aperiodicity_weight: of the mean absolute error of the aperiodicity; the envelope's, in nepers, weighs 1.
-        adversarial_weight: of the discriminator, relative to the envelope's loss: the gradients that the two send into
-            the envelope have this ratio. 0 trains without one.
-        warmup_steps: linear warm-up.
-        settle_steps: after so many steps the normalisation in front of the quantiser keeps its running statistics, so
-            that training sees the units that inference gives; otherwise a clip's units depend on its batch.
+        vocoder: The codec to train.
+        lr: Peak learning rate of AdamW, reached after `warmup_steps`; a cosine then decays it to a twentieth.
+        train_tokenizer: Whether to train the tokenizer too; if false, existing units keep their meaning.
+        ctc_weight: Weight of the CTC loss per character; not used without `train_tokenizer`.
+        pitch_weight: Weight of the mean absolute error of log pitch in voiced frames.
+        aperiodicity_weight: Weight of the mean absolute error of the aperiodicity; the error of the envelope, in
+            nepers, has weight 1.
+        adversarial_weight: Weight of the discriminator: ratio of its gradient to that of the envelope's loss, both with
+            respect to the envelope. 0 trains without a discriminator.
+        warmup_steps: Number of steps of linear warm-up.
+        settle_steps: Number of steps after which the normalisation before the quantiser uses its running statistics, as
+            in inference; before that, a clip's units depend on its batch.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class VocoderTraining(L.LightningModule):
         optimizer = optimizers
         if self.discriminator:
             optimizer = optimizers[0]
-            # Up to the shortest clip's end: padding would tell the two apart.
+            # Cut to the shortest clip: padding would give away which is which.
             shortest = int(batch.waveform_lengths.min()) // self.vocoder.synthesizer.hop_length
             pair = spoken.log_envelope[:, :shortest], target.log_envelope[:, :shortest]
             losses["discriminator_loss"] = self._train_discriminator(self.discriminator, *pair, optimizers[1])
@@ -148,7 +149,7 @@ class VocoderTraining(L.LightningModule):
     def _train_discriminator(
         self, discriminator: EnvelopeDiscriminator, spoken: Tensor, real: Tensor, optimizer: Any
     ) -> Tensor:
-        """One step of the hinge loss."""
+        """One optimiser step of the discriminator with the hinge loss."""
         loss = F.relu(1 - discriminator(real)[0]).mean() + F.relu(1 + discriminator(spoken.detach())[0]).mean()
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -167,7 +168,7 @@ class VocoderTraining(L.LightningModule):
         return -scores.mean(), torch.stack(matching).mean()
 
     def _balance(self, regression: Tensor, adversarial: Tensor, envelope: Tensor) -> Tensor:
-        """The factor that gives the adversarial gradient its share (as in VQGAN, Esser et al., arXiv:2012.09841)."""
+        """Factor that scales the adversarial gradient to its weight (as in VQGAN, Esser et al., arXiv:2012.09841)."""
         norms = [torch.autograd.grad(loss, envelope, retain_graph=True)[0].norm() for loss in (regression, adversarial)]
         return (self.adversarial_weight * norms[0] / (norms[1] + 1e-8)).clamp(max=1e3).detach()
 
@@ -180,7 +181,7 @@ class VocoderTraining(L.LightningModule):
         self.log_dict(logged, prog_bar=True, batch_size=len(batch.texts))
 
     def _losses(self, batch: TranscribedBatch) -> tuple[dict[str, Tensor], SpeechParameters, SpeechParameters, Tensor]:
-        """Each loss by name, what was spoken, what should have been, and the batch's units (P,)."""
+        """The losses by name, the predicted and the target parameters, and the units of the batch (P,)."""
         unit_lengths = batch.waveform_lengths // self.vocoder.samples_per_unit
         values, units = self.vocoder.quantize(batch.waveform)
         spoken = self.vocoder.decoder(values, PocketStreamState(), last=True)
@@ -198,7 +199,7 @@ class VocoderTraining(L.LightningModule):
         return losses, spoken, target, units[lengths_to_mask(unit_lengths, units.shape[1])]
 
     def _targets(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> tuple[SpeechParameters, Tensor]:
-        """WORLD's parameters of each clip, padded to `num_frames`; a clip is analysed once, then kept in memory."""
+        """WORLD's parameters of each clip, padded to `num_frames`, and the voiced frames; cached in memory by clip."""
         found = []
         for clip, length in zip(waveform.cpu().numpy(), lengths.tolist(), strict=True):
             clip = np.ascontiguousarray(clip[: length // self.vocoder.samples_per_unit * self.vocoder.samples_per_unit])
@@ -228,10 +229,10 @@ class VocoderTraining(L.LightningModule):
         )
 
     def data_requirements(self) -> DataRequirements:
-        """Pairs of audio and text at the codec's rate."""
+        """What the data module must provide: pairs of audio at the codec's rate and text."""
         return DataRequirements(sample_rate=self.vocoder.sample_rate, task="vocoder")
 
     def on_fit_end(self) -> None:
-        """The codec's weights in half precision, `pocket`."""
+        """Write the codec's weights into `pocket`, in half precision."""
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             save_weights(self.vocoder, Path(self.trainer.default_root_dir) / "pocket", torch.float16)

@@ -1,41 +1,42 @@
-"""The text of a reply, token by token, at a cost that doesn't grow with it."""
+"""Incremental decoding of a reply's tokens, at a cost that doesn't grow with the reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-LONGEST_WAIT = 16
-"""Tokens without a complete character after which none is expected: no character has more than four bytes."""
+MAX_PENDING_TOKENS = 16
+"""Tokens that may be held back for a complete character; a character has at most four bytes, so more can't help."""
 
 
 class Detokenizer:
-    """Call it with each token -> the text that is new with it; `flush` at the end gives what still waits.
+    """Called with each token, returns the text that the token adds; `flush` returns the rest at the end.
 
-    A character may need several tokens: what is incomplete waits. Only the tokens since the last complete text are
-    decoded, with those of the text before, since a tokenizer may drop the space in front of the first.
+    A character may need several tokens, and an incomplete character is held back. Each call decodes only the tokens
+    since the last complete text, together with those of the text before it, since a tokenizer may drop the space in
+    front of the first token.
 
     Args:
-        decode: token ids -> text.
+        decode: Maps token ids to text.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]):
         self.decode = decode
-        self._before: list[int] = []
-        self._fresh: list[int] = []
+        self._emitted: list[int] = []
+        self._pending: list[int] = []
 
     def __call__(self, token: int) -> str:
-        self._fresh.append(token)
-        before, text = self.decode(self._before), self.decode(self._before + self._fresh)
+        self._pending.append(token)
+        before, text = self.decode(self._emitted), self.decode(self._emitted + self._pending)
         incomplete = text.endswith("\ufffd") or text == before
-        if incomplete and len(self._fresh) < LONGEST_WAIT:
+        if incomplete and len(self._pending) < MAX_PENDING_TOKENS:
             return ""
-        return self._take(before, text)
+        return self._emit(before, text)
 
     def flush(self) -> str:
-        """The text of the tokens that wait for more, as the tokenizer decodes an incomplete character."""
-        return self._take(self.decode(self._before), self.decode(self._before + self._fresh))
+        """The text of the pending tokens; an incomplete character comes out as the tokenizer decodes it."""
+        return self._emit(self.decode(self._emitted), self.decode(self._emitted + self._pending))
 
-    def _take(self, before: str, text: str) -> str:
-        if self._fresh:
-            self._before, self._fresh = self._fresh, []
+    def _emit(self, before: str, text: str) -> str:
+        if self._pending:
+            self._emitted, self._pending = self._pending, []
         return text[len(before) :]

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from lightning_s2s.generation.kv_cache import taking_slots
+from lightning_s2s.generation.kv_cache import release_slots_on_error
 from lightning_s2s.model.compatibility import check_dtypes
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.eval_mode import EvalMode
 from lightning_s2s.streaming.event_stream import EventStream
 from lightning_s2s.streaming.events import Event
-from lightning_s2s.streaming.turn import LanguageStep, Sound, SpeechStep, Turn, VocoderWorker
+from lightning_s2s.streaming.turn import LlmForward, PendingAudio, SpeechDecoderForward, StreamingTurn, VocoderWorker
 from lightning_s2s.support.checks import check_count, check_flag
 
 log = logging.getLogger(__name__)
@@ -28,30 +28,32 @@ log = logging.getLogger(__name__)
 class StreamingEngine:
     """Runs sessions of one model over caches that are allocated once.
 
-    A step takes every running session one forward on: those that wait for the LLM share one, those that wait for the
-    speech decoder another, whatever the age of each. Sessions beyond `num_slots` wait; one that ends or is cancelled
-    leaves, and the next enters, between two steps (continuous batching; Yu et al., Orca, OSDI 2022).
+    Each step advances every running session by one forward: the sessions that wait for the LLM share one, those that
+    wait for the speech decoder another, however long each has been running. Sessions beyond `num_slots` wait; finished
+    and cancelled ones leave, and the next enter, between two steps (continuous batching; Yu et al., Orca, OSDI 2022).
 
-    There is no thread of the engine's own: whoever iterates over a session's events and finds none runs the next step,
-    for all sessions, and every thread may do so. What is given out does not depend on who shares a step.
+    The consumers drive the engine, which has no thread of its own: iterating over a session's events, in any thread,
+    runs the next step for all sessions when no event is queued. A reply does not depend on which sessions share a step.
 
-    What a session does wrong is its own: a forward that fails for several is tried again for each of them, and whoever
-    fails then leaves with the error. A session whose events nobody can read any more leaves, too.
+    Errors stay with the session that caused them: a forward that fails for several sessions is retried for each alone,
+    and those that fail again end with the error. A session whose event stream was dropped is cancelled.
 
     Args:
-        model: that answers.
-        num_slots: sessions that run at the same time.
-        compile: compile the forwards of single steps, with CUDA graphs on a GPU; call `warm_up` before the first
-            session, for it takes a minute.
-        max_positions: of the LLM's and the speech decoder's cache, for each session; None is 512, and 2048 where they
-            are compiled. A session that needs more doubles it, which compiled takes a minute; when it has left, the
-            caches fall back, unless they are compiled.
-        position_limit: most positions of a session in each of the caches; None, or more than that, is what the LLM and
-            the speech decoder are made for. A longer question is refused, and a reply ends where it is reached.
-        overlap: make sound in a thread of its own, on a GPU in a stream of its own, while the next units are drawn.
+        model: The model that answers.
+        num_slots: Number of sessions that run at the same time.
+        compile: Compile the forwards of single steps, with CUDA graphs on a GPU. This takes a minute: call `warm_up`
+            before the first session.
+        max_positions: Initial number of positions per session in the caches of LLM and speech decoder; None is 512, or
+            2048 if compiled. A session that needs more doubles it, which takes a minute if compiled; the caches shrink
+            when it has left, unless they are compiled.
+        position_limit: Maximum number of positions of a session in each cache; None, or more than the LLM and the
+            speech decoder are made for, means what they are made for. A longer question is refused, and a reply that
+            reaches the limit ends.
+        overlap: Run the vocoder in a thread of its own, on a GPU in a CUDA stream of its own, while the next units are
+            drawn.
 
     Raises:
-        ValueError: an option is out of range, or the model can't do as asked.
+        ValueError: An option is out of range, or the model can't do what was asked.
     """
 
     def __init__(
@@ -71,24 +73,24 @@ class StreamingEngine:
         limit = {} if position_limit is None else {"position_limit": check_count("position_limit", position_limit, 2)}
         self.llm_cache = model.llm.open_cache(num_slots, max_positions, compile, **limit)
         self.llm_limit: int | None = getattr(self.llm_cache, "limit", position_limit)
-        """Most positions of a session in the LLM; None where nothing limits them."""
+        """Maximum number of positions of a session in the LLM; None if there is no limit."""
         decoder = model.speech_decoder
         self.speech_cache = None if decoder is None else decoder.open_cache(num_slots, max_positions, compile, **limit)
-        aside = check_flag("overlap", overlap) and model.vocoder is not None
-        self.vocoder_worker = VocoderWorker(model.device, self.deliver) if aside else None
-        self._waiting: deque[Turn] = deque()
-        self._running: list[Turn] = []
+        overlap = check_flag("overlap", overlap) and model.vocoder is not None
+        self.vocoder_worker = VocoderWorker(model.device, self.deliver) if overlap else None
+        self._waiting: deque[StreamingTurn] = deque()
+        self._running: list[StreamingTurn] = []
         self._eval_mode = EvalMode(model)
         self._changed = threading.Condition(threading.Lock())
         self._stepping = self._abandoned = False
 
     @property
     def num_running(self) -> int:
-        """Sessions that have a slot."""
+        """Number of sessions that have a slot."""
         return len(self._running)
 
     def warm_up(self) -> None:
-        """Allocate the caches, and compile what is to be compiled. No session may be running."""
+        """Allocate the caches, and compile them if asked. No session may be running."""
         self._eval_mode.enter()
         try:
             self._warm_up_caches()
@@ -100,8 +102,8 @@ class StreamingEngine:
             if part is not None and cache is not None:
                 cache.warm_up(part.width)
 
-    def submit(self, turn: Turn) -> EventStream:
-        """Let a turn in as soon as there is a slot -> its events, made while they are iterated over."""
+    def submit(self, turn: StreamingTurn) -> EventStream:
+        """Queue a turn for the next free slot; returns its events, computed while they are iterated over."""
         with self._locked():
             self._waiting.append(turn)
         return EventStream(
@@ -110,32 +112,32 @@ class StreamingEngine:
             functools.partial(self.abandon, turn),
         )
 
-    def cancel(self, turn: Turn) -> None:
-        """End a turn now. Where another thread is in the middle of a step, its slot is free with the end of that."""
+    def cancel(self, turn: StreamingTurn) -> None:
+        """End a turn now; if another thread is running a step, its slot is freed at the end of that step."""
         with self._locked():
             turn.cancelled = True
             turn.events.clear()
             if not self._stepping:
-                self._let_go()
+                self._remove_leaving()
             self._changed.notify_all()
 
-    def abandon(self, turn: Turn) -> None:
-        """`cancel` by the garbage collector, which may run anywhere, also in a thread that has the lock."""
+    def abandon(self, turn: StreamingTurn) -> None:
+        """`cancel` for the garbage collector, which may run anywhere, even in a thread that holds the lock."""
         turn.cancelled = self._abandoned = True
-        self._let_go_of_abandoned()
+        self._remove_abandoned()
 
-    def deliver(self, turn: Turn, event: Event) -> None:
-        """Add an event of another thread."""
+    def deliver(self, turn: StreamingTurn, event: Event) -> None:
+        """Queue an event from another thread."""
         with self._locked():
             if not turn.leaving:
                 turn.events.append(event)
             self._changed.notify_all()
 
-    def next_event(self, turn: Turn) -> Event | None:
-        """The turn's next event, for which steps of all sessions are run; None after the last one.
+    def next_event(self, turn: StreamingTurn) -> Event | None:
+        """The turn's next event; runs steps of all sessions until there is one. None after the last event.
 
         Raises:
-            Exception: what ended the turn, once the events before it were given.
+            Exception: The error that ended the turn, after the events before it.
         """
         while True:
             with self._locked():
@@ -144,74 +146,74 @@ class StreamingEngine:
                 if turn.events:
                     return turn.events.popleft()
                 if turn.ended:
-                    return self._end_of(turn)
+                    return self._raise_error(turn)
                 self._stepping = True
             try:
                 self._step()
             finally:
                 with self._locked():
                     self._stepping = False
-                    self._let_go()
+                    self._remove_leaving()
                     self._changed.notify_all()
 
     @staticmethod
-    def _end_of(turn: Turn) -> None:
+    def _raise_error(turn: StreamingTurn) -> None:
         error, turn.error = turn.error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # which refers to this frame, and by it to all that the turn holds
+            del error  # its traceback refers to this frame, and so to everything that the turn holds
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._changed:
             yield
-        self._let_go_of_abandoned()
+        self._remove_abandoned()
 
-    def _let_go_of_abandoned(self) -> None:
-        """Free the slots of abandoned turns, unless somebody has the lock, who does it then, or runs a step."""
+    def _remove_abandoned(self) -> None:
+        """Free the slots of abandoned turns; if the lock is held or a step is running, its owner does it afterwards."""
         while self._abandoned and self._changed.acquire(blocking=False):
             try:
                 if self._stepping:
                     return
-                self._let_go()
+                self._remove_leaving()
                 self._changed.notify_all()
             finally:
                 self._changed.release()
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """Take every running session one forward on."""
-        self._let_in()
+        """Advance every running session by one forward."""
+        self._admit()
         self._resume(self._running)
-        self._share(LanguageStep, self.llm_cache, self._language_step)
-        self._share(SpeechStep, self.speech_cache, self._speech_step)
-        sounds = {turn: turn.request.future for turn in self._running if isinstance(turn.request, Sound)}
-        if sounds and len(sounds) == len(self._running):
-            wait(sounds.values(), return_when=FIRST_COMPLETED)
-        done = [turn for turn, future in sounds.items() if future.done()]
-        self._advance(done, [None] * len(done))
+        self._run_forwards(LlmForward, self.llm_cache, self._llm_forward)
+        self._run_forwards(SpeechDecoderForward, self.speech_cache, self._speech_decoder_forward)
+        pending = {turn: turn.request.future for turn in self._running if isinstance(turn.request, PendingAudio)}
+        if pending and len(pending) == len(self._running):
+            wait(pending.values(), return_when=FIRST_COMPLETED)
+        done = [turn for turn, future in pending.items() if future.done()]
+        self._respond(done, [None] * len(done))
 
-    def _share(self, kind: type, cache: Any, forward: Callable[[list[Turn]], list]) -> None:
-        """One forward of all turns that wait for one, or one for each, where there is nothing to share or it fails."""
+    def _run_forwards(self, kind: type, cache: Any, forward: Callable[[list[StreamingTurn]], list]) -> None:
+        """One forward for all turns that wait for one; one for each if there is no shared cache, or if it fails."""
         turns = [turn for turn in self._running if isinstance(turn.request, kind) and not turn.leaving]
         groups = [[turn] for turn in turns] if cache is None else [turns] if turns else []
         while groups:
             group = groups.pop(0)
             try:
-                answers = forward(group)
+                responses = forward(group)
             except Exception as error:
                 if len(group) == 1:
                     self._fail(group[0], error)
                 else:
                     groups = [[turn] for turn in group]
                 continue
-            self._advance(group, answers)
+            self._respond(group, responses)
 
-    def _language_step(self, turns: list[Turn]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _llm_forward(self, turns: list[StreamingTurn]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         llm = self.model.llm
-        requested = [turn.request.inputs for turn in turns if isinstance(turn.request, LanguageStep)]
+        requested = [turn.request.inputs for turn in turns if isinstance(turn.request, LlmForward)]
         tokens = [[item] for item in requested if isinstance(item, int)]
         embedded = iter(llm.embed(torch.tensor(tokens, device=self.model.device)).split(1) if tokens else ())
         inputs = [next(embedded) if isinstance(item, int) else item for item in requested]
@@ -220,17 +222,17 @@ class StreamingEngine:
         logits = llm.logits((last[0] if len(last) == 1 else torch.cat(last))[:, 0])
         return list(zip(last, logits, strict=True))
 
-    def _speech_step(self, turns: list[Turn]) -> list:
+    def _speech_decoder_forward(self, turns: list[StreamingTurn]) -> list:
         return self.model.require_speech_decoder().forward_pending([turn.speech for turn in turns])
 
-    def _advance(self, turns: list[Turn], answers: list) -> None:
-        """Hand the answers over, to all before any goes on: an interrupted step must not be taken twice."""
-        for turn, answer in zip(turns, answers, strict=True):
-            turn.answer, turn.request = answer, None
+    def _respond(self, turns: list[StreamingTurn], responses: list) -> None:
+        """Respond to every turn before any resumes, so that an interrupted step is not repeated."""
+        for turn, response in zip(turns, responses, strict=True):
+            turn.response, turn.request = response, None
         self._resume(turns)
 
-    def _resume(self, turns: list[Turn]) -> None:
-        """Let those go on that wait for nothing."""
+    def _resume(self, turns: list[StreamingTurn]) -> None:
+        """Resume the turns that wait for nothing."""
         for turn in turns:
             if turn.request is not None or turn.leaving:
                 continue
@@ -242,12 +244,12 @@ class StreamingEngine:
                 self._fail(turn, RuntimeError("the session was interrupted in the middle of a step"))
                 raise
 
-    def _fail(self, turn: Turn, error: Exception) -> None:
-        """End a turn; its caller gets the error after the events that came before it."""
+    def _fail(self, turn: StreamingTurn, error: Exception) -> None:
+        """End a turn; its consumer gets the error after the events before it."""
         turn.error = error
 
-    def _let_in(self) -> None:
-        """Give free slots to the turns that wait."""
+    def _admit(self) -> None:
+        """Give free slots to waiting turns."""
         model = self.model
         while len(self._running) < self.num_slots:
             with self._changed:
@@ -257,7 +259,7 @@ class StreamingEngine:
                 self._running.append(turn)
             self._eval_mode.enter()
             try:
-                with taking_slots(self.llm_cache, self.speech_cache):
+                with release_slots_on_error(self.llm_cache, self.speech_cache):
                     turn.language = model.llm.start_stream(self.llm_cache)
                     if turn.options.speak:
                         speaker = turn.options.speaker.to(model.device).unsqueeze(0)
@@ -266,8 +268,8 @@ class StreamingEngine:
             except Exception as error:
                 self._fail(turn, error)
 
-    def _let_go(self) -> None:
-        """Free the slots of turns that leave. Called with the lock held, between two steps."""
+    def _remove_leaving(self) -> None:
+        """Remove leaving turns and free their slots. Called with the lock held, between two steps."""
         self._abandoned = False
         model = self.model
         for turns in (self._running, self._waiting):
@@ -278,7 +280,7 @@ class StreamingEngine:
                         continue
                     try:
                         part.end_stream(state)
-                    except Exception:  # a plug-in's, say: the others must leave all the same
+                    except Exception:  # raised by a plug-in, say: the other turns must leave all the same
                         log.exception("%s failed to end a stream", type(part).__name__)
                 turn.end()
         if not self._running:

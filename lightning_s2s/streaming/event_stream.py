@@ -1,4 +1,4 @@
-"""The iterator over a turn's events, whose end, however it comes, is the turn's."""
+"""The iterator over a turn's events; however the iterator ends, the turn ends with it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from lightning_s2s.streaming.events import Event
 
 
 class EventStream(Iterator[Event]):
-    """The events of a turn, made while they are iterated over.
+    """The events of a turn, computed while they are iterated over.
 
-    A turn lives as long as somebody can read its events: `close`, an error where they are read, and the garbage
-    collector, which finds a stream that was dropped, read or not, cancel it. No part of the engine refers to a stream.
+    A turn lives as long as its events can be read: it is cancelled by `close`, by an error while reading, and by the
+    garbage collector once the stream is dropped, read or not. The engine therefore holds no reference to a stream.
 
     Args:
-        next_event: gives the turn's next event, None after the last one.
-        cancel: ends the turn.
-        abandon: the same for the garbage collector, which may run anywhere, also in a thread that has the lock.
+        next_event: Returns the turn's next event, None after the last one.
+        cancel: Ends the turn.
+        abandon: The same for the garbage collector, which may run anywhere, even in a thread that holds the lock.
     """
 
     def __init__(self, next_event: Callable[[], Event | None], cancel: Callable[[], None], abandon: Callable[[], None]):
@@ -37,7 +37,7 @@ class EventStream(Iterator[Event]):
         return event
 
     def close(self) -> None:
-        """No more events are wanted."""
+        """Cancel the turn; iteration ends."""
         if not self._closed:
             self._closed = True
             self._cancel()

@@ -1,4 +1,4 @@
-"""What a streaming session gives out, and when."""
+"""The events of a streaming session, and the reply that they add up to."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Literal
 from torch import Tensor
 
 Ending = Literal["end", "max_text_tokens", "position_limit", "max_units"]
-"""What ended a reply: the model itself, by a closing token; the session's `max_text_tokens`; the limit of the engine's
-caches or of the model; or the speech decoder's `max_units`, where these end the text, too."""
+"""Why a reply ended: a closing token of the model; the session's `max_text_tokens`; the position limit of the engine's
+caches or of the model; or the speech decoder's `max_units`, with decoders that end the text along with the speech."""
 
 
 @dataclass
 class Reply:
-    """A whole answer and its latency.
+    """A complete reply and its latency.
 
     Attributes:
-        text: what was answered.
-        text_ids: every token that the LLM gave, with those that `text` leaves out, such as the closing one.
-        ended_by: what ended it; all but "end" may have cut it short.
-        unit_ids: the speech units, without the closing one; empty when nothing was spoken. A decoder of a published
-            model gives its special tokens, too, as negative units or units behind the last.
-        waveform: (T,) float32, None when nothing was spoken.
-        sample_rate: Hz of the waveform, None likewise.
-        marks: seconds since the end of the question's audio: `encoder_done`, `first_text_token`,
-            `first_hidden_states` (the N that open speech), `first_units` (M of them), `first_audio`, `last_audio`;
-            those that were reached.
-        chunk_gaps_sec: time between one audio chunk and the next.
-        audio_sec: length of the waveform.
-        real_time_factor: time until the last audio over `audio_sec`; None when nothing was spoken.
+        text: Text of the reply.
+        text_ids: Every token that the LLM produced, including those that `text` omits, such as the closing one.
+        ended_by: Why the reply ended; with anything but "end" it may have been cut short.
+        unit_ids: Speech units, without the closing one; empty when nothing was spoken. The decoder of a published
+            model also outputs its special tokens, as negative units or as units beyond the last.
+        waveform: (T,) float32; None when nothing was spoken.
+        sample_rate: Sample rate of the waveform in Hz; None when nothing was spoken.
+        marks: Seconds since the end of the question's audio, for each mark that was reached: `encoder_done`,
+            `first_text_token`, `first_hidden_states` (the N that open speech), `first_units` (those of the first
+            audio chunk), `first_audio`, `last_audio`.
+        chunk_gaps_sec: Time between each audio chunk and the next.
+        audio_sec: Duration of the waveform.
+        real_time_factor: Time until the last audio, divided by `audio_sec`; None when nothing was spoken.
     """
 
     text: str = ""
@@ -46,10 +46,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """Base class of the events.
 
     Attributes:
-        time_sec: of `time.perf_counter`, monotonic.
+        time_sec: When it happened, on the monotonic clock `time.perf_counter`.
     """
 
     time_sec: float
@@ -57,7 +57,7 @@ class Event:
 
 @dataclass(frozen=True)
 class TextDelta(Event):
-    """More of the reply's text. `text` may be empty while a character is incomplete, and `token_ids` where it ends."""
+    """More text. `text` is empty while a character is incomplete; `token_ids` may be empty at the end of the reply."""
 
     text: str
     token_ids: list[int]
@@ -72,7 +72,7 @@ class Units(Event):
 
 @dataclass(frozen=True)
 class AudioChunk(Event):
-    """More sound, (T,) float32 at `sample_rate` Hz."""
+    """More audio, (T,) float32 at `sample_rate` Hz."""
 
     waveform: Tensor
     sample_rate: int
@@ -80,6 +80,6 @@ class AudioChunk(Event):
 
 @dataclass(frozen=True)
 class Done(Event):
-    """The last event."""
+    """The last event, with the complete reply."""
 
     reply: Reply

@@ -1,4 +1,4 @@
-"""What a caller brings to a session, checked before it enters: one session's nonsense must not reach another."""
+"""Validation of a session's inputs before it enters the engine: bad input of one session must not affect another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_s2s.data.chat import content_items
 from lightning_s2s.data.row_checks import RowProblem, check_row, short, unknown_keys
 
 SAMPLE_RATES_HZ = (1_000, 768_000)
-"""Lowest and highest rate that audio may have: far outside, resampling would take for ever."""
+"""Lowest and highest sample rate allowed: far outside this range, resampling would take forever."""
 
 
 def as_speaker(speaker: Any) -> Tensor:
-    """A speaker embedding as a copy (512,) float32; zeros for None.
+    """Copy a speaker embedding into a (512,) float32 tensor; None gives zeros.
 
     Raises:
-        ValueError: another shape, no floats, or NaN or infinite numbers.
+        ValueError: The shape or dtype is wrong, or a value is NaN or infinite.
     """
     if speaker is None:
         return torch.zeros(SPEAKER_WIDTH)
@@ -38,10 +38,11 @@ def as_speaker(speaker: Any) -> Tensor:
 
 
 def as_history(history: Any) -> list[dict[str, Any]]:
-    """Messages of earlier turns, as in a manifest, of which nothing would be left out.
+    """Check the messages of earlier turns, which have the format of a manifest's; nothing in them may be ignored.
 
     Raises:
-        ValueError: they are no messages, or hold audio, which a session can't hear yet, or a key that nothing reads.
+        ValueError: They are not messages, or contain audio, which a session can't read from its history, or an
+            unknown key.
     """
     if isinstance(history, str | bytes | Mapping) or not isinstance(history, Iterable):
         raise ValueError(f"history must be a list of messages; got {short(history)}")
@@ -59,8 +60,8 @@ def as_history(history: Any) -> list[dict[str, Any]]:
         for item in items:
             if item.get("audio"):
                 raise ValueError(
-                    f"history[{number}]: audio {short(item['audio'])}: a session hears its own question alone; give "
-                    "what was said as text"
+                    f"history[{number}]: audio {short(item['audio'])}: a session only encodes its own question; give "
+                    "its transcript as text"
                 )
             for key in ("text", "audio_text"):
                 check_text(f"history[{number}].{key}", item.get(key) or "")
@@ -70,10 +71,10 @@ def as_history(history: Any) -> list[dict[str, Any]]:
 
 
 def check_text(name: str, text: Any) -> str:
-    """A text that can be encoded.
+    """Return `text` if it is a string that can be encoded.
 
     Raises:
-        ValueError: it is none, or holds half a character.
+        ValueError: It is not a string, or contains half a character (a lone surrogate).
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a text; got {type(text).__name__}")

@@ -1,4 +1,4 @@
-"""One spoken turn: audio in, timed events out. Demo, callbacks, command line and server all use this loop."""
+"""One spoken turn: audio in, timed events out. The demo, the callbacks and the command line all use it."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.event_stream import EventStream
 from lightning_s2s.streaming.events import Done, Reply
 from lightning_s2s.streaming.inputs import SAMPLE_RATES_HZ, as_history, as_speaker, check_text
-from lightning_s2s.streaming.turn import Turn, TurnOptions
+from lightning_s2s.streaming.turn import StreamingTurn, TurnOptions
 from lightning_s2s.support.checks import check_count, check_flag, check_number
 
 
 class StreamingSession:
-    """Push audio, then `finish` to get the answer as it is made.
+    """Push audio, then call `finish` and iterate over the reply's events.
 
-    The LLM advances one token at a time over its own cache. After every N hidden states the speech decoder gives M
-    units, and the vocoder turns these into sound that is final: chunks joined equal the one-shot waveform. The cost of
-    a chunk doesn't grow with the reply. The loop is the `StreamingEngine`'s, shared or of the session's own.
+    The LLM advances one token at a time over its own cache. After every N hidden states the speech decoder produces M
+    units, and the vocoder turns them into audio that is final: the chunks joined equal the one-shot waveform. The cost
+    of a chunk doesn't grow with the reply. The loop belongs to a `StreamingEngine`, shared or the session's own.
 
-    The clock starts when `finish` is called: that is the end of the question.
+    The latency clock starts when `finish` is called: that is the end of the question.
 
     Args:
-        model: a model that hears.
-        sample_rate: Hz of the audio that is pushed, between 1,000 and 768,000.
-        instruction: text in front of the audio in the user's turn.
-        history: messages of earlier turns, as in the manifest, as text: audio in them is not heard, and refused.
-        greedy: take the most likely text token; otherwise draw by `text_sampler`.
-        speak: also give units and sound; needs a speech decoder.
-        vocode: turn units into sound, where the model has a vocoder.
-        seed: of everything that is drawn.
-        max_text_tokens: the reply ends after so many, by default as the LLM's `generation` says, else 256.
-        text_sampler: temperature, top-k and top-p of the text when not greedy; by default those of the LLM's
+        model: A model with an encoder.
+        sample_rate: Sample rate of the pushed audio, between 1,000 and 768,000 Hz.
+        instruction: Text in front of the audio in the user's turn.
+        history: Messages of earlier turns in the manifest's format, as text; audio in them is refused.
+        greedy: Take the most likely text token; otherwise draw with `text_sampler`.
+        speak: Also produce units and audio; needs a speech decoder. None speaks if the model has one.
+        vocode: Turn the units into audio if the model has a vocoder.
+        seed: Seed of all random draws; None differs from run to run.
+        max_text_tokens: Maximum number of text tokens; by default the LLM's `generation`, else 256.
+        text_sampler: Temperature, top-k and top-p of the text when not greedy; by default those of the LLM's
             `generation`.
-        unit_sampler: of the units, by default those of the speech decoder's `generation`; greedy when `greedy`.
+        unit_sampler: The same for the units; by default the speech decoder's `generation`, or greedy when `greedy`.
         speaker: (512,) embedding of the voice to speak with; zeros when None.
-        opening_units: units that the first sound is made of, at most M; fewer come sooner and leave less time until the
-            next must follow. None is a third of M.
-        engine: runs the session beside others of the same model; None makes one for this session alone.
+        opening_units: Number of units in the first audio chunk, at most M. Fewer make it start sooner, and leave less
+            time before the next chunk is needed. None is a third of M.
+        engine: Engine that runs the session beside others of the same model; None makes one for this session.
 
     Raises:
-        ValueError: the model can't hear or speak as asked, or isn't the engine's; an option is out of range; or
+        ValueError: The model lacks a component that is needed, or isn't the engine's; an option is out of range; or
             instruction and history leave no room for a question.
     """
 
@@ -123,30 +123,30 @@ class StreamingSession:
         self.options.check_room(1)
         self._pieces: list[Tensor] = []
         self._num_samples = 0
-        self._turn: Turn | None = None
+        self._turn: StreamingTurn | None = None
 
     def push(self, waveform: Any) -> None:
-        """More of the question: (T,) floats in [-1, 1], or integers with their full scale; see `as_waveform`.
+        """Append audio to the question: (T,) floats in [-1, 1], or integers at their full scale; see `as_waveform`.
 
         Raises:
-            ValueError: it is something else, or holds NaN; the question gets longer than the LLM can read; or it is
-                over already.
+            ValueError: The argument is something else, or contains NaN; the question becomes longer than the LLM can
+                read; or it is already finished.
         """
         if self._turn is not None:
             raise ValueError("push after finish: the question is over; ask the next one in another session")
         piece = torch.from_numpy(as_waveform(waveform))
         duration_sec = (self._num_samples + len(piece)) / self.options.sample_rate
         encoder, adapter = self.model.require_encoder()
-        num_heard = int(duration_sec * encoder.frame_rate_hz / adapter.downsampling)
-        self.options.check_room(max(1, num_heard - 2))  # a lower bound; positions are counted when it is encoded
+        num_positions = int(duration_sec * encoder.frame_rate_hz / adapter.downsampling)
+        self.options.check_room(max(1, num_positions - 2))  # a lower bound until the audio is encoded
         self._pieces.append(piece)
         self._num_samples += len(piece)
 
     def finish(self) -> EventStream:
-        """The question is over: an iterator over the events, up to `Done`.
+        """End the question; returns an iterator over the events, up to `Done`.
 
         Raises:
-            ValueError: less than 0.1 s of audio was pushed, or the question was over already.
+            ValueError: Less than 0.1 s of audio was pushed, or the question was already finished.
         """
         start_sec = time.perf_counter()
         if self._turn is not None:
@@ -158,11 +158,11 @@ class StreamingSession:
                 "is needed"
             )
         self._pieces = []
-        self._turn = Turn(self.model, self.options, self.engine.vocoder_worker, waveform, start_sec)
+        self._turn = StreamingTurn(self.model, self.options, self.engine.vocoder_worker, waveform, start_sec)
         return self.engine.submit(self._turn)
 
     def cancel(self) -> None:
-        """End the answer now, from any thread: its slot is free at once, and its events end without `Done`."""
+        """End the reply now, from any thread: its slot is freed, and its events end without `Done`."""
         if self._turn is not None:
             self.engine.cancel(self._turn)
 
@@ -171,13 +171,13 @@ def stream_reply(model: SpeechToSpeechModel, waveform: Any, sample_rate: int, **
     """Answer a spoken question, event by event.
 
     Args:
-        model: a model that hears.
+        model: A model with an encoder.
         waveform: (T,) float32 in [-1, 1].
-        sample_rate: Hz.
-        options: of `StreamingSession`: `greedy`, `speak`, `seed`, `history`, and so on.
+        sample_rate: Sample rate of `waveform` in Hz.
+        options: Options of `StreamingSession`: `greedy`, `speak`, `seed`, `history`, and so on.
 
     Raises:
-        ValueError: as `StreamingSession` and its `push`.
+        ValueError: As for `StreamingSession` and its `push`.
     """
     session = StreamingSession(model, sample_rate, **options)
     session.push(waveform)
@@ -185,14 +185,14 @@ def stream_reply(model: SpeechToSpeechModel, waveform: Any, sample_rate: int, **
 
 
 def respond(model: SpeechToSpeechModel, waveform: Any, sample_rate: int, **options: Any) -> Reply:
-    """`stream_reply` to its end -> the reply."""
+    """Run `stream_reply` to its end and return the reply."""
     *_, done = stream_reply(model, waveform, sample_rate, **options)
     assert isinstance(done, Done)
     return done.reply
 
 
 def _sampler(generation: Generation | None, given: Sampler | None, greedy: bool, default: Sampler) -> Sampler:
-    """The sampler that was given, or else the model's own, or else greedy or the default."""
+    """The given sampler; else the model's own; else greedy or the default."""
     if given is not None:
         return given.fresh() if isinstance(given, Sampler) else given
     if generation is not None:

@@ -1,4 +1,4 @@
-"""Speak a given text with the speech decoder alone: what a model can do after stage 2a."""
+"""Speak a given text with the speech decoder alone, as a model can after stage 2a."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 def speak_text(
     model: SpeechToSpeechModel, text: str, sampler: Sampler, speaker: torch.Tensor | None = None
 ) -> list[int]:
-    """Units for a text, from text conditions, in the order in which a stream would give them.
+    """Units for a text, drawn from text conditions in the order of a stream.
 
     Args:
-        model: with a speech decoder that was trained on text conditions.
-        text: what is said.
-        sampler: draws the units.
-        speaker: (512,) embedding; zeros when None.
+        model: A model whose speech decoder was trained on text conditions.
+        text: The text to speak.
+        sampler: Draws the units.
+        speaker: (512,) speaker embedding; zeros when None.
 
     Raises:
-        ValueError: the model has no speech decoder, or the text is too long for it.
+        ValueError: The model has no speech decoder, or the text is too long for it.
     """
     tokenizer, decoder = model.llm.tokenizer, model.require_speech_decoder()
     # The tokens that the hidden states of `<|im_tts_start|>`, the text and `<|im_tts_end|>` predict.

@@ -1,4 +1,4 @@
-"""A spoken turn as a coroutine: it yields events, and requests for forwards that turns of other sessions may share."""
+"""A spoken turn as a coroutine: it yields events, and requests for forwards that turns of other sessions can share."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ from lightning_s2s.streaming.detokenizer import Detokenizer
 from lightning_s2s.streaming.events import AudioChunk, Done, Ending, Event, Reply, TextDelta, Units
 
 PROMPT_POSITIONS = 512
-"""Positions of a prompt that the LLM reads in one forward: sessions beside it wait no longer than that."""
+"""Positions of a prompt that the LLM reads in one forward; other sessions wait no longer than that."""
 
 
 @dataclass(frozen=True)
-class LanguageStep:
-    """A forward of the LLM; answered by the last position's hidden state (1, 1, D) and logits (V,).
+class LlmForward:
+    """Requests a forward of the LLM; the response is the last position's hidden state (1, 1, D) and logits (V,).
 
     Attributes:
-        inputs: a piece of the prompt (1, S, D), or the token that was drawn.
+        inputs: A piece of the prompt (1, S, D), or the token that was drawn.
     """
 
     inputs: Tensor | int
 
 
 @dataclass(frozen=True)
-class SpeechStep:
-    """A forward of the speech decoder; answered by the turn's item of `forward_pending`."""
+class SpeechDecoderForward:
+    """Requests a forward of the speech decoder; the response is the turn's item of `forward_pending`."""
 
 
 @dataclass(frozen=True)
-class Sound:
-    """The vocoder's last chunk is still being made; answered by None, once it is there."""
+class PendingAudio:
+    """Waits for the vocoder's last chunk; the response is None."""
 
     future: Future[None]
 
 
-Request = LanguageStep | SpeechStep | Sound
+Request = LlmForward | SpeechDecoderForward | PendingAudio
 Steps = Generator[Event | Request, Any, None]
 
 
 @dataclass(frozen=True)
 class TurnOptions:
-    """What a turn is asked, and how it answers.
+    """The prompt of a turn, and how the reply is made.
 
     Attributes:
-        sample_rate: Hz of the question.
-        prompt_ids: what the LLM reads, with one placeholder for the question's audio.
-        stop_ids: tokens that end the text.
-        max_text_tokens: that end it, too.
-        position_limit: positions of the LLM, where something limits them.
-        text_sampler: logits (V,) -> the token; the turn's own.
-        unit_sampler: of the units.
-        speak: whether units are made.
-        vocode: whether they are made sound.
-        opening_units: that the first sound is made of.
+        sample_rate: Sample rate of the question in Hz.
+        prompt_ids: Token ids of the prompt, with one placeholder for the question's audio.
+        stop_ids: Tokens that end the text.
+        max_text_tokens: Maximum number of text tokens.
+        position_limit: Maximum number of positions in the LLM; None if there is no limit.
+        text_sampler: Maps logits (V,) to a token; used by this turn alone.
+        unit_sampler: The same for units.
+        speak: Whether to produce units.
+        vocode: Whether to turn them into audio.
+        opening_units: Number of units in the first audio chunk.
         speaker: (512,) embedding of the voice.
     """
 
@@ -81,69 +81,69 @@ class TurnOptions:
     opening_units: int
     speaker: Tensor
 
-    def check_room(self, num_heard: int) -> None:
+    def check_room(self, num_audio_positions: int) -> None:
         """Refuse a prompt that leaves no room for a reply.
 
         Args:
-            num_heard: positions of the question's audio.
+            num_audio_positions: Number of positions that the question's audio takes in the LLM.
 
         Raises:
-            ValueError: with so many positions the prompt is too long.
+            ValueError: The prompt is too long.
         """
-        limit, num_read = self.position_limit, len(self.prompt_ids) - 1
-        if limit is not None and num_read + num_heard >= limit:
+        limit, num_text_positions = self.position_limit, len(self.prompt_ids) - 1
+        if limit is not None and num_text_positions + num_audio_positions >= limit:
             raise ValueError(
-                f"instruction and history take {num_read} positions of the LLM, and the question's waveform "
-                f"{num_heard}; fewer than {limit} are allowed, by the LLM or by the engine's position_limit"
+                f"instruction and history take {num_text_positions} positions of the LLM, and the question's waveform "
+                f"{num_audio_positions}; fewer than {limit} are allowed, by the LLM or by the engine's position_limit"
             )
 
 
 class VocoderWorker:
-    """A thread that makes sound beside the next units, on a GPU in a stream of its own.
+    """A thread that runs the vocoder while the next units are drawn, on a GPU in a CUDA stream of its own.
 
     Args:
-        device: of the vocoder.
-        deliver: takes a turn's sound.
+        device: Device of the vocoder.
+        deliver: Takes a turn and its next audio event.
     """
 
-    def __init__(self, device: torch.device, deliver: Callable[[Turn, Event], None]):
+    def __init__(self, device: torch.device, deliver: Callable[[StreamingTurn, Event], None]):
         self.deliver = deliver
         self.thread = ThreadPoolExecutor(1, "vocoder")
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def submit(self, turn: Turn, make_sound: Callable[[], Event | None]) -> Future[None]:
-        """Make a turn's next sound when those before are done."""
-        return self.thread.submit(self._run, turn, make_sound)
+    def submit(self, turn: StreamingTurn, make_audio: Callable[[], Event | None]) -> Future[None]:
+        """Queue the synthesis of a turn's next audio; chunks are made in order."""
+        return self.thread.submit(self._run, turn, make_audio)
 
-    def _run(self, turn: Turn, make_sound: Callable[[], Event | None]) -> None:
+    def _run(self, turn: StreamingTurn, make_audio: Callable[[], Event | None]) -> None:
         if turn.leaving:
             return
         with torch.cuda.stream(self.stream):
-            event = make_sound()
+            event = make_audio()
         if event is not None:
             self.deliver(turn, event)
 
 
 @dataclass(eq=False)
-class Turn:
-    """One turn while it waits, runs and ends.
+class StreamingTurn:
+    """One turn of a session, from the end of the question to the end of the reply.
 
     Attributes:
-        model: that answers.
-        options: how.
-        worker: makes sound aside; without one it is made between the steps.
-        waveform: (T,) the question.
-        start_sec: when the question had ended, of `time.perf_counter`.
-        events: that nobody has taken yet.
-        request: what it waits for; None where it can go on with `answer`.
-        answer: to its last request.
-        ended: it has left the engine; no more events follow.
-        cancelled: it is to end now.
-        complete: its last event was made.
-        error: what ended it.
-        language: the LLM's state.
-        speech: the speech decoder's.
-        reply: what `Done` will carry.
+        model: The model that answers.
+        options: The prompt, and how the reply is made.
+        worker: Runs the vocoder in a thread of its own; None runs it between the steps.
+        waveform: (T,) The question.
+        start_sec: When the question ended, on the clock `time.perf_counter`.
+        events: Events that have not been read yet.
+        request: What the turn waits for; None if it can resume with `response`.
+        response: Response to its last request.
+        ended: True once it has left the engine; no more events follow.
+        cancelled: True once it must end without `Done`.
+        complete: True once its last event was produced.
+        error: The error that ended it.
+        language: Stream state of the LLM.
+        speech: Stream state of the speech decoder.
+        reply: The reply that `Done` will carry.
     """
 
     model: SpeechToSpeechModel
@@ -153,7 +153,7 @@ class Turn:
     start_sec: float
     events: deque[Event] = field(default_factory=deque)
     request: Request | None = None
-    answer: Any = None
+    response: Any = None
     ended: bool = False
     cancelled: bool = False
     complete: bool = False
@@ -168,14 +168,14 @@ class Turn:
 
     @property
     def leaving(self) -> bool:
-        """Whether it has no part in further steps."""
+        """Whether it takes no part in further steps."""
         return self.ended or self.complete or self.cancelled or self.error is not None
 
     def resume(self) -> None:
-        """Go on with the answer to the request, up to the next one."""
-        answer, self.answer = self.answer, None
+        """Resume with the response to the last request, and run up to the next request."""
+        response, self.response = self.response, None
         try:
-            item = self._steps.send(answer)
+            item = self._steps.send(response)
             while isinstance(item, Event):
                 self.events.append(item)
                 item = self._steps.send(None)
@@ -184,30 +184,30 @@ class Turn:
             self.complete = True
 
     def end(self) -> None:
-        """Let go of all that only a running turn needs."""
+        """Release everything that only a running turn needs."""
         if self.cancelled:
             self.events.clear()
         self._steps.close()
-        self.language = self.speech = self.request = self.answer = None
+        self.language = self.speech = self.request = self.response = None
         self.waveform = self.waveform[:0]
         self.ended = True
 
     def mark(self, name: str) -> float:
-        """Note the time at which something is first reached -> now."""
+        """Record a latency mark the first time it is reached; returns the current time."""
         now = time.perf_counter()
         self.reply.marks.setdefault(name, now - self.start_sec)
         return now
 
     def _run(self) -> Steps:
         model, options, reply = self.model, self.options, self.reply
-        speech = _Speech(self) if options.speak else None
+        speech = _SpokenReply(self) if options.speak else None
         detokenize = Detokenizer(model.llm.tokenizer.decode)
         prompt = self._prompt()
         num_positions = prompt.shape[1]
-        *opening, last = prompt.split(PROMPT_POSITIONS, dim=1)
-        for piece in opening:
-            yield LanguageStep(piece)
-        hidden, logits = yield LanguageStep(last)
+        *pieces, last = prompt.split(PROMPT_POSITIONS, dim=1)
+        for piece in pieces:
+            yield LlmForward(piece)
+        hidden, logits = yield LlmForward(last)
         while True:
             token = self.draw(logits)
             now = self.mark("first_text_token")
@@ -217,20 +217,20 @@ class Turn:
             yield TextDelta(now, text, [token])
             if speech:
                 yield from speech.feed(hidden, token, last=ending is not None)
-            if ending or (speech and speech.spent):
+            if ending or (speech and speech.is_exhausted):
                 break
-            hidden, logits = yield LanguageStep(token)
+            hidden, logits = yield LlmForward(token)
             num_positions += 1
         if text := detokenize.flush():
             yield TextDelta(time.perf_counter(), text, [])
-        reply.ended_by = ending or ("position_limit" if speech and speech.full else "max_units")
+        reply.ended_by = ending or ("position_limit" if speech and speech.is_cache_full else "max_units")
         reply.text = model.llm.tokenizer.decode(reply.text_ids).strip()
         if speech:
             yield from speech.close()
         yield Done(time.perf_counter(), reply)
 
     def _ending(self, token: int, num_positions: int) -> Ending | None:
-        """What ends the text with the token that was drawn after so many positions; None where it goes on."""
+        """Why the text ends with this token, drawn after `num_positions` positions; None if it continues."""
         limit = self.options.position_limit
         if token in self.options.stop_ids:
             return "end"
@@ -242,15 +242,14 @@ class Turn:
         """The LLM's input (1, S, D): history, instruction, and the question's audio.
 
         Raises:
-            ValueError: it leaves no room for a reply, or encoder or adapter give NaN.
+            ValueError: It leaves no room for a reply, or the output of encoder or adapter is NaN or infinite.
         """
         model, options, waveform = self.model, self.options, self.waveform
         encoder, adapter = model.require_encoder()
-        wanted = encoder.sample_rate
-        if wanted != options.sample_rate:
+        if encoder.sample_rate != options.sample_rate:
             import soxr
 
-            waveform = torch.from_numpy(soxr.resample(waveform.numpy(), options.sample_rate, wanted))
+            waveform = torch.from_numpy(soxr.resample(waveform.numpy(), options.sample_rate, encoder.sample_rate))
         lengths = torch.tensor([len(waveform)], device=model.device)
         hidden_states, lengths = encoder(waveform.unsqueeze(0).to(model.device), lengths)
         check_finite(hidden_states, f"encoder {type(encoder).__name__}", "hidden states")
@@ -258,23 +257,23 @@ class Turn:
         check_finite(audio, f"adapter {type(adapter).__name__}", "its outputs")
         self.mark("encoder_done")
         ids = torch.tensor(options.prompt_ids)
-        place, num_heard = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1]), int(audio_lengths[0])
-        options.check_room(num_heard)
+        place, num_audio_positions = int((ids == AUDIO_PLACEHOLDER).nonzero()[-1]), int(audio_lengths[0])
+        options.check_room(num_audio_positions)
         embedded = model.llm.embed(ids.clamp(min=0).to(model.device))
-        heard = audio[0, :num_heard].to(embedded.dtype)
-        return torch.cat([embedded[:place], heard, embedded[place + 1 :]]).unsqueeze(0)
+        audio_embeds = audio[0, :num_audio_positions].to(embedded.dtype)
+        return torch.cat([embedded[:place], audio_embeds, embedded[place + 1 :]]).unsqueeze(0)
 
 
-class _Speech:
-    """The spoken half of a turn: hidden states in, units and sound out."""
+class _SpokenReply:
+    """The speech of a reply: hidden states in, units and audio out."""
 
-    def __init__(self, turn: Turn):
+    def __init__(self, turn: StreamingTurn):
         model = turn.model
         self.turn, self.decoder, self.device = turn, model.require_speech_decoder(), model.device
         self.vocoder = model.require_vocoder() if turn.options.vocode else None
         self.vocoder_state = self.vocoder.start_stream() if self.vocoder else None
-        self.worded = False
-        """Whether there is anything to say: a reply without a word makes no sound."""
+        self.has_words = False
+        """Whether any token so far decodes to text; a reply without words stays silent."""
         self.hidden: list[Tensor] = []
         self.tokens: list[int] = []
         self.chunks: list[Tensor] = []
@@ -282,78 +281,78 @@ class _Speech:
         self.pending: deque[Future[None]] = deque()
 
     @property
-    def spent(self) -> bool:
-        """Whether the speech decoder ends the reply."""
-        return self.decoder.is_spent(self.turn.speech)
+    def is_exhausted(self) -> bool:
+        """Whether the speech decoder may draw no more units, which ends the reply."""
+        return self.decoder.is_exhausted(self.turn.speech)
 
     @property
-    def full(self) -> bool:
-        """Whether it does so because its cache is full."""
+    def is_cache_full(self) -> bool:
+        """Whether that is because its cache is full."""
         return self.decoder.is_full(self.turn.speech)
 
     def feed(self, hidden: Tensor, token: int, last: bool) -> Steps:
-        """One more hidden state (1, 1, D) and the token that was drawn from it; `last` when the text is over.
+        """Add a hidden state (1, 1, D) and the token that was drawn from it; `last` at the end of the text.
 
-        The speech decoder gets N of them at a time, as it does nothing with fewer, from the first word on.
+        From the first word on, the speech decoder gets N of them at a time, since it draws nothing after fewer.
         """
         size = self.decoder.chunk_conditions
         self.hidden.append(hidden)
         self.tokens.append(token)
-        self.worded = self.worded or bool(self.turn.model.llm.tokenizer.decode([token]).strip())
+        self.has_words = self.has_words or bool(self.turn.model.llm.tokenizer.decode([token]).strip())
         if not last and len(self.tokens) % size:
             return
         if self.decoder.restarts_sampling and not last:
             self.turn.draw.forget()
-        while self.worded and self.tokens and not self.spent:
+        while self.has_words and self.tokens and not self.is_exhausted:
             chunk = torch.cat(self.hidden[:size], dim=1), self.tokens[:size]
             self.hidden, self.tokens = self.hidden[size:], self.tokens[size:]
-            yield from self._speak(*chunk, last and not self.tokens)
-        if self.worded and (last or self.spent):
-            yield from self._sound([], last=True)
+            yield from self._draw_units(*chunk, last and not self.tokens)
+        if self.has_words and (last or self.is_exhausted):
+            yield from self._vocode([], last=True)
 
-    def _speak(self, hidden: Tensor, tokens: list[int], last: bool) -> Steps:
-        """Give up to N hidden states (1, S, D), and the tokens drawn from them, to the speech decoder."""
+    def _draw_units(self, hidden: Tensor, tokens: list[int], last: bool) -> Steps:
+        """Feed up to N hidden states (1, S, D), and the tokens drawn from them, to the speech decoder."""
         self.turn.mark("first_hidden_states")
         conditions = self.decoder.project(hidden, torch.tensor([tokens], device=self.device))
-        steps, answer = self.decoder.steps(conditions, self.turn.speech, last), None
+        steps, response = self.decoder.steps(conditions, self.turn.speech, last), None
         group: list[int] = []
         while True:
             try:
-                units = steps.send(answer)
+                units = steps.send(response)
             except StopIteration:
                 break
-            answer = None
+            response = None
             if units is None:
-                answer = yield SpeechStep()
+                response = yield SpeechDecoderForward()
                 continue
             group += units
             opening = not self.turn.reply.unit_ids
             if len(group) >= (self.turn.options.opening_units if opening else self.decoder.chunk_units):
-                yield from self._say(group)
+                yield from self._emit_units(group)
                 group = []
         if group:
-            yield from self._say(group)
+            yield from self._emit_units(group)
 
-    def _say(self, units: list[int]) -> Steps:
+    def _emit_units(self, units: list[int]) -> Steps:
         self.turn.reply.unit_ids += units
         yield Units(self.turn.mark("first_units"), units)
-        yield from self._sound(units, last=False)
+        yield from self._vocode(units, last=False)
 
-    def _sound(self, units: list[int], last: bool) -> Steps:
+    def _vocode(self, units: list[int], last: bool) -> Steps:
         if self.vocoder is None:
             return
         if self.turn.worker is None:
-            if (event := self._make_sound(self.vocoder, units, last)) is not None:
+            if (event := self._make_audio(self.vocoder, units, last)) is not None:
                 yield event
             return
         while self.pending and self.pending[0].done():
-            self.pending.popleft().result()  # raises what went wrong
-        make_sound = functools.partial(self._make_sound, self.vocoder, units, last)
-        self.pending.append(self.turn.worker.submit(self.turn, make_sound))
+            self.pending.popleft().result()  # raises if it failed
+        make_audio = functools.partial(self._make_audio, self.vocoder, units, last)
+        self.pending.append(self.turn.worker.submit(self.turn, make_audio))
 
     @torch.inference_mode()
-    def _make_sound(self, vocoder: Vocoder, units: list[int], last: bool) -> AudioChunk | None:
-        known = [unit for unit in units if 0 <= unit < vocoder.num_units]  # specials make no sound
+    def _make_audio(self, vocoder: Vocoder, units: list[int], last: bool) -> AudioChunk | None:
+        known = [unit for unit in units if 0 <= unit < vocoder.num_units]  # special tokens are silent
         ids = torch.tensor([known], dtype=torch.long, device=self.device)
         chunk = vocoder.stream(ids, self.vocoder_state, last)[0].float().cpu()
         if not len(chunk):
@@ -364,9 +363,9 @@ class _Speech:
         return AudioChunk(self.times[-1], chunk, vocoder.sample_rate)
 
     def close(self) -> Steps:
-        """Wait for the sound, and fill it and its timing into the reply."""
+        """Wait for the vocoder, then add the waveform and its timing to the reply."""
         if self.pending:
-            yield Sound(self.pending[-1])
+            yield PendingAudio(self.pending[-1])
         for future in self.pending:
             future.result()
         if self.vocoder is None or not self.chunks:

@@ -53,7 +53,7 @@ def interrupted(run, configuration, monkeypatch, tmp_path):
 def test_before_the_first_batch(interrupted, owner, method, options, number, tmp_path):
     code, err = interrupted("fit", owner, method, [number], *options)
     assert code == 128 + number
-    assert last_line(err) == f"error: ended by {NAMES[number]} before the first batch; nothing was saved"
+    assert last_line(err) == f"error: stopped by {NAMES[number]} before the first batch; nothing was saved"
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -61,20 +61,20 @@ def test_before_the_first_batch(interrupted, owner, method, options, number, tmp
 @pytest.mark.parametrize("method", ["validation_step", "on_validation_start"])
 def test_in_a_validation_alone(interrupted, method, number):
     code, err = interrupted("validate", EmpatheticInstructionTuning, method, [number])
-    assert (code, last_line(err)) == (128 + number, f"error: ended by {NAMES[number]}")
+    assert (code, last_line(err)) == (128 + number, f"error: stopped by {NAMES[number]}")
 
 
 def test_twice_in_a_batch_ends_it_at_once(interrupted, tmp_path):
     code, err = interrupted("fit", EmpatheticInstructionTuning, "training_step", [signal.SIGINT, signal.SIGINT])
-    assert code == 130 and "stopping after this batch (again: at once)" in err
-    assert last_line(err) == "error: ended by Ctrl-C at once; --resume goes on from the last saving"
+    assert code == 130 and "stopping after this batch (a second signal stops at once)" in err
+    assert last_line(err) == "error: stopped by Ctrl-C at once; --resume continues from the last saved checkpoint"
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_after_the_last_batch_the_state_is_saved(interrupted, run, configuration, tmp_path):
     code, err = interrupted("fit", EmpatheticInstructionTuning, "on_fit_end", [signal.SIGTERM])
     assert code == 143 and last_line(err) == (
-        "error: ended by SIGTERM before the model was written; the training is saved, --resume writes the model"
+        "error: stopped by SIGTERM before the model was written; the training is saved, --resume writes the model"
     )
     folder = tmp_path / "run"
     assert (folder / "checkpoints" / "last.ckpt").is_file() and not (folder / "model").exists()

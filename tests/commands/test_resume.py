@@ -89,8 +89,8 @@ def told(caplog) -> Any:
     [
         ("empty", "is empty; expected a .ckpt file or folder that `lightning-s2s fit` wrote"),
         ("cut", "is cut off after"), ("random", "is no checkpoint"), ("folder", "is a folder without a checkpoint"),
-        ("lost link", "is a link to nowhere, which is not there"), ("code", "holds pickled code (posix.mkdir)"),
-        ("other keys", "holds weights alone, as best.ckpt does"), ("no place", "not a readable checkpoint ("),
+        ("lost link", "is a link to nowhere, which is missing"), ("code", "holds pickled code (posix.mkdir)"),
+        ("other keys", "holds only weights, as best.ckpt does"), ("no place", "not a readable checkpoint ("),
         ("mutated optimiser", "does not fit this run ("), ("mutated seed", "does not fit this run ("),
         ("mutated options", "not a readable checkpoint ("),
     ],
@@ -148,9 +148,7 @@ def test_best_ckpt_is_no_state_of_a_run_and_can_be_validated(fit, folder):
     best = folder / "checkpoints" / "best.ckpt"
     code, output = fit("--ckpt_path", best)
     assert code == 1
-    assert last_line(output).startswith(
-        f"error: {best}: holds weights alone, as best.ckpt does, not the state of a run"
-    )
+    assert last_line(output).startswith(f"error: {best}: holds only weights, as best.ckpt does, not the state of a run")
     assert fit("--ckpt_path", best, command="validate")[0] == 0
     code, output = fit("--ckpt_path", best, "--model.encoder.width", "32", command="validate")
     assert (code, last_line(output)) == (
@@ -176,7 +174,7 @@ def test_checkpoints_are_never_unpickled_whatever_is_asked_for(fit):
         (["--model.llm.lora", "{r: 4}"], "model.llm.lora: was null, is now {r: 4"),
         (["--model.optimizer.lr_scale", "{encoder.*: 2}"], "model.optimizer.lr_scale.encoder.*: was 0.5, is now 2.0;"),
         (["--model.adapter", "linear"], "model.adapter: was conv, is now linear;"),
-        (["--trainer.max_steps", "1"], "trainer.max_steps: 1 lies below step 2, which the run has reached; was 2;"),
+        (["--trainer.max_steps", "1"], "trainer.max_steps: 1 is below step 2, which the run has reached; was 2;"),
     ],
 )
 def test_a_run_that_goes_on_keeps_what_it_was_told(fit, folder, options, expected):
@@ -256,9 +254,9 @@ def test_what_may_change_goes_on_and_is_told(fit, folder, finished, told):
     assert fit("--resume", *options)[0] == 0
     lines = told()
     assert "trainer.max_steps: was 2, is now 4: the learning rate follows the new schedule from here" in lines
-    assert "trainer.gradient_clip_val: was null, is now 1.0: it holds from here" in lines
+    assert "trainer.gradient_clip_val: was null, is now 1.0: the new value holds from here" in lines
     assert "seed_everything: was 1, is now 7: without effect on batches, whose seed is the checkpoint's" in lines
-    assert any(line.startswith("data.validation: was ") and line.endswith("chosen anew from here") for line in lines)
+    assert any(line.startswith("data.validation: was ") and line.endswith("starts anew from here") for line in lines)
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
@@ -282,7 +280,7 @@ def test_a_checkpoint_that_says_nothing_of_its_options(fit, folder, told):
         del content["callbacks"]["RunCheckpoint"][name]
     torch.save(content, last)
     assert fit("--resume", "--trainer.max_steps", "3")[0] == 0
-    assert f"{last}: says nothing of the options of its run, so they are not compared" in told()
+    assert f"{last}: does not record the options of its run, so they are not compared" in told()
 
 
 def test_differences_have_the_names_of_options():
@@ -349,9 +347,9 @@ def test_a_full_disk_for_a_logger_is_told_with_the_folder(fit, folder, monkeypat
 
 def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder, monkeypatch):
     """A kill right after a saving: Lightning logs a step after its end, where it is saved."""
-    from lightning_s2s.scale.run_checkpoint import WholeFileIO
+    from lightning_s2s.scale.run_checkpoint import AtomicCheckpointIO
 
-    save = WholeFileIO.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
 
     class Killed(BaseException):
         pass
@@ -361,7 +359,7 @@ def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder,
         if checkpoint["global_step"] == 3:
             raise Killed
 
-    monkeypatch.setattr(WholeFileIO, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_die)
     with pytest.raises(Killed):
         fit("--resume", "--trainer.max_steps", "5", "--checkpoint.every_sec", "0")
     monkeypatch.undo()
@@ -374,7 +372,7 @@ def test_the_point_of_a_step_whose_checkpoint_was_saved_is_not_lost(fit, folder,
 
 def test_a_resumed_run_is_not_saved_between_the_batches_of_a_step(fit, monkeypatch):
     """Gradients that are being accumulated are in no checkpoint."""
-    from lightning_s2s.scale.run_checkpoint import WholeFileIO
+    from lightning_s2s.scale.run_checkpoint import AtomicCheckpointIO
 
     saved: list[tuple[int, int]] = []
 
@@ -382,7 +380,7 @@ def test_a_resumed_run_is_not_saved_between_the_batches_of_a_step(fit, monkeypat
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
         saved.append((batches, checkpoint["global_step"]))
 
-    monkeypatch.setattr(WholeFileIO, "save_checkpoint", record)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", record)
     options = ("--trainer.max_steps", "3", "--trainer.accumulate_grad_batches", "2", "--checkpoint.every_sec", "0")
     assert fit("--resume", *options, "--checkpoint.keep_best", "false")[0] == 0
     assert set(saved) == {(4, 3)}  # two steps of one batch each, before, and one of two

@@ -1,4 +1,4 @@
-"""Sizes that no machine holds are refused before memory or time is spent on them."""
+"""Sizes that exceed any machine are refused before they take memory or time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each component on its own: shapes, lengths, padding that changes nothing, streams that equal the whole."""
+"""Each component on its own: shapes, lengths, invariance to padding, streams equal to one-shot output."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_whisper_encoder_joins_windows_of_30_seconds():
     waveform, lengths = speech(480_000 + 6_400)
     whole, count = encoder(waveform, lengths)
     assert count.tolist() == [760]
-    # The log-mel is that of the whole clip, so that the cut leaves no trace in it; windows are encoded alone.
+    # The log-mel is computed for the complete clip, so it is unaffected by the cut; windows are encoded alone.
     mel = encoder.features(waveform[0].numpy(), sampling_rate=16_000, max_length=960_000, return_tensors="pt")
     for start, stop, window in ((0, 750, slice(0, 3000)), (750, 760, slice(3000, 6000))):
         alone = encoder.encoder(mel.input_features[..., window]).last_hidden_state
@@ -174,7 +174,7 @@ def test_decoder_without_turns(decoder):
 
 @torch.inference_mode()
 def spoken(decoder, conditions: torch.Tensor, sizes: list[int], sampler: Sampler) -> list[list[int]]:
-    """Groups of units while the conditions come in pieces of these sizes."""
+    """Groups of units when the conditions arrive in pieces of these sizes."""
     state, pieces = decoder.start_stream(torch.zeros(1, 512), sampler), conditions.split(sizes, dim=1)
     return [
         group
@@ -185,7 +185,7 @@ def spoken(decoder, conditions: torch.Tensor, sizes: list[int], sampler: Sampler
 
 @pytest.mark.parametrize("sizes", [[7], [1] * 7, [2, 5], [3, 3, 1], [6, 1, 0]])
 def test_streaming_is_greedy_over_the_training_layout(decoder, sizes):
-    """What is drawn is the argmax of the teacher-forced logits over what was drawn."""
+    """The drawn units are the argmax of the teacher-forced logits over the same units."""
     conditions = torch.randn(1, 7, 16)
     groups = spoken(decoder, conditions, sizes, Sampler(temperature=0.0))
     units = [unit for group in groups for unit in group]

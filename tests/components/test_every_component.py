@@ -36,11 +36,11 @@ STAGES = {
     "2b": (SpeechGenerationPretraining, {}, {"encoder", "adapter", "llm", "speech_decoder"}),
     "3": (EmpatheticInstructionTuning, {}, {"encoder", "adapter", "llm", "speech_decoder"}),
 }
-"""Class, options, and the slots that its loss reaches; a vocoder is never trained."""
+"""Class, options, and the slots that the stage trains; a vocoder is never trained."""
 
 
 def rows_for(corpus, vocoder: interfaces.Vocoder) -> None:
-    """Give the corpus units that the vocoder knows, whole frames of them."""
+    """Give the corpus units of the vocoder, in complete frames."""
     for path in (corpus.train, corpus.validation):
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         size, books = vocoder.num_units // vocoder.codebooks_per_frame, vocoder.codebooks_per_frame
@@ -58,7 +58,7 @@ def test_no_component_is_left_out():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_is_built_trained_stored_and_answers(stage, component, tokenizer_folder, tiny_corpus, tmp_path):
-    """One training step changes the slots that the stage's loss reaches; the folder it writes answers as it does."""
+    """One training step changes the slots that the stage trains; the folder it writes gives the same reply."""
     cls, options, reached = STAGES[stage]
     torch.manual_seed(0)
     names = DEFAULTS | {component[0]: component}
@@ -78,7 +78,7 @@ def test_it_is_built_trained_stored_and_answers(stage, component, tokenizer_fold
 
 
 def streamed(model: SpeechToSpeechModel):
-    """Stream an answer, check the events against the reply, and give it."""
+    """Stream a reply, check it against the events, and return it."""
     events = list(stream_reply(model, sweep(0.6), 16_000, greedy=True, max_text_tokens=6))
     reply = events[-1].reply
     assert isinstance(events[-1], Done) and isinstance(events[0], TextDelta)

@@ -1,4 +1,4 @@
-"""Components whose weights are half as wide: each alone among others, in a model of one dtype, and from its folder."""
+"""Components in half precision: each alone among others, in a model of one dtype, and from its folder."""
 
 from __future__ import annotations
 

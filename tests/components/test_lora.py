@@ -1,4 +1,4 @@
-"""LoRA with all that peft trains beside it: built, trained, started from other weights, saved, loaded, exported."""
+"""LoRA and everything that peft trains with it: built, trained, initialised from other weights, saved, exported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MASK = torch.ones(1, 4, dtype=torch.bool)
 
 @pytest.fixture
 def make_llm(tokenizer_folder):
-    """A small LLM with weights of a seed."""
+    """A small LLM with seeded weights."""
 
     def make(seed: int = 0, tied: bool = False, **options) -> CausalLanguageModel:
         torch.manual_seed(seed)
@@ -44,7 +44,7 @@ def answer(llm: CausalLanguageModel) -> torch.Tensor:
 
 
 def train(llm: CausalLanguageModel) -> set[str]:
-    """A step; the names of what it changed."""
+    """Take a training step; returns the names of the parameters that it changed."""
     before = {name: parameter.detach().clone() for name, parameter in llm.named_parameters()}
     optimiser = torch.optim.SGD([p for p in llm.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):  # LoRA's second matrix starts at zero
@@ -61,7 +61,7 @@ def test_every_kind_is_built_trained_and_saved(make_llm, tmp_path, kind, tied):
     llm = make_llm(tied=tied, lora=LORA | KINDS[kind])
     assert llm.vocabulary == 263
     before = answer(llm)
-    torch.testing.assert_close(before, answer(make_llm(tied=tied)))  # it starts as the weights below
+    torch.testing.assert_close(before, answer(make_llm(tied=tied)))  # it starts like the base weights
     changed = train(llm)
     assert changed and all("lora_" in name or "modules_to_save" in name or "_delta" in name for name in changed)
     assert not torch.allclose(answer(llm), before)

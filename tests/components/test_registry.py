@@ -1,4 +1,4 @@
-"""Names of components: registering, finding, listing, short names in a parser, plug-ins."""
+"""The registry: registering, lookup, listing, short names in a parser, plug-ins."""
 
 from __future__ import annotations
 

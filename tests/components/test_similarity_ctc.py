@@ -1,4 +1,4 @@
-"""CTC against a vocabulary of unit vectors: the same loss and gradients as over all classes, written out."""
+"""CTC over a vocabulary of unit vectors: the same loss and gradients as a plain implementation over all classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def over_all_classes(hidden, lengths, classes, targets, target_lengths):
         ([4, 2, 4, 4, 9], [3, 2]),
         ([7, 7, 7, 3, 1, 2], [5, 1]),  # the first doesn't fit: it counts as 0
         ([5], [0, 1]),
-        ([*range(1, 5), *range(5, 8), *range(8, 12)], [4, 4, 3]),  # no class is left over
+        ([*range(1, 5), *range(5, 8), *range(8, 12)], [4, 4, 3]),  # every class occurs
     ],
 )
 def test_it_is_the_loss_over_all_classes(targets, target_lengths):

@@ -1,4 +1,4 @@
-"""The cache of slots: sequences of any age in one forward give what each gives alone."""
+"""The slot cache: sequences of any age in one forward give the same results as alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from parts.small_models import LM_KINDS, small_lm
 from parts.tolerances import assert_equal_but_for_rounding
 
 
-def whole(lm, inputs: torch.Tensor) -> torch.Tensor:
+def uncached(lm, inputs: torch.Tensor) -> torch.Tensor:
     return lm.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
 
 
 @torch.inference_mode()
 def check_sequences(lm, cache: SlotCache) -> None:
-    """Three sequences of different ages, in pieces of different sizes; one leaves, and a fourth takes its slot."""
+    """Three sequences of different ages, in pieces of different sizes; one is released, and a fourth takes its slot."""
     a, b, c, d = (torch.randn(1, length, 16) for length in (13, 9, 6, 7))
     slots = [cache.acquire() for _ in range(3)]
     assert [slot.index for slot in slots] == [0, 1, 2]
@@ -29,26 +29,26 @@ def check_sequences(lm, cache: SlotCache) -> None:
         of_b.append(more_b)
     first_c, more_a, more_b = cache.advance([c[:, :3], a[:, 8:9], b[:, 3:6]], [slots[2], slots[0], slots[1]])
     of_a.append(more_a)
-    assert_equal_but_for_rounding(torch.cat([*of_b, more_b], dim=1), whole(lm, b)[:, :6])
+    assert_equal_but_for_rounding(torch.cat([*of_b, more_b], dim=1), uncached(lm, b)[:, :6])
 
     slots[1].release()
     taken = cache.acquire()
     assert taken.index == 1 and taken.length == 0
     of_c, of_d = [first_c], [cache.advance([d[:, :4]], [taken])[0]]
-    for i in range(3):  # rows 0 and 2 are no neighbours, 0 to 2 are
+    for i in range(3):  # rows 0 and 2 are not contiguous, 0 to 2 are
         more_a, more_c = cache.advance([a[:, 9 + i : 10 + i], c[:, 3 + i : 4 + i]], [slots[0], slots[2]])
         of_a.append(more_a)
         of_c.append(more_c)
         of_d += cache.advance([d[:, 4 + i : 5 + i]], [taken])
     of_a += cache.advance([a[:, 12:]], slots[:1])
     for given, inputs in ((of_a, a), (of_c, c), (of_d, d)):
-        assert_equal_but_for_rounding(torch.cat(given, dim=1), whole(lm, inputs))
+        assert_equal_but_for_rounding(torch.cat(given, dim=1), uncached(lm, inputs))
 
 
 @pytest.mark.parametrize("model_type", LM_KINDS)
 @pytest.mark.parametrize("max_positions", [16, 3])
 def test_sequences_of_different_ages(model_type, max_positions):
-    """With 3 positions the slots are doubled on the way."""
+    """With 3 positions, the slots are doubled during the test."""
     lm = small_lm(model_type)
     cache = open_cache(lm, 3, max_positions)
     check_sequences(lm, cache)
@@ -63,7 +63,7 @@ def test_attention_implementations(attention):
 
 
 def test_compiled_steps_leave_idle_slots_alone(monkeypatch):
-    """Traced as for a compiler, without running one."""
+    """Traced as for compilation, without a compiler."""
     monkeypatch.setattr(kv_cache, "_compile", lambda forward: torch.compile(forward, backend="eager", dynamic=False))
     lm = small_lm()
     cache = open_cache(lm, 3, 16, compiled_sizes=(1, 3))
@@ -92,7 +92,7 @@ def test_a_sliding_window_has_a_cache_of_its_own():
     for _ in range(2):
         slot = cache.acquire()
         given = [cache.advance([piece], [slot])[0] for piece in inputs.split([5, 1, 3], dim=1)]
-        assert_equal_but_for_rounding(torch.cat(given, dim=1), whole(lm, inputs))
+        assert_equal_but_for_rounding(torch.cat(given, dim=1), uncached(lm, inputs))
         with pytest.raises(RuntimeError, match="only slot"):
             cache.acquire()
         slot.release()

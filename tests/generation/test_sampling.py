@@ -119,5 +119,5 @@ def test_generation_refuses(config, message):
 
 
 def test_an_option_that_is_not_followed_is_named():
-    with pytest.warns(UserWarning, match="x.json: num_beams = 4 is not followed"):
+    with pytest.warns(UserWarning, match="x.json: num_beams = 4 is not supported"):
         Generation.from_config({"num_beams": 4}, "x.json")

@@ -1,4 +1,4 @@
-"""Parts that can't work together, one test each with the exact message: at the model, at the hand-over, at the data."""
+"""Components that don't fit together, each with its exact message: in the model, at the hand-off, with the data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from parts.small_sizes import QWEN, WHISPER
 
 @pytest.fixture
 def parts(tokenizer_folder):
-    """Builds fresh, small components that fit; `width` is the LLM's, `levels` make 12 units."""
+    """Builds new small components that fit; `width` is the LLM's, `levels` make 12 units."""
 
     def build(width: int = 16, levels: tuple[int, ...] = (4, 3), interleave: str = "2:3", **decoder) -> dict:
         return {
@@ -58,7 +58,7 @@ def test_parts_without_their_companion(parts):
     for slot, message in (
         ("encoder", "encoder and adapter go together: give both or neither"),
         ("adapter", "encoder and adapter go together: give both or neither"),
-        ("speech_decoder", f"{together}: a vocoder alone has nothing to say"),
+        ("speech_decoder", f"{together}: a vocoder alone has no units to synthesize"),
         ("vocoder", f"{together}, unless num_units of the speech_decoder is given"),
     ):
         assert refusal(lambda slot=slot: SpeechToSpeechModel(**found | {slot: None})) == message
@@ -183,13 +183,13 @@ def test_a_hand_over_from_other_parts_names_the_cause(parts, tmp_path):
     assert refusal(lambda: load_handoff(SpeechToSpeechModel(**whisper), tmp_path)) == (
         f"{where}: its encoder is mel, the model's is whisper"
     )
-    # The adapter and the speech decoder differ as well; the LLM is why.
+    # The adapter and the speech decoder differ too, because of the LLM.
     assert refusal(lambda: load_handoff(SpeechToSpeechModel(**parts(width=24)), tmp_path)) == (
         f"{where}: llm: model.lm_head.weight has shape (263, 16), CausalLanguageModel needs (263, 24)"
     )
     config = json.loads((tmp_path / "config.json").read_text())
     del config["encoder"]
-    (tmp_path / "config.json").write_text(json.dumps(config))  # says nothing of the encoder: the shapes tell
+    (tmp_path / "config.json").write_text(json.dumps(config))  # it doesn't describe the encoder: the shapes do
     assert "encoder: does not fit WhisperEncoder: missing ['encoder.conv1.bias'" in refusal(
         lambda: load_handoff(SpeechToSpeechModel(**whisper), tmp_path)
     )
@@ -200,7 +200,7 @@ def test_a_hand_over_from_other_parts_names_the_cause(parts, tmp_path):
 
 @pytest.fixture
 def spoken_row(write_manifest, tmp_path):
-    """A manifest of one row: 25 units for a second of audio, by default with the reply's recording."""
+    """A manifest with one row: 25 units for a second of audio, by default with a recording of the reply."""
 
     def write(num_units: int = 25, sec: float | None = None, recorded: bool = True, text: str = "A"):
         soundfile.write(tmp_path / "reply.wav", np.zeros(16_000, np.float32), 16_000)
@@ -279,7 +279,7 @@ def test_stage_2_needs_units(parts, tiny_corpus, write_manifest, caplog):
 
 
 def test_an_encoder_at_another_rate_is_no_mistake(chat_tokenizer, write_manifest, tmp_path):
-    """Audio is resampled, whatever the file's rate is."""
+    """Audio is resampled from any rate."""
     soundfile.write(tmp_path / "q.wav", np.zeros(8_000, np.float32), 8_000)
     row = {"messages": [{"role": "user", "content": [{"audio": "q.wav"}]}, {"role": "assistant", "content": "A"}]}
     for rate in (16_000, 24_000):

@@ -1,4 +1,4 @@
-"""The whole model: folders, answers event by event, and what it refuses."""
+"""The model: folders, streamed replies, and what it refuses."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpee
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.run_checkpoint import RunCheckpoint
-from lightning_s2s.scale.strategies import FSDP2Strategy, built_for
+from lightning_s2s.scale.strategies import FSDP2Strategy, weights_on_rank_zero
 from lightning_s2s.stages import (
     EmpatheticInstructionTuning,
     SpeechGenerationPretraining,
@@ -71,7 +71,7 @@ def train(job: dict[str, Any]) -> None:
     L.seed_everything(1)  # dropout and masks
     tensor_parallel = job["strategy"] == "tensor parallel"
     strategy = FSDP2Strategy(tensor_parallel_size=2) if tensor_parallel else job["strategy"]
-    with built_for(strategy):
+    with weights_on_rank_zero(strategy):
         stage = build(job["stage"], job["tokenizer"])
     losses, folder = Losses(), Path(job["out"])
     trainer = L.Trainer(

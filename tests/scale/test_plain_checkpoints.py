@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
-from lightning_s2s.scale.plain_pieces import PlainPlanner, PlainReader
-from lightning_s2s.scale.run_checkpoint import WholeFileIO
-from lightning_s2s.scale.sharded_checkpoint import META, check_checkpoint, read_sharded, read_whole_run
+from lightning_s2s.scale.plain_reader import PlainPlanner, PlainReader
+from lightning_s2s.scale.run_checkpoint import AtomicCheckpointIO
+from lightning_s2s.scale.sharded_checkpoint import META, check_checkpoint, read_consolidated, read_sharded
 from lightning_s2s.support.plain import load_plain, save_plain
 from parts.pickled_code import PickledCode
 
@@ -46,12 +46,12 @@ def run_state(**other: Any) -> dict[str, Any]:
     }
 
 
-READERS = [check_checkpoint, WholeFileIO().load_checkpoint]
+READERS = [check_checkpoint, AtomicCheckpointIO().load_checkpoint]
 
 
 def test_a_run_of_several_processes_is_read_whole(tmp_path):
     path = pieces(tmp_path / "last.ckpt", run_state(), {"global_step": 3})
-    content = read_whole_run(path)
+    content = read_consolidated(path)
     assert content["global_step"] == 3
     assert content["state_dict"]["model.weight"].tolist() == [[2.0] * 3] * 2
     (optimizer,) = content["optimizer_states"]
@@ -183,7 +183,7 @@ def test_an_index_that_lies(tmp_path, change, expected):
     path = pieces(tmp_path / "last.ckpt", run_state(), {})
     change_index(path, change)
     with pytest.raises(ValueError, match=expected):
-        read_whole_run(path)
+        read_consolidated(path)
 
 
 @pytest.mark.parametrize("kind", ["cut", "missing", "random", "no index"])
@@ -197,7 +197,7 @@ def test_broken_pieces(tmp_path, kind):
     else:
         (piece if kind == "missing" else path / ".metadata").unlink()
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        read_whole_run(path)
+        read_consolidated(path)
     assert "last.ckpt" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -215,5 +215,5 @@ def test_what_would_not_be_read_again_is_not_written(tmp_path):
         (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
     ):
         with pytest.raises(ValueError, match=f"a checkpoint would hold .*{name}"):
-            WholeFileIO().save_checkpoint({"callbacks": {"mine": other}}, path)
+            AtomicCheckpointIO().save_checkpoint({"callbacks": {"mine": other}}, path)
     assert load_plain(path)["a"] == plain["a"] and [place.name for place in tmp_path.iterdir()] == ["last.ckpt"]

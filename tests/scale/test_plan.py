@@ -17,7 +17,7 @@ from lightning_s2s.scale.memory_plan import (
     UnitSize,
     batch_bytes,
     block_activation_bytes,
-    describe,
+    component_sizes,
     estimate,
     gathered_bytes,
 )
@@ -34,7 +34,7 @@ LORA = {"r": 4, "target_modules": ["q_proj"]}
 
 
 def sizes(precision: str = "32-true", recomputed=(), **options) -> dict[str, ComponentSize]:
-    return {part.name: part for part in describe(small_stage(**options), precision, recomputed)}
+    return {part.name: part for part in component_sizes(small_stage(**options), precision, recomputed)}
 
 
 def small_stage(tokenizer: str, freeze=(), lora=None):
@@ -107,12 +107,6 @@ def test_precision_of_the_weights(tokenizer_folder):
     assert sizes("bf16-mixed", tokenizer=str(tokenizer_folder))["llm"].weight_bytes == 4 * (2 * BLOCK + 25664)
 
 
-@pytest.mark.parametrize("strategy, gpus, named", [("one", 2, "gpus: got 2"), ("zero", 1, "strategy: got 'zero'")])
-def test_an_impossible_plan_is_refused(strategy, gpus, named):
-    with pytest.raises(ValueError, match=named):
-        estimate([part(4, True)], 0.0, strategy, gpus, "32-true")
-
-
 @pytest.mark.parametrize("freeze", [["encoder.*"], ["encoder.*", "llm.*"]])
 def test_activations_are_what_autograd_keeps(tokenizer_folder, freeze):
     stage = small_stage(str(tokenizer_folder), freeze)
@@ -133,7 +127,7 @@ def test_activations_are_what_autograd_keeps(tokenizer_folder, freeze):
         output = llm(inputs, mask)
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert output.requires_grad
-    estimated = {part.name: part for part in describe(stage, "32-true")}["llm"].activation_bytes(128)
+    estimated = {part.name: part for part in component_sizes(stage, "32-true")}["llm"].activation_bytes(128)
     assert estimated == pytest.approx(measured, rel=0.2)
 
 
@@ -157,7 +151,7 @@ def test_recomputed_blocks_keep_their_inputs(tokenizer_folder):
 
 def test_a_batch_grows_with_its_duration(tokenizer_folder):
     stage = small_stage(str(tokenizer_folder), ["encoder.*"])
-    components = describe(stage, "32-true")
+    components = component_sizes(stage, "32-true")
     llm = components[2]
     # 10 tokens a second, each with logits of 400 tokens: as computed, in float32, and their gradient.
     text = 10 * sum(llm.block_bytes) + 10 * 400 * 12
@@ -198,8 +192,8 @@ def test_the_command_prints_and_writes_a_plan(run, configuration, tmp_path):
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["--gpus", "0"], "--gpus: got 0"),
-        (["--memory", "-1"], "--memory: got -1"),
+        (["--gpus", "0"], "--gpus must be at least 1; got 0"),
+        (["--memory", "-1"], "--memory must be above 0; got -1.0"),
         (["--strategy", "one", "--gpus", "2"], "--gpus: got 2"),
         (["--strategy", "zero"], "zero"),
         (["--model.lrr", "1"], "lrr"),

@@ -17,9 +17,9 @@ from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpee
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.components.weights import save_weights, without_weights
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.scale.fsdp import plain_class, units
+from lightning_s2s.scale.fsdp import fsdp_units, unsharded_class
 from lightning_s2s.scale.precision import mixed_precision
-from lightning_s2s.scale.sharded_checkpoint import next_folder, publish, with_names, with_numbers
+from lightning_s2s.scale.sharded_checkpoint import name_parameters, next_folder, number_parameters, publish
 from lightning_s2s.scale.strategies import FSDP2Strategy, is_fsdp2, wrap_blocks
 from lightning_s2s.stages import EmpatheticInstructionTuning, SpeechUnderstandingPretraining
 from parts.small_sizes import SMALL_LM
@@ -67,11 +67,11 @@ def test_what_is_gathered_and_reduced_in():
 
 def test_units_are_layers_and_what_a_component_has_beside_them(parts):
     SpeechUnderstandingPretraining(parts["llm"], parts["encoder"], parts["adapter"], freeze=["encoder.*"])
-    found = [(type(unit).__name__, reshards) for unit, reshards in units(parts["encoder"])]
+    found = [(type(unit).__name__, reshards) for unit, reshards in fsdp_units(parts["encoder"])]
     assert found == [("TransformerEncoderLayer", True)] * 3 + [("MelEncoder", True)]  # frozen: given back at once
-    found = [(type(unit).__name__, reshards) for unit, reshards in units(parts["llm"])]
+    found = [(type(unit).__name__, reshards) for unit, reshards in fsdp_units(parts["llm"])]
     assert found == [("Qwen3DecoderLayer", True)] * 2 + [("CausalLanguageModel", False)]
-    assert [unit for unit, _ in units(parts["adapter"])] == [parts["adapter"]]
+    assert [unit for unit, _ in fsdp_units(parts["adapter"])] == [parts["adapter"]]
 
 
 def test_fsdp_of_the_first_version_gathers_layers(parts):
@@ -118,10 +118,10 @@ def test_optimiser_states_by_name_and_by_number():
     model.b(model.a(torch.ones(1, 2))).sum().backward()
     optimizer.step()
     state = optimizer.state_dict()
-    named = with_names(state, optimizer, model)
+    named = name_parameters(state, optimizer, model)
     assert [group["params"] for group in named["param_groups"]] == [["b.weight", "a.weight"], ["a.bias", "b.bias"]]
     assert named["state"]["b.weight"]["exp_avg"].shape == (1, 3)
-    again = with_numbers(named)
+    again = number_parameters(named)
     assert again["param_groups"] == state["param_groups"]
     assert [again["state"][number] is state["state"][number] for number in range(4)] == [True] * 4
 
@@ -144,5 +144,5 @@ def test_a_sharded_checkpoint_takes_the_place_of_whatever_was_there(tmp_path):
 
 
 def test_the_class_below_the_one_that_sharding_gives():
-    assert plain_class(nn.Linear(1, 1)) is nn.Linear
-    assert plain_class(nn.Module()) is nn.Module
+    assert unsharded_class(nn.Linear(1, 1)) is nn.Linear
+    assert unsharded_class(nn.Module()) is nn.Module

@@ -30,7 +30,7 @@ def test_projections_are_cut_as_the_model_says(make_llm):
         ({}, 4, "tensor_parallel_size: got 4; must divide the LLM's num_attention_heads, 2"),
         ({"intermediate_size": 49}, 2, "tensor_parallel_size: got 2; must divide the LLM's intermediate_size, 49"),
         ({"model_type": "gpt2"}, 2, "tensor_parallel_size: GPT2LMHeadModel has no tensor-parallel plan"),
-        ({"model_type": "olmo2"}, 2, "'colwise_gather_output', which is not known here"),
+        ({"model_type": "olmo2"}, 2, "'colwise_gather_output', which is unknown"),
     ],
 )
 def test_what_can_not_be_cut(changes, size, expected, make_llm):

@@ -10,10 +10,10 @@ from parts.package_files import FILES
 
 LOADERS = {
     # Plain values and tensors alone, each by `weights_only=True`:
-    "torch.load": {"support.plain", "scale.plain_pieces", "components.weights", "components.encoders.s3prl"},
+    "torch.load": {"support.plain", "scale.plain_reader", "components.weights", "components.encoders.s3prl"},
     "torch.hub.load_state_dict_from_url": {"components.vocoders.encodec"},
     # Classes of an index alone:
-    "_IndexUnpickler": {"scale.plain_pieces"},
+    "_IndexUnpickler": {"scale.plain_reader"},
     # What this program sent to its own workers:
     "pickle.loads": {"construction.running.ray"},
     # The one door to transformers, `trust_remote_code=False`:

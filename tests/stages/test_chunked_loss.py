@@ -1,4 +1,4 @@
-"""The text loss chunk by chunk equals the loss over all logits at once, in value and in gradients."""
+"""The text loss in chunks equals the loss over all logits at once, in value and gradients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NUM_POSITIONS = 11
 def test_sums_by_hand():
     loss, hits = cross_entropy_and_hits(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 1]))
     assert float(loss) == pytest.approx(0.693147 + 0.126928, abs=1e-5)
-    assert float(hits) == 1.0  # the first is a tie, and the first of a tie is taken
+    assert float(hits) == 1.0  # the first position is a tie, which the first token wins
 
 
 def gradients(llm: CausalLanguageModel, positions_at_once: int, monkeypatch) -> tuple[torch.Tensor, dict, int]:
-    """The two sums, the gradients of states and head, and the most logits that were ever made at a time."""
+    """The two sums, the gradients of states and head, and the largest number of logits at a time."""
     monkeypatch.setattr(interfaces, "LOGITS_AT_ONCE", positions_at_once * llm.vocabulary + 1)
     generator = torch.Generator().manual_seed(2)
     states = torch.randn(NUM_POSITIONS, llm.width, generator=generator, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The stages: what each trains, how one starts from another, and what they refuse."""
+"""The stages: what each trains, the hand-off between them, and what they refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_s2s.stages import (
     SpeechGenerationPretraining,
     SpeechUnderstandingPretraining,
 )
-from lightning_s2s.stages.free_answers import heard_text
+from lightning_s2s.stages.free_answers import ctc_texts
 from lightning_s2s.stages.optim import OptimizerOptions
 from parts.batches import one_dialogue
 from parts.fitting import changed_parts, fit
@@ -31,7 +31,7 @@ from parts.small_sizes import QWEN
 
 @pytest.fixture
 def parts(tokenizer_folder):
-    """Builds fresh, small components; the codec has the tiny corpus's 1,000 units."""
+    """Builds new small components; the codec has the 1,000 units of the tiny corpus."""
 
     def build(hears: bool = True, speaks: bool = True, width: int = 16) -> dict:
         torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_a_stage_says_which_parts_it_needs(stage, shape, message, parts):
 
 
 def test_text_conditions_are_the_tokens_that_the_hidden_states_predict(parts, monkeypatch):
-    """Slots of `<|im_tts_start|>`, H, i, `<|im_tts_end|>` get H, i, `<|im_tts_end|>`, `<|im_end|>`."""
+    """The positions of `<|im_tts_start|>`, H, i, `<|im_tts_end|>` predict H, i, `<|im_tts_end|>`, `<|im_end|>`."""
     model = SpeechToSpeechModel(**parts(hears=False))
     dialogue = [
         {"role": "user", "content": "?"},
@@ -154,13 +154,13 @@ def test_text_conditions_are_the_tokens_that_the_hidden_states_predict(parts, mo
     assert seen[0].tolist() == [[ord("H"), ord("i"), 261, 257]]
 
 
-def test_heard_text_names_the_emotion_in_words():
+def test_ctc_texts_name_the_emotion_in_words():
     user = {"audio": "a.wav", "transcript": "I see.", "emotion": "sad"}
     row = {"messages": [{"role": "user", "content": [user, {"text": "?"}]}, {"role": "assistant", "content": "Oh."}]}
-    assert heard_text(row) == ["(sad) I see."]
+    assert ctc_texts(row) == ["(sad) I see."]
     del user["transcript"]
     with pytest.raises(ValueError, match="`transcript` beside `audio`"):
-        heard_text(row | {"id": "x"})
+        ctc_texts(row | {"id": "x"})
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", False), ("32-true", True)])

@@ -1,4 +1,4 @@
-"""Weights that are no numbers, replies without a word, and replies that end inside a character."""
+"""Non-finite weights, replies without words, and replies that end in the middle of a character."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lightning_s2s.checkpoints.model_folder import load_model, save_model
 from lightning_s2s.components import pretrained
 from lightning_s2s.generation.sampling import CheckedSampler, Sampler
-from lightning_s2s.streaming.detokenizer import LONGEST_WAIT, Detokenizer
+from lightning_s2s.streaming.detokenizer import MAX_PENDING_TOKENS, Detokenizer
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, TextDelta
 from lightning_s2s.streaming.session import respond, stream_reply
@@ -64,7 +64,7 @@ def test_logits_that_nothing_can_be_drawn_from(values):
     for sampler in (Sampler(temperature=0.0), Sampler()):
         with pytest.raises(ValueError, match="^llm X: logits came out as NaN or infinite"):
             CheckedSampler(sampler, "llm X")(torch.tensor(values))
-    assert CheckedSampler(Sampler(), "llm X")(torch.tensor([-math.inf, 0.0])) == 1  # ruled out, as masks do
+    assert CheckedSampler(Sampler(), "llm X")(torch.tensor([-math.inf, 0.0])) == 1  # ruled out, as by a mask
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -114,7 +114,7 @@ def test_a_reply_without_a_word_makes_no_sound(kind, said, tokenizer_folder):
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("num_spaces", [1, 2, 3, 4, 5])
 def test_what_comes_before_the_first_word_is_a_condition_all_the_same(kind, num_spaces, tokenizer_folder):
-    """Speech begins with the first word, from the same conditions as if all had come at once."""
+    """Speech begins with the first word, from the same conditions as if all had arrived at once."""
     model = whole_model(tokenizer_folder, kind)
     said = [32] * num_spaces + [72, 105, 261, 257]
     states = []
@@ -145,7 +145,7 @@ def test_what_comes_before_the_first_word_is_a_condition_all_the_same(kind, num_
         ([72, 0xE2, 0x82, 257], "H\ufffd", ["H", "", "", "\ufffd"]),
         ([72, 0xE2, 0x82, 0xAC, 257], "H€", ["H", "", "", "€", ""]),
         ([0xF0, 0x9F, 257], "\ufffd", ["", "", "\ufffd"]),
-        ([0xC3], "\ufffd", ["\ufffd"]),  # where `max_text_tokens` cuts the reply off
+        ([0xC3], "\ufffd", ["\ufffd"]),  # if `max_text_tokens` cuts the reply off
     ],
 )
 @pytest.mark.parametrize("speak", [False, True])
@@ -159,7 +159,7 @@ def test_a_reply_that_ends_inside_a_character(model, said, text, deltas, speak):
 
 
 def test_a_character_that_never_comes_is_not_waited_for(chat_tokenizer):
-    """Else every token would decode all those before it."""
+    """Otherwise every token would decode all those before it."""
     longest = []
 
     def decode(ids: list[int]) -> str:
@@ -170,4 +170,4 @@ def test_a_character_that_never_comes_is_not_waited_for(chat_tokenizer):
     ids = [0xE2] * 100 + [257] * 100 + chat_tokenizer.encode_text("Grüße")
     text = "".join(map(detokenize, ids)) + detokenize.flush()
     assert text == chat_tokenizer.decode(ids) == "\ufffd" * 100 + "Grüße"
-    assert max(longest) <= 2 * LONGEST_WAIT and detokenize.flush() == ""
+    assert max(longest) <= 2 * MAX_PENDING_TOKENS and detokenize.flush() == ""

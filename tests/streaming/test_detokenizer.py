@@ -1,4 +1,4 @@
-"""Text, token by token, equals the text of all tokens."""
+"""Text decoded token by token equals the text of all tokens."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_characters_wait_until_they_are_complete(chat_tokenizer):
 
 
 def test_broken_bytes_and_special_tokens(chat_tokenizer):
-    ids = [72, 261, 0xE2, 0x82, 72, 260, 105, 257, 0xC3]  # of which two bytes begin a character that never ends
+    ids = [72, 261, 0xE2, 0x82, 72, 260, 105, 257, 0xC3]  # two bytes of it start a character that never completes
     detokenize = Detokenizer(chat_tokenizer.decode)
     text = "".join(detokenize(token) for token in ids)
     assert text == chat_tokenizer.decode(ids).removesuffix("\ufffd") == "H\ufffdHi"
 
 
 def test_a_space_in_front_of_a_word_is_kept():
-    """As SentencePiece does: the space in front of the first word is dropped."""
+    """Like SentencePiece: drops the space in front of the first word."""
     words = ["▁Hello", "▁there", "!", "▁", "a"]
     detokenize = Detokenizer(lambda ids: "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" "))
     assert [detokenize(token) for token in range(5)] == ["Hello", " there", "!", " ", "a"]

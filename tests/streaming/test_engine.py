@@ -1,4 +1,4 @@
-"""Several sessions in one loop: each gets what it gets alone, enters when there is a slot, and leaves at once."""
+"""Several sessions in one engine: replies equal those of sessions alone; slots are taken and freed in time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(tokenizer_folder):
 
 
 def in_turns(streams: list) -> list:
-    """One event of each after the other, until all have ended -> their replies; each starts some events later."""
+    """Read one event of each stream in turn until all have ended -> their replies; each starts some events later."""
     replies, events = {}, 0
     while len(replies) < len(streams):
         for number, stream in enumerate(streams):
@@ -63,7 +63,7 @@ def test_compiled_equals_single(model, monkeypatch):
 
 
 def test_sessions_share_their_steps(model, monkeypatch):
-    """One that draws units takes no part in the LLM's steps meanwhile, so there are more than the longest needs."""
+    """A session that draws units skips LLM steps, so there are more of these than the longest reply needs."""
     engine, sizes = StreamingEngine(model, 4), []
     together = model.llm.stream_together
     monkeypatch.setattr(
@@ -101,7 +101,7 @@ def test_a_cancelled_session_leaves_at_once_and_the_next_one_enters(model):
     assert list(stream) == []
     *_, done = waiting
     assert_same_reply(done.reply, alone(model, 1))
-    first.cancel()  # changes nothing any more
+    first.cancel()  # has no effect any more
 
 
 def test_a_session_is_cancelled_from_another_thread(model):
@@ -191,7 +191,7 @@ def test_options_that_are_refused(model):
 
 
 def test_components_that_know_single_streams_alone(model, monkeypatch):
-    """They have no cache to share and no steps: sessions run side by side all the same, turn by turn."""
+    """Without a shared cache and steps, sessions still run side by side, turn by turn."""
     expected = [alone(model, number) for number in range(4)]
     llm, decoder = model.llm, model.speech_decoder
     for part, contract in ((llm, LanguageModel), (decoder, SpeechDecoder)):

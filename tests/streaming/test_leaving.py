@@ -1,4 +1,4 @@
-"""Sessions leave the engine whatever ends them: their readers' errors, forgetting, their own and others' failures."""
+"""Sessions leave the engine however they end: errors of the consumer, dropped streams, failing forwards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_answer_that_nobody_reads_is_not_computed(model, monkeypatch):
     monkeypatch.setattr(
         model.llm, "stream_together", lambda inputs, states: sizes.append(len(inputs)) or together(inputs, states)
     )
-    session(model, 2, engine).finish()  # nothing refers to its events
+    session(model, 2, engine).finish()  # its event stream is dropped
     check_idle(engine)
     read = session(model, 1, engine)
     assert_same_reply(list(read.finish())[-1].reply, alone(model, 1))
@@ -81,7 +81,7 @@ def test_the_collector_may_run_while_the_engine_is_locked(model):
     engine = StreamingEngine(model, 1)
     forgotten = session(model, 2, engine).finish()
     next(forgotten)
-    with engine._locked():  # as where it is found in the middle of another call, in the same thread
+    with engine._locked():  # as if collected during another call in the same thread
         del forgotten
         assert engine.num_running == 1
     check_idle(engine)
@@ -144,7 +144,7 @@ def test_what_a_sampler_of_the_caller_draws_must_be_an_id(model, of, drawn):
 
 
 def test_a_start_that_fails_gives_its_slots_back(model, monkeypatch):
-    """Of a plug-in, say, that takes a slot before it fails: one for the LLM and one for speech are given back."""
+    """A component that fails may have taken a slot: the LLM's and the speech decoder's are released."""
     engine = StreamingEngine(model, 1)
 
     def start(speaker, sampler, cache):
@@ -207,7 +207,7 @@ def test_an_interrupt_hurts_the_session_that_was_interrupted_alone(model):
 
 
 def test_engines_in_several_threads_share_the_eval_mode(model):
-    """One that ends while another runs doesn't let its modules train again: with dropout, replies would change."""
+    """Modules stay in eval mode while another session runs: with dropout, replies would change."""
     for part in (model.llm.model, model.speech_decoder.lm):
         part.config.attention_dropout = 0.5
         for layer in part.model.layers:

@@ -1,11 +1,11 @@
-"""Caches have a limit, by option or by the model: a long session is refused or ends there, and memory falls back."""
+"""Caches have a limit, by option or by the model: a long session is refused or ends there, and memory is released."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lightning_s2s.generation.kv_cache import UNNAMED_LIMIT, open_cache, own_limit
+from lightning_s2s.generation.kv_cache import DEFAULT_POSITION_LIMIT, lm_position_limit, open_cache
 from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming import turn
 from lightning_s2s.streaming.engine import StreamingEngine
@@ -22,7 +22,7 @@ QUESTION = sweep(0.6)
 
 
 class Text(Sampler):
-    """Says the letter x, for ever."""
+    """An LLM that repeats the letter x forever."""
 
     def __call__(self, logits: torch.Tensor) -> int:
         return ord("x")
@@ -38,17 +38,17 @@ def sizes(engine: StreamingEngine) -> list[tuple[int, ...]]:
 
 
 def num_prompt_positions(model) -> int:
-    """Of the question alone: four positions of audio stand where one placeholder stood."""
+    """Positions of the question's prompt, with four positions of audio in place of the placeholder."""
     return len(StreamingSession(model, 16_000).options.prompt_ids) - 1 + 4
 
 
 def test_a_cache_s_limit_is_the_lm_s_own_or_less():
     lm = small_lm()
-    assert own_limit(lm) == open_cache(lm).limit == 128
+    assert lm_position_limit(lm) == open_cache(lm).limit == 128
     assert open_cache(lm, position_limit=50).limit == 50
     assert open_cache(lm, position_limit=500).limit == open_cache(lm, max_positions=500).max_positions == 128
     assert open_cache(small_lm("gpt2", max_position_embeddings=64)).limit == 64
-    assert own_limit(small_lm("bloom", n_head=4, max_position_embeddings=0)) == UNNAMED_LIMIT
+    assert lm_position_limit(small_lm("bloom", n_head=4, max_position_embeddings=0)) == DEFAULT_POSITION_LIMIT
     assert open_cache(small_lm("mistral", sliding_window=4), position_limit=50).limit == 50
 
 
@@ -108,7 +108,7 @@ def test_a_forward_that_fails_leaves_its_sequences_as_they_were(monkeypatch):
 
 
 def test_a_compiled_step_may_lie_behind_a_full_sequence(monkeypatch):
-    """Slots without inputs are computed along: here, of a table of 9 positions, one that all are used of."""
+    """Slots without inputs are computed too: here, one has used all of a table of 9 positions."""
     from lightning_s2s.generation import kv_cache
 
     monkeypatch.setattr(kv_cache, "_compile", lambda forward: forward)
@@ -144,7 +144,7 @@ def test_a_long_session_grows_the_caches_for_as_long_as_it_lasts(model):
     long.push(QUESTION)
     stream = long.finish()
     next(stream)
-    assert engine.llm_cache.max_positions == 512  # its model's own, where doubling would go beyond
+    assert engine.llm_cache.max_positions == 512  # the model's own, since doubling would exceed it
     list(stream)
     assert engine.llm_cache.max_positions == engine.speech_cache.max_positions == 16
 
@@ -165,7 +165,7 @@ def test_a_reply_ends_where_the_llm_is_full(model, room):
 
 
 def test_a_question_that_turns_out_too_long_ends_its_session_alone(model):
-    """By its duration it could have fitted; how long it is for the LLM is known when it has been heard."""
+    """It could fit by its duration; the number of its positions is known only after encoding."""
     limit = num_prompt_positions(model)
     engine = StreamingEngine(model, 1, position_limit=limit, max_positions=8)
     stream = stream_reply(model, QUESTION, 16_000, engine=engine)

@@ -1,4 +1,4 @@
-"""Many sessions, a tenth of them with each kind of nonsense: no neighbour changes, no slot or memory is lost."""
+"""Many sessions, a tenth of them with each kind of bad input: others are unaffected, no slot or memory leaks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_s2s.generation.sampling import Sampler
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import AudioChunk, Done, Reply
 from lightning_s2s.streaming.session import StreamingSession
-from lightning_s2s.streaming.turn import Turn
+from lightning_s2s.streaming.turn import StreamingTurn
 from parts.sessions import LENGTHS, QUESTIONS, alone, session
 from parts.small_models import build
 from parts.tolerances import assert_same_pocket_sound
@@ -29,7 +29,7 @@ NUM_SLOTS, FIRST_POSITIONS = 4, 64
 
 
 class Visit:
-    """One session beside others, with everything that it does drawn from a seed of its own."""
+    """One session among others; its behaviour is drawn from a seed of its own."""
 
     def __init__(self, engine: StreamingEngine, expected: list[Reply], seed: int):
         self.engine, self.expected, self.draw = engine, expected, random.Random(seed)
@@ -39,7 +39,7 @@ class Visit:
         self.check(list(session(self.engine.model, number, self.engine).finish())[-1].reply, number)
 
     def check(self, reply: Reply, number: int) -> None:
-        """The reply is what the session says alone."""
+        """The reply equals that of the session alone."""
         wanted = self.expected[number]
         assert (reply.text, reply.text_ids, reply.unit_ids) == (wanted.text, wanted.text_ids, wanted.unit_ids)
         assert_same_pocket_sound(reply.waveform, wanted.waveform)
@@ -86,7 +86,7 @@ class Visit:
         self.refused(history=self.draw.choice([audio, "Hi", [None], [{"role": "x", "content": ""}], [{}], 3]))
 
     def dropped(self) -> None:
-        """Forgotten: never read, or after some events."""
+        """A dropped event stream, never read or read for some events."""
         stream = self.started().finish()
         for _ in itertools.islice(stream, self.draw.choice([0, 0, 1, 4])):
             pass
@@ -102,7 +102,7 @@ class Visit:
             read()
 
     def after_its_end(self) -> None:
-        """`push` and `finish` once more, and what was asked before them is answered all the same."""
+        """A second `push` and `finish` fail, and the question before them is still answered."""
         number = self.draw.randrange(len(LENGTHS))
         asked = session(self.engine.model, number, self.engine)
         stream = asked.finish()
@@ -132,13 +132,13 @@ class Visit:
         list(stream)
 
     def long(self) -> None:
-        """One that the caches must grow for, though not beyond their limit."""
+        """A question that makes the caches grow, within their limit."""
         asked = self.started(instruction="x" * 300)
         list(asked.finish()) if self.draw.random() < 0.5 else next(asked.finish())
 
 
 class Neighbour(Visit):
-    """Sessions that behave, one after the other, of which events are read between the visits of others."""
+    """Correct sessions, one after the other, whose events are read between the visits of others."""
 
     def __init__(self, engine: StreamingEngine, expected: list[Reply], seed: int):
         super().__init__(engine, expected, seed)
@@ -167,11 +167,11 @@ NONSENSE: list[tuple[Callable[[Visit], None], ...]] = [
     (Visit.after_its_end,),
     (Visit.bad_sampler,),
 ]
-"""A tenth of the sessions does one of each line; the last tenth behaves, and so do those that run beside all."""
+"""Each line is the behaviour of a tenth of the sessions; the last tenth, and the sessions beside all, are correct."""
 
 
 def visit(engine: StreamingEngine, expected: list[Reply], numbers: range, num_threads: int) -> None:
-    """Sessions of these numbers, shared out among threads; what fails in one is raised here."""
+    """Run the sessions with these numbers in several threads, and raise their errors here."""
     errors: list[BaseException] = []
 
     def work(first: int) -> None:
@@ -203,9 +203,9 @@ def check_idle(engine: StreamingEngine) -> None:
 
 
 def alive() -> Counter:
-    """Tensors and turns that anything refers to."""
+    """Number of live tensors, turns and sessions by type."""
     gc.collect()
-    kinds = (torch.Tensor, Turn, StreamingSession)
+    kinds = (torch.Tensor, StreamingTurn, StreamingSession)
     return Counter(type(thing).__name__ for thing in gc.get_objects() if issubclass(type(thing), kinds))
 
 
@@ -236,7 +236,7 @@ def test_sessions_beside_nonsense(tokenizer_folder, num_sessions, num_threads):
         traced = tracemalloc.get_traced_memory()[0] - traced_before
     finally:
         tracemalloc.stop()
-    assert after == before and not after["Turn"] and not after["StreamingSession"]
+    assert after == before and not after["StreamingTurn"] and not after["StreamingSession"]
     assert traced < 256 * 1024
     assert resident_mib() - mib_before < 100
     assert not any(module.training for module in model.modules())

@@ -1,4 +1,4 @@
-"""What a caller may bring to a session, and what is refused by name before anything of it reaches the engine."""
+"""Valid inputs of a session, and invalid ones, which are refused by name before they reach the engine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def items(*content: dict, role: str = "user") -> list:
         ({"history": [USER, {"role": "wizard", "content": "Hi"}]}, r"history\[1\].role: got 'wizard'"),
         ({"history": items({"text": 5})}, r"history\[0\].content\[0\].text: got 5"),
         ({"history": items({"text": "\udfff"})}, r"history\[0\].text holds half a character"),
-        ({"history": [USER, *items({"text": "", "audio": "q.wav"})]}, r"history\[1\]: audio 'q.wav': a session hears"),
+        ({"history": [USER, *items({"text": "", "audio": "q.wav"})]}, r"history\[1\]: audio 'q.wav': a session only"),
         ({"history": items({"text": "a", "audio": "no/such.wav"}), "speak": False}, r"history\[0\]: audio"),
         ({"history": items({"transcript": "Hi"})}, r"history\[0\].content: has no text"),
         ({"history": items({"text": "Hi", "audios": ["q.wav"]})}, "history: key 'audios' of a content item"),

@@ -1,4 +1,4 @@
-"""What the speech decoders here share: a small causal LM over `[speaker][conditions and units]`, and its stream."""
+"""Base class of the speech decoders: a small causal LM over `[speaker][conditions and units]`, and its stream."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lightning_s2s.components.base import PlainValues
 from lightning_s2s.components.contracts import SpeechDecoder, UnitSteps
 from lightning_s2s.components.weights import load_weights
 from lightning_s2s.data.batch import SPEAKER_WIDTH
-from lightning_s2s.generation.kv_cache import Slot, SlotCache, UnboundedCache, open_cache, taking_slots
+from lightning_s2s.generation.kv_cache import Slot, SlotCache, UnboundedCache, open_cache, release_slots_on_error
 from lightning_s2s.generation.sampling import CheckedSampler
 from lightning_s2s.support.checks import check_count
 
 
 @dataclass
 class StreamState:
-    """A spoken turn while it is made: its slot of the cache, and the inputs that are pending."""
+    """State of a spoken turn: its slot in the cache, its sampler, and the pending inputs."""
 
     slot: Slot
     sampler: CheckedSampler
     pending: list[Tensor]
     """Inputs (1, S, D) that no forward has read yet."""
     num_conditions: int = 0
-    full: bool = False
-    """The cache has no more positions for this turn: nothing more is drawn."""
+    cache_full: bool = False
+    """True once the cache has no more positions for this turn; nothing more is drawn."""
 
     @property
     def fits(self) -> bool:
@@ -43,20 +43,19 @@ DecoderState = TypeVar("DecoderState", bound=StreamState)
 class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
     """A causal LM of transformers that reads the speaker, then conditions and units in a subclass's order.
 
-    A subclass says what stands where while training (`forward`), and what is to be drawn now that more conditions are
-    there (`draw`).
+    A subclass defines the order in training (`forward`), and which units are drawn after new conditions (`draw`).
 
     Args:
-        config: of the transformers causal LM, with its `model_type`; None is a Qwen3 of transformers' default sizes.
-        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
-        dropout: on all inputs while training.
-        num_units: how many units there are; None takes the vocoder's number.
-        text_conditions: build the embedding of text tokens that stage 2a trains.
-        fusion: `none`, conditions are projected hidden states; `gate`, these and the embeddings of the tokens that
-            they predict, mixed by a gate.
+        config: Configuration of a transformers causal LM, with its `model_type`; None is a Qwen3 of the default sizes.
+        checkpoint: Folder with the weights of a decoder from stage 2a, trained with the same LLM and vocoder.
+        dropout: Dropout rate on all inputs in training.
+        num_units: Number of different units; None takes the vocoder's.
+        text_conditions: Build the embedding of text tokens that stage 2a trains.
+        fusion: `none`: conditions are projected hidden states. `gate`: a gate mixes these with the embeddings of the
+            tokens that they predict.
 
     Raises:
-        ValueError: an option lies outside of what is allowed.
+        ValueError: An option is invalid.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
         self.text_conditions, self.fusion = text_conditions, fusion
 
     def build(self, llm_width: int, text_vocabulary: int, config: dict[str, Any]) -> None:
-        """The LM of this configuration, `vocab_size` included, and the projections to its width."""
+        """Build the LM from `config`, which must contain `vocab_size`, and the projections to its width."""
         from lightning_s2s.components.pretrained import build_causal_lm
 
         self.lm = build_causal_lm(config)
@@ -98,7 +97,7 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
             self.fusion_gate = nn.Linear(2 * self.width, self.width)
 
     def load_checkpoint(self) -> None:
-        """Take the weights that the option `checkpoint` names, once everything is built."""
+        """Load the weights from `checkpoint`, if given; call it once everything is built."""
         if self.checkpoint is not None:
             load_weights(self, self.checkpoint)
 
@@ -123,10 +122,10 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
         return [self.text_embedding, self.text_norm] if self.text_conditions and self.fusion == "none" else []
 
     def embed_speaker(self, speaker: Tensor) -> Tensor:
-        """(M, 512) -> (M, 1, D).
+        """Speaker embeddings (M, 512) -> inputs (M, 1, D).
 
         Raises:
-            ValueError: another shape.
+            ValueError: The shape is wrong.
         """
         if speaker.dim() != 2 or speaker.shape[1] != SPEAKER_WIDTH:
             raise ValueError(f"speaker must be (M, {SPEAKER_WIDTH}); got shape {tuple(speaker.shape)}")
@@ -134,16 +133,16 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
         return self.speaker_norm(self.speaker_projection(speaker)).unsqueeze(1)
 
     def arrange(self, speaker: Tensor, units: Tensor, conditions: Tensor, source: Tensor) -> Tensor:
-        """(M, 512), embedded units (M, U, D) and conditions (M, S, D) -> (M, L, D), in the order of an interleave.
+        """Speakers (M, 512), embedded units (M, U, D) and conditions (M, S, D) -> interleaved inputs (M, L, D).
 
         Args:
-            source: (M, L) index into `[speaker, units, conditions]`, see `InterleaveLayout`.
+            source: (M, L) Index into `[speaker, units, conditions]`, see `InterleaveLayout`.
         """
         everything = torch.cat([self.embed_speaker(speaker), units, conditions], dim=1)
         return self.dropout(everything).gather(1, source.unsqueeze(-1).expand(-1, -1, self.width))
 
     def read(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """All inputs at once (M, L, D), with their mask (M, L) -> hidden states (M, L, D)."""
+        """Inputs (M, L, D) and their mask (M, L) -> hidden states (M, L, D)."""
         return self.lm.base_model(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
 
     def open_cache(
@@ -156,35 +155,35 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
-        """How many inputs a step reads: the last unit, or N conditions behind it or behind the speaker."""
+        """Numbers of inputs in a step: the last unit alone, or N conditions behind it or behind the speaker."""
         return 1, 1 + self.chunk_conditions
 
     def end_stream(self, state: DecoderState) -> None:
         state.slot.release()
 
     def forward_pending(self, states: Sequence[DecoderState]) -> list[Tensor]:
-        """For each turn the hidden states (1, S, D) of its pending inputs."""
+        """The hidden states (1, S, D) of each turn's pending inputs."""
         inputs = [state.pending[0] if len(state.pending) == 1 else torch.cat(state.pending, dim=1) for state in states]
         slots = [state.slot for state in states]
         hidden = slots[0].cache.advance(inputs, slots)
-        for state in states:  # only now, so that a failed forward can be repeated
+        for state in states:  # only now, so that a failed forward can be retried
             state.pending = []
         return hidden
 
     def start_stream(
         self, speaker: Tensor, sampler: Callable[[Tensor], int], cache: SlotCache | UnboundedCache | None = None
     ) -> DecoderState:
-        opening = [self.embed_speaker(speaker)]
+        pending = [self.embed_speaker(speaker)]
         cache = cache or open_cache(self.lm)
-        with taking_slots(cache):
+        with release_slots_on_error(cache):
             checked = CheckedSampler(sampler, f"speech_decoder {type(self).__name__}")
-            return self.start_state(cache.acquire(), checked, opening)
+            return self.start_state(cache.acquire(), checked, pending)
 
     def is_full(self, state: DecoderState) -> bool:
-        return state.full
+        return state.cache_full
 
-    def is_spent(self, state: DecoderState) -> bool:
-        return state.full
+    def is_exhausted(self, state: DecoderState) -> bool:
+        return state.cache_full
 
     def stream(self, conditions: Tensor, state: DecoderState, last: bool) -> Iterator[list[int]]:
         size = self.chunk_conditions
@@ -192,13 +191,13 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
         pieces = [conditions[:, :first], *conditions[:, first:].split(size, dim=1)]
         pieces = [piece for number, piece in enumerate(pieces) if piece.shape[1] or number == 0]
         for number, piece in enumerate(pieces):
-            steps, answer, group = self.steps(piece, state, last and number == len(pieces) - 1), None, []
+            steps, response, group = self.steps(piece, state, last and number == len(pieces) - 1), None, []
             while True:
                 try:
-                    units = steps.send(answer)
+                    units = steps.send(response)
                 except StopIteration:
                     break
-                answer = self.forward_pending([state])[0] if units is None else None
+                response = self.forward_pending([state])[0] if units is None else None
                 group += units or []
                 if len(group) >= self.chunk_units:
                     yield group
@@ -210,29 +209,29 @@ class CausalSpeechDecoder(SpeechDecoder[DecoderState]):
         if conditions.shape[1]:
             state.pending.append(self.to_inputs(conditions))
         state.num_conditions += conditions.shape[1]
-        drawing, answer = self.draw(state, closing=last), None
-        while not state.full:
+        drawing, response = self.draw(state, closing=last), None
+        while not state.cache_full:
             try:
-                units = drawing.send(answer)
+                units = drawing.send(response)
             except StopIteration:
                 return
             if units is None and not state.fits:
-                state.full = True
+                state.cache_full = True
             else:
-                answer = yield units
+                response = yield units
 
     def to_inputs(self, conditions: Tensor) -> Tensor:
-        """Conditions (M, S, D) -> the LM's inputs (M, F, D): one each, or several."""
+        """Conditions (M, S, D) -> the LM's inputs (M, F, D), one or several for each condition."""
         return conditions
 
     @abstractmethod
     def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> DecoderState:
-        """The state of a new turn; the speaker is its first pending input."""
+        """The state of a new turn; `pending` holds the speaker's input."""
 
     @abstractmethod
     def draw(self, state: DecoderState, closing: bool) -> UnitSteps:
-        """Yield the units that are due with the conditions so far, as they are drawn, at most `chunk_units` at a time.
+        """Yield the units that are due after the conditions so far, as they are drawn, at most `chunk_units` at a time.
 
-        `yield None` returns this turn's item of `forward_pending`. Conditions come in pieces that never cross a
+        `yield None` returns this turn's item of `forward_pending`. Conditions arrive in pieces that never cross a
         multiple of `chunk_conditions`; with `closing`, no more follow.
         """

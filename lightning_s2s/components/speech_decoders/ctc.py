@@ -1,4 +1,4 @@
-"""`ctc`: the first LLaMA-Omni's speech decoder, which gives all units of its conditions at once."""
+"""`ctc`: the speech decoder of the first LLaMA-Omni, which produces all units of its conditions at once."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from lightning_s2s.support.ranges import Count, Range, Share
 
 @dataclass
 class CtcStreamState(StreamState):
-    """A spoken turn while it is made: how far it is, and the id of the last frame."""
+    """State of a spoken turn: its progress, and the id of the last frame."""
 
     num_spoken: int = 0
-    """Conditions whose units were given out."""
+    """Number of conditions whose units have been produced."""
     previous: int = 0
+    """Id of the last frame; a repeat of it is no new unit."""
 
 
 @SPEECH_DECODERS.register("ctc")
 class CtcSpeechDecoder(CausalSpeechDecoder[CtcStreamState]):
-    """Conditions upsampled to frames, a causal Transformer, CTC over units: not autoregressive (arXiv:2409.06666).
+    """Non-autoregressive: conditions upsampled to frames, a causal Transformer, CTC over units (arXiv:2409.06666).
 
-    Every condition is repeated `upsampling` times, causal layers turn it into as many frames, and the most likely path
-    without repeats and blanks is the units: nothing is drawn, and speech ends with the text. Source: LLaMA-Omni, Fang
-    et al., Sec. 2.4. Departures: the speaker is read in front; a turn with more units than frames is left out of the
-    loss, with a warning, rather than stretched as it can't be when speaking.
+    Every condition is repeated `upsampling` times, causal layers turn the copies into frames, and the most likely path,
+    without repeats and blanks, gives the units: nothing is sampled, and speech ends with the text. Source: LLaMA-Omni,
+    Fang et al., Sec. 2.4. Departures: the speaker is read first; a turn with more units than frames is left out of the
+    loss, with a warning, rather than stretched, which would be impossible when speaking.
 
     Args:
-        upsampling: frames of each condition. A turn needs a frame for each of its units, and one more between two equal
-            ones.
-        chunk_conditions: conditions whose units are given out together: fewer sound sooner.
-        config: of the transformers causal LM whose layers are used, with its `model_type`; its embedding is that of the
-            units and the blank, and gives the logits.
-        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
-        dropout: on all inputs while training.
-        num_units: how many units there are; None takes the vocoder's number.
-        text_conditions: build the embedding of text tokens that stage 2a trains.
+        upsampling: Number of frames per condition. A turn needs a frame for each unit, and one more between two equal
+            units.
+        chunk_conditions: Number of conditions whose units are produced together; with fewer, speech starts sooner.
+        config: Configuration of the transformers causal LM whose layers are used, with its `model_type`. Its embedding,
+            of the units and the blank, also gives the logits.
+        checkpoint: Folder with the weights of a decoder from stage 2a, trained with the same LLM and vocoder.
+        dropout: Dropout rate on all inputs in training.
+        num_units: Number of different units; None takes the vocoder's.
+        text_conditions: Build the embedding of text tokens that stage 2a trains.
     """
 
     paper = "arXiv:2409.06666"
@@ -67,18 +68,18 @@ class CtcSpeechDecoder(CausalSpeechDecoder[CtcStreamState]):
         super().__init__(config, checkpoint, dropout, num_units, text_conditions)
         self.upsampling, self.chunk_conditions = upsampling, chunk_conditions
         self.chunk_units = chunk_conditions * upsampling
-        self._warned_of = upsampling
+        self._max_warned = upsampling
 
     def connect(self, llm_width: int, text_vocabulary: int, num_units: int) -> None:
         self.blank = self.num_units or num_units
-        # No unit is ever read: one table, tied, leaves no input embedding without use.
+        # Units are never inputs: tying the embeddings avoids an unused table.
         own = {"vocab_size": self.blank + 1, "tie_word_embeddings": True}
         self.build(llm_width, text_vocabulary, {**self.config, **own})
         self.load_checkpoint()
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
-        """A chunk's frames, the speaker before the first of them."""
+        """Numbers of inputs in a step: a chunk's frames, with the speaker before the first chunk."""
         return 1 + self.chunk_units, self.chunk_units
 
     def to_inputs(self, conditions: Tensor) -> Tensor:
@@ -96,14 +97,14 @@ class CtcSpeechDecoder(CausalSpeechDecoder[CtcStreamState]):
         return CtcLogits(self.lm.get_output_embeddings()(hidden[:, 1:]), units, lengths, unit_lengths)
 
     def _warn_of_long_turns(self, condition_lengths: Tensor, units: Tensor, unit_lengths: Tensor) -> None:
-        """Warn whenever a turn needs more `upsampling` than any before it."""
+        """Warn whenever a turn needs more `upsampling` than all before it."""
         needed = (frames_needed(units, unit_lengths) / condition_lengths).ceil().long()
-        if int(needed.max()) > self._warned_of:
-            self._warned_of = int(needed.max())
+        if int(needed.max()) > self._max_warned:
+            self._max_warned = int(needed.max())
             warnings.warn(
                 f"speech_decoder ctc: {int((needed > self.upsampling).sum())} of {len(needed)} spoken turns of a batch "
                 f"have more units than upsampling {self.upsampling} gives frames, and are left out of the loss; "
-                f"the longest needs upsampling {self._warned_of}",
+                f"the longest needs upsampling {self._max_warned}",
                 stacklevel=2,
             )
 
@@ -111,10 +112,10 @@ class CtcSpeechDecoder(CausalSpeechDecoder[CtcStreamState]):
         return CtcStreamState(slot, sampler, pending, previous=self.blank)
 
     def draw(self, state: CtcStreamState, closing: bool) -> UnitSteps:
-        fresh = state.num_conditions - state.num_spoken
-        if not fresh or not (closing or state.num_conditions % self.chunk_conditions == 0):
+        num_new = state.num_conditions - state.num_spoken
+        if not num_new or not (closing or state.num_conditions % self.chunk_conditions == 0):
             return
-        hidden = (yield None)[0, -fresh * self.upsampling :]
+        hidden = (yield None)[0, -num_new * self.upsampling :]
         logits = self.lm.get_output_embeddings()(hidden)
         check_finite(logits, "speech_decoder CtcSpeechDecoder", "logits")
         path = logits.argmax(-1)

@@ -17,11 +17,11 @@ from lightning_s2s.data.batch import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class InterleaveLayout:
-    """Where each input of a batch of interleaved sequences comes from.
+    """The order of the inputs in a batch of interleaved sequences.
 
     Attributes:
-        source: (M, L) index into `[speaker, units..., conditions...]`, laid side by side; 0 where padded.
-        labels: (M, L) the unit that stands at each position, -100 where none does.
+        source: (M, L) int64, index into the concatenation `[speaker, units..., conditions...]`; 0 in the padding.
+        labels: (M, L) int64, the unit at each position; -100 at positions without one.
         mask: (M, L) bool, True where valid.
     """
 
@@ -32,7 +32,7 @@ class InterleaveLayout:
 
 @dataclass(frozen=True)
 class Interleave:
-    """N conditions, then M units, and so on.
+    """The schedule N:M: N conditions, then M units, and so on.
 
     Args:
         num_conditions: N.
@@ -61,9 +61,9 @@ class Interleave:
         """The training layout.
 
         Args:
-            condition_lengths: (M,).
-            units: (M, U), right-padded, eos included.
-            unit_lengths: (M,), eos included.
+            condition_lengths: (M,) int64.
+            units: (M, U) int64, right-padded, including eos.
+            unit_lengths: (M,) int64, including eos.
         """
         device, batch = units.device, units.shape[0]
         conditions, total = condition_lengths.unsqueeze(1), unit_lengths.unsqueeze(1)
@@ -78,7 +78,7 @@ class Interleave:
         before = ((unit_index // self.num_units + 1) * self.num_conditions).minimum(conditions)
         unit_positions = torch.where(unit_index < total, 1 + unit_index + before, length)
 
-        # One column more than needed takes what is padding, and is cut off.
+        # Padding is scattered into an extra column, which is cut off.
         source = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
         source.scatter_(1, condition_positions, 1 + units.shape[1] + index)
         source.scatter_(1, unit_positions, 1 + unit_index)
@@ -89,7 +89,7 @@ class Interleave:
         return InterleaveLayout(source[:, :length], labels[:, :length], mask)
 
     def units_due(self, num_conditions: int, num_units: int, last: bool) -> int | None:
-        """While streaming: how many units to draw now, after so many conditions and units; None means until eos."""
+        """In streaming: number of units to draw now, after so many conditions and units; None means until eos."""
         if last:
             return None
         return num_conditions // self.num_conditions * self.num_units - num_units

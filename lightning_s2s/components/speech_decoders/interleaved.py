@@ -24,47 +24,48 @@ from lightning_s2s.support.ranges import Count, Natural, Share
 
 @dataclass
 class InterleavedStreamState(StreamState):
-    """A spoken turn while it is made, and how many units were drawn."""
+    """State of a spoken turn, with the number of units drawn so far."""
 
     num_units: int = 0
     finished: bool = False
-    spent: bool = False
-    """Units were due, but `max_units` had been drawn."""
+    exhausted: bool = False
+    """True once units were due although `max_units` had been drawn."""
 
 
 @SPEECH_DECODERS.register("interleaved")
 class InterleavedSpeechDecoder(CausalSpeechDecoder[InterleavedStreamState]):
     """Causal LM over `[speaker][N conditions][M units]...` (OpenS2S, arXiv:2507.05177, Sec. 2.3).
 
-    By option a gate mixes the hidden states with the embeddings of the tokens that they predict (LLaMA-Omni 2,
-    arXiv:2505.02625); departure: the projection stays the linear one of OpenS2S.
+    Optionally, a gate mixes the hidden states with the embeddings of the tokens that they predict (LLaMA-Omni 2,
+    arXiv:2505.02625). Departure: the projection remains OpenS2S's linear one.
 
-    In the LM's vocabulary unit u has the id `unit_offset` + u. Published decoders keep special tokens in front, which
-    count as negative units; a decoder of this project has its units from 0 and one closing id behind them.
+    Unit u has the id `unit_offset` + u in the LM's vocabulary. Published decoders have special tokens in front of the
+    units, which count as negative units; in decoders trained here, units start at 0 and one closing id follows them.
 
     Args:
-        interleave: 'N:M', N conditions before every M units.
-        config: of the transformers causal LM, with its `model_type`; the vocabulary is at least what the units need.
-        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
-        max_units: a turn ends after so many units even without eos.
-        unit_dropout: while training, the share of input units that are blanked, so that the decoder has to read its
-            conditions rather than continue what it has heard.
-        dropout: on all inputs while training.
-        num_units: how many units there are; None takes the vocoder's number.
-        unit_offset: id of unit 0.
-        eos_ids: ids that close speech, the first of them in training; None makes a new id behind the units.
-        text_conditions: build the embedding of text tokens that stage 2a trains; published decoders have none.
-        eos_ends: what an eos ends that is drawn while text still comes: `turn`, all speech; `group`, as published, its
-            group of M units alone. With `group` every drawn id is given out, specials as negative units, and the reply
-            ends where units are due but `max_units` is spent.
-        generation: how units are drawn, with the keys of transformers' `generation_config.json`; its ends are
-            `eos_ids` and `max_units`. None leaves it to the session.
-        fusion: `none`, conditions are projected hidden states; `gate`, these and the embeddings of the tokens that
-            they predict, mixed by a gate; needs `text_conditions`.
+        interleave: Schedule 'N:M': N conditions before every M units.
+        config: Configuration of a transformers causal LM, with its `model_type`; its `vocab_size` is raised to what the
+            units need.
+        checkpoint: Folder with the weights of a decoder from stage 2a, trained with the same LLM and vocoder.
+        max_units: Maximum number of units of a turn; it then ends even without eos.
+        unit_dropout: Share of input units that are blanked in training, so that the decoder must read its conditions
+            rather than just continue the units.
+        dropout: Dropout rate on all inputs in training.
+        num_units: Number of different units; None takes the vocoder's.
+        unit_offset: Id of unit 0.
+        eos_ids: Ids that close speech; training uses the first. None adds a new id behind the units.
+        text_conditions: Build the embedding of text tokens that stage 2a trains; published decoders have none.
+        eos_ends: What an eos ends that is drawn before the end of the text: `turn`, all speech; `group`, as published,
+            only its group of M units. With `group`, every drawn id is an output, special tokens as negative units, and
+            the reply ends when units are due after `max_units`.
+        generation: How units are drawn, with the keys of transformers' `generation_config.json`, except that
+            `eos_ids` and `max_units` end the speech. None leaves it to the session.
+        fusion: `none`: conditions are projected hidden states. `gate`: a gate mixes these with the embeddings of the
+            tokens that they predict; needs `text_conditions`.
     """
 
     paper = "arXiv:2507.05177"
-    rates = "N conditions -> M units, 1 unit a step"
+    rates = "N conditions -> M units, 1 unit per step"
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder[InterleavedStreamState]):
             raise ValueError("speech_decoder interleaved: eos_ids must not be empty; leave it out for an id of its own")
         self.interleave, self.max_units, self.unit_dropout = Interleave.parse(interleave), max_units, unit_dropout
         self.unit_offset, self.eos_ids, self.eos_ends = unit_offset, list(eos_ids or []), eos_ends
-        # The published code makes each group of text and of units by a generation of its own.
+        # The published code calls `generate` anew for each group of text and of units.
         self.restarts_sampling = eos_ends == "group"
         source = "speech_decoder interleaved: generation"
         self.generation = None if generation is None else Generation.from_config(generation, source)
@@ -120,12 +121,12 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder[InterleavedStreamState]):
         return UnitLogits(self.lm.get_output_embeddings()(hidden[:, :-1][labelled]), following[labelled])
 
     def closed_ids(self, units: Tensor, unit_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Units (M, U) and their lengths -> ids of the vocabulary (M, U + 1), each turn closed, and their lengths."""
+        """Units (M, U), lengths (M,) -> ids of the vocabulary (M, U + 1), each turn closed by eos, and lengths (M,)."""
         ids = nn.functional.pad(units + self.unit_offset, (0, 1))
         return ids.scatter(1, unit_lengths.unsqueeze(1), self.eos_ids[0]), unit_lengths + 1
 
     def interleaved_inputs(self, conditions: Tensor, ids: Tensor, speaker: Tensor, source: Tensor) -> Tensor:
-        """One gather from `[speaker, units, conditions]`, units as ids of the vocabulary -> (M, L, D)."""
+        """Inputs (M, L, D) in interleaved order, with unit dropout; `ids` (M, U) are the units in the vocabulary."""
         embedded = self.lm.get_input_embeddings()(ids)
         if self.training and self.unit_dropout:
             kept = torch.rand(embedded.shape[:2], device=embedded.device) >= self.unit_dropout
@@ -135,23 +136,23 @@ class InterleavedSpeechDecoder(CausalSpeechDecoder[InterleavedStreamState]):
     def start_state(self, slot: Slot, sampler: CheckedSampler, pending: list[Tensor]) -> InterleavedStreamState:
         return InterleavedStreamState(slot, sampler, pending)
 
-    def is_spent(self, state: InterleavedStreamState) -> bool:
-        return state.spent or state.full
+    def is_exhausted(self, state: InterleavedStreamState) -> bool:
+        return state.exhausted or state.cache_full
 
     def _units_due(self, state: InterleavedStreamState, closing: bool) -> int:
-        """How many to draw at most, now that more conditions are there; an eos may end them sooner."""
+        """Maximum number of units to draw after the conditions so far; an eos may end them sooner."""
         left = self.max_units - state.num_units
         if self.eos_ends == "turn":
             due = self.interleave.units_due(state.num_conditions, state.num_units, closing)
             return left if due is None else min(due, left)
         if not closing and state.num_conditions % self.chunk_conditions:
             return 0
-        state.spent = left < 1
+        state.exhausted = left < 1
         state.sampler.forget()
         return left if closing else min(self.chunk_units, left)
 
     def forward_pending(self, states: Sequence[InterleavedStreamState]) -> list[Tensor]:
-        """For each turn the logits (V,) of what follows its pending inputs."""
+        """The logits (V,) after each turn's pending inputs."""
         last = [hidden[:, -1] for hidden in super().forward_pending(states)]
         return list(self.lm.get_output_embeddings()(last[0] if len(last) == 1 else torch.cat(last)))
 

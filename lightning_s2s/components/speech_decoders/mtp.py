@@ -1,4 +1,4 @@
-"""`mtp`: several units a step, as VocalNet does, or the codebooks of one frame in a delay pattern, as MusicGen does."""
+"""`mtp`: several units per step, as in VocalNet, or the codebooks of a frame in a delay pattern, as in MusicGen."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Index = TypeVar("Index", int, Tensor)
 
 @dataclass(frozen=True)
 class StepPattern:
-    """Which unit each slot of each step holds: one object for the training layout and for streaming.
+    """Which unit each slot of each step holds; one object for the training layout and for streaming.
 
-    A frame is G units in a row. Slot k of step t holds unit k of frame t - delays[k], if there is one. Without delays a
-    step is a frame; with the delays 0, 1, ... (MusicGen, arXiv:2306.05284, Sec. 2.2) every unit of a frame is predicted
-    with those before it known:
+    A frame is G consecutive units. Slot k of step t holds unit k of frame t - delays[k], if that exists. Without delays
+    a step is a frame; with the delays 0, 1, ... (MusicGen, arXiv:2306.05284, Sec. 2.2) every unit of a frame is
+    predicted from the units before it:
 
         step    0  1  2  3        of frames (a0 a1) (b0 b1) (c0 c1)
         slot 0  a0 b0 c0
         slot 1     a1 b1 c1
 
     Args:
-        delays: (G,) steps.
+        delays: G delays, in steps.
     """
 
     delays: tuple[int, ...]
@@ -49,23 +49,23 @@ class StepPattern:
         return len(self.delays)
 
     def unit_at(self, step: Index, slot: int) -> Index:
-        """Place in the turn of the unit that a slot holds; negative before its first."""
+        """Index in the turn of the unit that a slot holds; negative before its first unit."""
         return (step - self.delays[slot]) * self.num_slots + slot
 
     def layout(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(M,) units of each turn -> (M, T, G) the place of each slot's unit, -1 where there is none; (M,) steps."""
+        """Unit counts (M,) -> index of each slot's unit (M, T, G), -1 for empty slots, and step counts (M,)."""
         slots = torch.arange(self.num_slots, device=lengths.device)
         last_frames = (lengths.unsqueeze(1) - 1 - slots).div(self.num_slots, rounding_mode="floor")
         ends = last_frames + 1 + torch.tensor(self.delays, device=lengths.device)
         num_steps = ends.where(last_frames >= 0, 0).amax(1)
         steps = torch.arange(int(num_steps.max()), device=lengths.device)
         places = torch.stack([self.unit_at(steps, slot) for slot in range(self.num_slots)], dim=1)
-        there = (places >= 0) & (places < lengths.view(-1, 1, 1))
-        return places.where(there, -1), num_steps
+        filled = (places >= 0) & (places < lengths.view(-1, 1, 1))
+        return places.where(filled, -1), num_steps
 
 
 class NextUnit(nn.Module):
-    """The state that predicts one unit (P, D) -> the state that predicts the next."""
+    """Hidden states (P, D) that predict a unit -> hidden states (P, D) that predict the next unit."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -78,45 +78,46 @@ class NextUnit(nn.Module):
 
 @dataclass
 class MtpStreamState(StreamState):
-    """A spoken turn while it is made: what was drawn and not given out yet, and where the turn ends."""
+    """State of a spoken turn: its end, and the units that were drawn but not yielded yet."""
 
     end: int = 0
-    """Units of the turn, as far as is known: until an eos is drawn, the most there may be."""
+    """Number of units of the turn; the maximum until an eos is drawn."""
     num_steps: int = 0
-    num_given: int = 0
+    num_yielded: int = 0
     drawn: dict[int, int] = field(default_factory=dict)
-    """Units by their place in the turn."""
+    """Units by their index in the turn."""
 
 
 @SPEECH_DECODERS.register("mtp")
 class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
-    """Causal LM that draws G units a step, so that a second of speech takes fewer steps (VocalNet, arXiv:2504.04060).
+    """Causal LM that draws G units per step, so that a second of speech takes fewer steps (VocalNet, arXiv:2504.04060).
 
-    The LM's state predicts the first unit of a step, a module makes of it the state that predicts the second, and so
-    on: the units of a step don't see each other. Departures: a module is a residual MLP rather than a Transformer layer
-    with a cache of its own, all share the LM's output layer, the units of a step are fed back as one position
-    rather than G, so that G times fewer positions are read, and all count alike in the loss.
+    The LM's hidden state predicts the first unit of a step, a small module maps it to the state that predicts the
+    second, and so on: the units of a step are drawn independently. Departures: a module is a residual MLP rather than a
+    Transformer layer with its own cache; all units share the LM's output layer and weigh the same in the loss; a step's
+    units are fed back as one position rather than G, so that G times fewer positions are read.
 
-    With `pattern: delay` a step holds one unit of each codebook of a vocoder whose frames are G units in a row, unit
-    k * size + code in codebook k, shifted so that each sees the ones before it (MusicGen, arXiv:2306.05284).
+    With `pattern: delay`, a step holds one unit of each codebook of a vocoder whose frames are G consecutive units,
+    unit k * size + code in codebook k, shifted so that each is drawn after the ones before it (MusicGen,
+    arXiv:2306.05284).
 
     Args:
-        interleave: 'N:M', N conditions before every M units; M is a multiple of `units_per_step`.
-        units_per_step: G; with `pattern: delay` the vocoder's `codebooks_per_frame`.
-        pattern: `group`, a step is the next G units; `delay`, see above.
-        config: of the transformers causal LM, with its `model_type`.
-        checkpoint: folder with the weights of a decoder that stage 2a trained, for the same LLM and vocoder.
-        max_units: a turn ends after so many units even without eos, in whole steps.
-        unit_dropout: while training, the share of input units that are blanked, so that the decoder has to read its
-            conditions rather than continue what it has heard.
-        dropout: on all inputs while training.
-        num_units: how many units there are; None takes the vocoder's number.
-        text_conditions: build the embedding of text tokens that stage 2a trains.
-        fusion: as of `interleaved`.
+        interleave: Schedule 'N:M': N conditions before every M units; M must be a multiple of `units_per_step`.
+        units_per_step: G; with `pattern: delay`, the vocoder's `codebooks_per_frame`.
+        pattern: `group`: a step is the next G units. `delay`: see above.
+        config: Configuration of a transformers causal LM, with its `model_type`.
+        checkpoint: Folder with the weights of a decoder from stage 2a, trained with the same LLM and vocoder.
+        max_units: Maximum number of units of a turn, rounded down to full steps; it then ends even without eos.
+        unit_dropout: Share of input units that are blanked in training, so that the decoder must read its conditions
+            rather than just continue the units.
+        dropout: Dropout rate on all inputs in training.
+        num_units: Number of different units; None takes the vocoder's.
+        text_conditions: Build the embedding of text tokens that stage 2a trains.
+        fusion: See `interleaved`.
     """
 
     paper = "arXiv:2504.04060"
-    rates = "N conditions -> M units, G units a step"
+    rates = "N conditions -> M units, G units per step"
     eos_unit: int
 
     def __init__(
@@ -173,7 +174,7 @@ class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
         return slice(slot * size, (slot + 1) * size) if self.delayed else slice(0, self.eos_unit)
 
     def slot_logits(self, hidden_states: Tensor, slot: int) -> Tensor:
-        """(P, D) -> (P, V), over the units of the slot's codebook and, last, eos."""
+        """States (P, D) -> logits (P, V) over the units of the slot's codebook, followed by eos."""
         head = self.lm.get_output_embeddings()
         if not self.delayed:
             return head(hidden_states)
@@ -183,22 +184,22 @@ class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
             return F.linear(hidden_states, *[values[rows] for values in parameters])
 
         own = read(self.codebook(slot))
-        # Only whole frames end: eos stands in the first slot.
+        # A turn ends after a complete frame: only the first slot may hold eos.
         eos = read(slice(self.eos_unit, None)) if slot == 0 else own.new_full((len(own), 1), -torch.inf)
         return torch.cat([own, eos], dim=1)
 
     def slot_states(self, hidden_states: Tensor) -> Iterator[Tensor]:
-        """The LM's states (P, D) that precede a step -> for each slot the states (P, D) that predict its unit."""
+        """For each slot, the states (P, D) that predict its unit, from the LM's states (P, D) before the step."""
         yield hidden_states
         for module in self.next_units:
             hidden_states = module(hidden_states)
             yield hidden_states
 
-    def embed_steps(self, ids: Tensor, there: Tensor) -> Tensor:
-        """Units (..., G), and which of them are there (..., G) -> (..., D): one input for each step."""
+    def embed_steps(self, ids: Tensor, filled: Tensor) -> Tensor:
+        """Units (..., G) and a mask of filled slots (..., G) -> (..., D), one input per step."""
         if self.training and self.unit_dropout:
-            there = there & (torch.rand(there.shape, device=there.device) >= self.unit_dropout)
-        embedded = self.lm.get_input_embeddings()(ids) * there.unsqueeze(-1)
+            filled = filled & (torch.rand(filled.shape, device=filled.device) >= self.unit_dropout)
+        embedded = self.lm.get_input_embeddings()(ids) * filled.unsqueeze(-1)
         return self.step_projection(embedded.flatten(-2))
 
     def forward(
@@ -214,30 +215,30 @@ class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
             )
         ids = F.pad(units, (0, 1)).scatter(1, unit_lengths.unsqueeze(1), self.eos_unit)
         places, num_steps = self.pattern.layout(unit_lengths + 1)
-        there = places >= 0
+        filled = places >= 0
         steps = ids.gather(1, places.clamp(min=0).flatten(1)).view_as(places)
         numbers = torch.arange(places.shape[1], device=ids.device).expand(len(ids), -1)
         layout = self.schedule.layout(condition_lengths, numbers, num_steps)
-        inputs = self.arrange(speaker, self.embed_steps(steps, there), conditions, layout.source)
+        inputs = self.arrange(speaker, self.embed_steps(steps, filled), conditions, layout.source)
         hidden = self.read(inputs, layout.mask)
         following = layout.labels[:, 1:]
         rows, positions = (following != IGNORE_INDEX).nonzero(as_tuple=True)
         numbers = following[rows, positions]
-        steps, there = steps[rows, numbers], there[rows, numbers]
+        steps, filled = steps[rows, numbers], filled[rows, numbers]
         logits, labels = [], []
         for slot, states in enumerate(self.slot_states(hidden[rows, positions])):
-            logits.append(self.slot_logits(states[there[:, slot]], slot))
-            labels.append(self._slot_labels(steps[there[:, slot], slot], slot))
+            logits.append(self.slot_logits(states[filled[:, slot]], slot))
+            labels.append(self._slot_labels(steps[filled[:, slot], slot], slot))
         return UnitLogits(torch.cat(logits), torch.cat(labels))
 
     def _slot_labels(self, ids: Tensor, slot: int) -> Tensor:
-        """Units of a slot and eos -> their places in `slot_logits`."""
+        """Units of a slot, or eos -> their indices in `slot_logits`."""
         own = self.codebook(slot)
         labels = (ids - own.start).where(ids != self.eos_unit, own.stop - own.start)
-        strange = ids[(labels < 0) | (labels > own.stop - own.start)]
-        if strange.numel():
+        misplaced = ids[(labels < 0) | (labels > own.stop - own.start)]
+        if misplaced.numel():
             raise ValueError(
-                f"speech_decoder mtp: unit {int(strange[0])} stands in the place of codebook {slot}, which has "
+                f"speech_decoder mtp: unit {int(misplaced[0])} stands in the place of codebook {slot}, which has "
                 f"{own.start}..{own.stop - 1}: pattern delay reads units frame by frame, codebook by codebook"
             )
         return labels
@@ -247,34 +248,34 @@ class MtpSpeechDecoder(CausalSpeechDecoder[MtpStreamState]):
 
     def draw(self, state: MtpStreamState, closing: bool) -> UnitSteps:
         due = self.schedule.units_due(state.num_conditions, state.num_steps, closing)
-        while state.num_given < state.end and (due is None or due > 0):
+        while state.num_yielded < state.end and (due is None or due > 0):
             self._draw_step(state, (yield None))
             due = None if due is None else due - 1
-            frame = range(state.num_given, min(state.num_given + self.pattern.num_slots, state.end))
+            frame = range(state.num_yielded, min(state.num_yielded + self.pattern.num_slots, state.end))
             if all(place in state.drawn for place in frame):
-                state.num_given += len(frame)
+                state.num_yielded += len(frame)
                 yield [state.drawn.pop(place) for place in frame]
 
     def _draw_step(self, state: MtpStreamState, hidden: Tensor) -> None:
-        """From hidden states (1, S, D) draw a unit for each slot that has one, and make the step a pending input."""
-        ids, there = [0] * self.pattern.num_slots, [False] * self.pattern.num_slots
+        """Draw a unit for each filled slot from hidden states (1, S, D), and append the step to the pending inputs."""
+        ids, filled = [0] * self.pattern.num_slots, [False] * self.pattern.num_slots
         for slot, states in enumerate(self.slot_states(hidden[:, -1])):
             place = self.pattern.unit_at(state.num_steps, slot)
             if not 0 <= place < state.end:
                 continue
             token = state.sampler(self._all_logits(self.slot_logits(states, slot)[0], slot))
-            ids[slot], there[slot] = token, True
+            ids[slot], filled[slot] = token, True
             if token == self.eos_unit:
                 state.end = place
             else:
                 state.drawn[place] = token
         state.num_steps += 1
         device = hidden.device
-        step = self.embed_steps(torch.tensor([[ids]], device=device), torch.tensor([[there]], device=device))
+        step = self.embed_steps(torch.tensor([[ids]], device=device), torch.tensor([[filled]], device=device))
         state.pending.append(step)
 
     def _all_logits(self, logits: Tensor, slot: int) -> Tensor:
-        """A slot's logits (V,) -> those of all ids, so that a sampler knows units by their own ids."""
+        """A slot's logits (V,) -> logits over all ids, so that the sampler sees units by their own ids."""
         if not self.delayed:
             return logits
         everything = logits.new_full((self.eos_unit + 1,), -torch.inf)

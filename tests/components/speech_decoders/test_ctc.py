@@ -1,4 +1,4 @@
-"""`ctc`: paths and distances by hand, the loss against all paths, borders of chunks, turns that don't fit."""
+"""`ctc`: paths and distances by hand, the loss over all paths, chunk borders, turns that don't fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ B = NUM_UNITS
         ([5, 5, B, 5, 2, 2, B], B, [5, 5, 2]),
         ([B, B, B], B, []),
         ([3, 3, 3], B, [3]),
-        ([3, 3, 3], 3, []),  # goes on from the chunk before
+        ([3, 3, 3], 3, []),  # continues the unit of the previous chunk
         ([3, B, 3], 3, [3]),
         ([B, 3], 3, [3]),
         ([], 3, []),
@@ -66,7 +66,7 @@ def logits_of(paths: list[list[int]], num_ids: int) -> torch.Tensor:
 
 
 def test_the_loss_is_that_of_all_paths_together():
-    """Units 0, 1 with the blank 2, in 4 frames: every one of the 81 paths is tried."""
+    """Units 0, 1 with the blank 2, in 4 frames: sums over all 81 paths."""
     torch.manual_seed(0)
     logits, labels = torch.randn(1, 4, 3), [0, 1, 1]
     log_probs = logits[0].log_softmax(-1)
@@ -92,7 +92,7 @@ def test_a_turn_that_does_not_fit_is_left_out_of_the_loss():
 
 
 def test_accuracy_is_one_less_the_unit_error_rate():
-    """[5 2 2] for [5 2 3]: one wrong; [7] for [7 7]: one missing; what lies behind the end is silent."""
+    """[5 2 2] for [5 2 3]: one wrong; [7] for [7 7]: one missing; frames behind the end are blank."""
     logits = logits_of([[5, 5, 2, B, 2], [7, 7, B, 1, 1]], B + 1)
     labels, lengths = torch.tensor([[5, 2, 3], [7, 7, 0]]), torch.tensor([3, 2])
     given = CtcLogits(logits, labels, torch.tensor([5, 3]), lengths)
@@ -100,7 +100,7 @@ def test_accuracy_is_one_less_the_unit_error_rate():
 
 
 def with_path(decoder: CtcSpeechDecoder, path: list[int], monkeypatch) -> None:
-    """Let the decoder's frames be those of a path, whatever it reads."""
+    """Make the decoder output the frames of a path, whatever it reads."""
     frames = iter(path)
 
     def forward_pending(states):
@@ -125,7 +125,7 @@ def with_path(decoder: CtcSpeechDecoder, path: list[int], monkeypatch) -> None:
     ],
 )
 def test_collapsed_across_the_borders_of_chunks(sizes, expected, monkeypatch):
-    """5 _ 5 2 | 2 _ 3 3 | _ 3: the 2 goes on over the border, a blank parts the two 3s at the next."""
+    """5 _ 5 2 | 2 _ 3 3 | _ 3: the 2 continues across a border; at the next, a blank separates two 3s."""
     torch.manual_seed(0)
     decoder = CtcSpeechDecoder(2, 2, DEEP_QWEN)
     decoder.connect(8, 30, NUM_UNITS)
@@ -142,7 +142,7 @@ def test_a_repeat_that_goes_on_over_a_border_is_one_unit(monkeypatch):
 
 
 def test_no_unit_is_drawn_and_each_frame_is_read_once():
-    """The sampler isn't asked; three chunks are three runs over 1 + 10, 10 and 5 frames."""
+    """The sampler isn't called; three chunks are three forwards over 1 + 10, 10 and 5 frames."""
     decoder = connected("ctc")
     seen = watch_inputs(decoder)
     spoken(decoder, torch.randn(1, 5, 16), [1] * 5, Scripted([]))
@@ -172,7 +172,7 @@ def test_turns_that_do_not_fit_are_said_with_what_they_need():
         train([1] * 5)
     with pytest.warns(UserWarning, match="1 of 2 spoken turns .* upsampling 5 .* left out .* needs upsampling 6"):
         train([1] * 6, [1, 2])
-    with warnings.catch_warnings():  # not said again before one needs more
+    with warnings.catch_warnings():  # not repeated until a turn needs more
         warnings.simplefilter("error")
         train([1] * 6)
     with pytest.warns(UserWarning, match="2 of 2 .* needs upsampling 7"):
@@ -181,7 +181,7 @@ def test_turns_that_do_not_fit_are_said_with_what_they_need():
 
 
 def test_every_weight_of_the_layers_is_trained():
-    """The table of the units gives the logits; there is no input embedding beside it."""
+    """The embedding of the units gives the logits; there is no separate input embedding."""
     decoder = connected("ctc").train()
     given = decoder(
         decoder.project(torch.randn(1, 4, 8), torch.zeros(1, 4, dtype=torch.long)), torch.tensor([4]),

@@ -1,4 +1,4 @@
-"""What every speech decoder keeps: one contract for training, streaming, folders, stages and the session."""
+"""The contract of all speech decoders: training, streaming, folders, stages and the session."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ every_kind = pytest.mark.parametrize("kind", DECODERS)
 
 
 def turns(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Units of turns that any of the decoders can say: with three codebooks of four units, in whole frames."""
+    """Units that all decoders support: complete frames of three codebooks with four units each."""
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(0, 4, (len(lengths), max(lengths)), generator=generator)
     return codes + 4 * (torch.arange(max(lengths)) % 3), torch.tensor(lengths)
 
 
 def losses(given: UnitLogits) -> torch.Tensor:
-    """The loss of every label, or of every turn, in ascending order."""
+    """The losses of all labels, or of all turns, in ascending order."""
     if isinstance(given, CtcLogits):
         turns = zip(given.logits, given.labels, given.logit_lengths, given.label_lengths, strict=True)
         values = [ctc_loss(CtcLogits(*(part.unsqueeze(0) for part in turn))) for turn in turns]
@@ -101,7 +101,7 @@ def test_what_is_said_greedily_is_most_likely_while_training(kind):
             assert collapse(best[0], NUM_UNITS, NUM_UNITS).tolist() == units
             assert ctc_accuracy(given) == 1.0
         else:
-            eos = given.labels == given.logits.shape[-1] - 1  # isn't drawn where max_units ends a turn
+            eos = given.labels == given.logits.shape[-1] - 1  # not drawn if max_units ends the turn
             assert int(eos.sum()) == 1 and int((~eos).sum()) == len(units)
             assert torch.equal(best[~eos], given.labels[~eos])
             assert bool(best[eos] == given.labels[eos]) or len(units) in (12, 14)
@@ -119,7 +119,7 @@ def test_a_folder_gives_the_same_answer(kind, tokenizer_folder, tmp_path):
 
 @every_kind
 def test_answers_of_a_batch_equal_those_alone(kind, tokenizer_folder):
-    """Three sessions in two slots, drawn with seeds of their own; the third enters where another leaves."""
+    """Three sessions in two slots, each with its own seed; the third enters when another leaves."""
     model = whole_model(tokenizer_folder, kind)
     settings = [{"greedy": False, "seed": seed, "max_text_tokens": 5 + 3 * seed} for seed in range(3)]
     expected = [respond(model, sweep(0.6), 16_000, **options) for options in settings]
@@ -168,7 +168,7 @@ def test_stages_train_it(kind, recipe, options, tokenizer_folder, tiny_corpus, t
     for path in (tiny_corpus.train, tiny_corpus.validation):
         speak_in_frames(Path(path))
     parts = dict(whole_model(tokenizer_folder, kind).named_children())
-    # A decoder is built into one model only.
+    # A decoder can be connected to one model only.
     stage = recipe(**parts | {"speech_decoder": DECODERS[kind](), "adapter": ConvAdapter(inner_width=8)}, **options)
     before = {name: tensor.clone() for name, tensor in stage.model.speech_decoder.state_dict().items()}
     trainer = L.Trainer(
@@ -188,7 +188,7 @@ def test_stages_train_it(kind, recipe, options, tokenizer_folder, tiny_corpus, t
 
 
 def speak_in_frames(manifest: Path) -> None:
-    """Give every reply nine units that any of the decoders can say."""
+    """Give every reply nine units that all decoders support."""
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     for row in rows:
         row["messages"][-1]["content"][0]["speech_units"] = turns(9)[0][0].tolist()
@@ -197,7 +197,7 @@ def speak_in_frames(manifest: Path) -> None:
 
 @every_kind
 def test_it_learns_to_say_what_it_is_taught(kind):
-    """Two texts and what is to be said for them, overfitted within seconds, then said in a stream."""
+    """Two texts with their units, overfitted within seconds, then spoken in a stream."""
     decoder = connected(kind, config=DEEP_QWEN | {"hidden_size": 32, "initializer_range": 0.05}).train()
     texts, lengths = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 0, 0]]), torch.tensor([6, 4])
     units, counts = turns(12, 9)

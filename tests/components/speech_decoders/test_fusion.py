@@ -1,4 +1,4 @@
-"""The gate of LLaMA-Omni 2: its formula, and that every hidden state meets the token that it predicts."""
+"""The gate of LLaMA-Omni 2: its formula, and the pairing of every hidden state with the token that it predicts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_without_fusion_tokens_change_nothing():
 
 
 def watch_project(model: SpeechToSpeechModel, monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Hidden states, tokens and conditions of every call from now on."""
+    """Record hidden states, tokens and conditions of every call from now on."""
     seen, project = [], model.speech_decoder.project
 
     def watched(hidden, tokens):
@@ -53,9 +53,9 @@ def watch_project(model: SpeechToSpeechModel, monkeypatch) -> list[tuple[torch.T
 
 @torch.inference_mode()
 def test_training_and_streaming_fuse_the_same(tokenizer_folder, monkeypatch):
-    """An answer's own text, taught: each state of the spoken turn meets the token after it, as it met the one drawn."""
+    """Training on a reply's own text pairs each state with the same token as streaming did."""
     model = whole_model(tokenizer_folder, "gate")
-    # Something to say in whole characters, closed as a spoken turn is.
+    # A text of complete characters, closed like a spoken turn.
     tokenizer, question = model.llm.tokenizer, sweep(0.6)
     said = iter([*b"Hi", tokenizer.tts_end_id, tokenizer.turn_end_id])
     seen = watch_project(model, monkeypatch)

@@ -9,7 +9,7 @@ from lightning_s2s.components.speech_decoders.interleave import Interleave
 
 
 def lay_out(schedule: str, condition_lengths: list[int], unit_lengths: list[int]):
-    """The layout of turns whose units are 100, 101, ... in the first, 200, 201, ... in the second turn, and so on."""
+    """The layout of turns with the units 100, 101, ... in the first, 200, 201, ... in the second, and so on."""
     size = max(unit_lengths, default=0)
     rows = [[100 * (row + 1) + i if i < length else 0 for i in range(size)] for row, length in enumerate(unit_lengths)]
     units = torch.tensor(rows, dtype=torch.long).reshape(len(unit_lengths), size)
@@ -77,7 +77,7 @@ def test_a_schedule_prints_as_it_is_written():
 
 
 def streamed(schedule: str, num_conditions: int, num_units: int) -> str:
-    """The order in which a stream sees its inputs when conditions come one at a time."""
+    """The order of inputs in a stream whose conditions arrive one at a time."""
     interleave, order, drawn = Interleave.parse(schedule), ["s"], 0
     for number in range(num_conditions):
         order.append(f"c{number}")

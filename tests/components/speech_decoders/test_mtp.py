@@ -1,4 +1,4 @@
-"""`mtp`: which unit stands where, by hand; a step's inputs, draws and ends; what does not fit."""
+"""`mtp`: the layout of units, by hand; the inputs, draws and end of steps; invalid settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def decoder_for(interleave: str, units_per_step: int, pattern: str = "group", **
             13,
             [[0, -1, -1, -1], [4, 1, -1, -1], [8, 5, 2, -1], [12, 9, 6, 3], [-1, -1, 10, 7], [-1, -1, -1, 11]],
         ),
-        ((0, 1, 2), 1, [[0, -1, -1]]),  # nothing is said
+        ((0, 1, 2), 1, [[0, -1, -1]]),  # a turn without units
     ],
 )
 def test_layouts_written_by_hand(delays, num_units, expected):
@@ -66,7 +66,7 @@ def test_an_eos_ends_its_step():
 
 
 def test_a_delayed_frame_is_given_when_its_last_codebook_is_drawn():
-    """Frames (0 4 8) (1 5 9) (2 6 10), one step for each condition and the rest after the last."""
+    """Frames (0 4 8) (1 5 9) (2 6 10), one step per condition, and the rest after the last."""
     decoder = decoder_for("1:3", 3, "delay")
     sampler = Scripted([0, 1, 4, 2, 5, 8, EOS, 6, 9, 10])
     given = spoken(decoder, torch.randn(1, 4, 16), [1] * 4, sampler)
@@ -75,7 +75,7 @@ def test_a_delayed_frame_is_given_when_its_last_codebook_is_drawn():
 
 
 def test_delayed_slots_are_drawn_from_their_own_codebook():
-    """Three codebooks of four units; only a whole frame ends."""
+    """Three codebooks of four units; a turn ends only after a complete frame."""
     sampler = Scripted([0, 1, 4, 2, 5, 8, EOS, 6, 9, 10])
     spoken(decoder_for("1:3", 3, "delay"), torch.randn(1, 4, 16), [4], sampler)
     allowed = [{*range(0, 4), EOS}, {*range(4, 8)}, {*range(8, 12)}]
@@ -103,16 +103,16 @@ def test_streamed_inputs_and_logits_are_those_of_training(pattern, drawn, units)
         given = decoder(
             conditions, torch.tensor([5]), torch.tensor([units]), torch.tensor([len(units)]), torch.zeros(1, 512)
         )
-    # The last step is drawn, and nothing follows that would have to read it.
+    # The last step is drawn, but never read.
     assert_equal_but_for_rounding(streamed, seen[0][:, :-1])
-    # Draws come step by step, training's logits slot by slot: compared by the probability of what was drawn.
+    # Streaming is ordered by step, training by slot: compare the probabilities of the drawn units.
     chosen = torch.stack([logits.log_softmax(0)[token] for logits, token in zip(sampler.seen, drawn, strict=True)])
     taught = given.logits.log_softmax(-1).gather(1, given.labels.unsqueeze(1)).squeeze(1)
     assert_equal_but_for_rounding(chosen.sort().values, taught.sort().values)
 
 
 def test_fewer_steps_for_the_same_speech():
-    """24 units by four: one run of the LM for each four."""
+    """24 units, four at a time: one forward of the LM for each four."""
     runs = {}
     for name, decoder in (
         ("mtp", decoder_for("1:8", 4)),
@@ -149,7 +149,7 @@ def test_unit_dropout_blanks_while_training_alone():
 
 
 def test_the_units_of_a_step_are_told_apart():
-    """Order counts: a step is no bag of units."""
+    """The order of the units in a step matters."""
     decoder, there = decoder_for("1:2", 2), torch.ones(1, 1, 2, dtype=torch.bool)
     forth, back = (decoder.embed_steps(torch.tensor([[ids]]), there) for ids in ([3, 5], [5, 3]))
     assert not torch.allclose(forth, back, atol=1e-3)

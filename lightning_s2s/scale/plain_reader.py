@@ -1,7 +1,7 @@
-"""torch's reader of checkpoints that several processes wrote, with nothing in it that could be run.
+"""torch's reader of sharded checkpoints, without its unpickling: nothing in a checkpoint can run code.
 
-torch's own unpickles the index and whatever is no tensor. Here the index may name no other classes than those of an
-index, values are plain, files lie in the checkpoint's folder, and nothing claims more memory than its files have.
+The index may only name the classes that an index consists of, all values are plain, files lie in the checkpoint's
+folder, and nothing claims more memory than its files have bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
@@ -18,16 +18,17 @@ from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.utils import _ReaderView
 
 from lightning_s2s.support.plain import check_sizes
 
 INDEX = ".metadata"
-LONGEST_LIST = 1_000_000
-"""Parameters or groups that an optimiser may have; a number in an index makes a list of that length."""
+MAX_LIST_LENGTH = 1_000_000
+"""Most parameters or groups of an optimiser; an index in the metadata makes torch build a list of that length."""
 
 
 class PlainPlanner(DefaultLoadPlanner):
-    """torch's planner, which unpickles what is no tensor; here it is plain."""
+    """torch's planner, which accepts only plain values beside tensors."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         content = torch.load(value, map_location="cpu", weights_only=True)
@@ -39,22 +40,22 @@ class PlainPlanner(DefaultLoadPlanner):
 
 
 class EverythingPlanner(PlainPlanner, _EmptyStateDictLoadPlanner):
-    """Fills an empty dictionary with all that there is."""
+    """Fills an empty dictionary with everything in the checkpoint."""
 
 
 class BytesPlanner(PlainPlanner):
-    """Takes names as they stand in the index."""
+    """Loads entries by the flat names that they have in the index."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
 class PlainReader(FileSystemReader):
-    """Reads a folder without running anything; the index at once.
+    """Reads a sharded checkpoint; the index is read and checked at construction.
 
     Raises:
-        pickle.UnpicklingError: the index holds code.
-        ValueError: it names files elsewhere, or is larger than its files.
+        pickle.UnpicklingError: The index holds code.
+        ValueError: The index names files elsewhere, or claims more than its files hold.
     """
 
     def __init__(self, path: Path):
@@ -89,36 +90,22 @@ class PlainReader(FileSystemReader):
         if claimed > sum(sizes.values()):
             raise ValueError(f"{INDEX} claims {claimed} bytes of tensors; the files have {sum(sizes.values())}")
         for path in (metadata.planner_data or {}).values():
-            if any(isinstance(part, int) and not 0 <= part < LONGEST_LIST for part in path):
-                raise ValueError(f"{INDEX} holds the list index {max(part for part in path if isinstance(part, int))}")
+            for part in path:
+                if isinstance(part, int) and not 0 <= part < MAX_LIST_LENGTH:
+                    raise ValueError(f"{INDEX} holds the list index {part}")
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
-        check_sizes(io.BufferedReader(_Part(file, sinfo.offset, sinfo.length)), sinfo.length)
+        check_sizes(cast(IO[bytes], _Slice(file, sinfo.offset, sinfo.length)), sinfo.length)
         return super()._slice_file(file, sinfo)
 
 
-class _Part(io.RawIOBase):
-    """A part of a file as a file; torch's own can't seek from its end."""
+class _Slice(_ReaderView):
+    """torch's view of a part of a file, which here can seek from its end."""
 
-    def __init__(self, file: IO[bytes], offset: int, length: int):
-        self._file, self._offset, self._length, self._place = file, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = max(0, offset + (0, self._place, self._length)[whence])
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._offset + self._place)
-        found = self._file.read(max(0, min(len(buffer), self._length - self._place)))
-        buffer[: len(found)] = found
-        self._place += len(found)
-        return len(found)
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_END:
+            return super().seek(max(0, self.len + offset))
+        return super().seek(offset, whence)
 
 
 class _IndexUnpickler(pickle.Unpickler):
