@@ -18,7 +18,7 @@ from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.speech.espeak import Espeak
 from lightning_s2s.construction.writing.grammar_writer import GrammarWriter
 from lightning_s2s.data.tasks import SPLITS
-from lightning_s2s.support.ranges import HUGE, Range, _hints, check_arguments, check_device
+from lightning_s2s.support.ranges import HUGE, Range, check_arguments, check_device, hints_of
 from parts.package_files import FILES
 
 PLAIN = {
@@ -70,7 +70,7 @@ CLASSES = checked_classes()
 OPTIONS = [
     (name, option, hint)
     for name, cls in CLASSES.items()
-    for option, hint in _hints(cls.__init__).items()
+    for option, hint in hints_of(cls.__init__).items()
     if numbers(hint) and option != "return"
 ]
 
