@@ -10,16 +10,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_s2s.components.contracts import Component, Vocoder
-
-PEAK_FLOPS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
-    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 4090": 165e12,
-}  # fmt: skip
-"""Part of an NVIDIA device's name -> dense bfloat16 FLOPs per second from its data sheet; the first match counts."""
 
 
 class Throughput(L.Callback):
@@ -40,8 +35,8 @@ class Throughput(L.Callback):
     if gradients pass through, 2 more if the weight is trained, and the products of attention.
 
     Args:
-        peak_flops: Peak FLOPs per second of one device; None takes the bfloat16 peak of known NVIDIA devices. Without
-            it, as on a CPU, `mfu` is not logged.
+        peak_flops: Peak FLOPs per second of one device; None takes the bfloat16 peak that Lightning knows for the GPU.
+            Without it, as on a CPU, `mfu` is not logged.
 
     Raises:
         ValueError: `peak_flops` is not positive.
@@ -62,7 +57,7 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
-            self.peak_flops = peak_flops(torch.cuda.get_device_name(trainer.strategy.root_device))
+            self.peak_flops = get_available_flops(trainer.strategy.root_device, torch.bfloat16)
         model: Any = pl_module.model
         self._hook(model)
         self._restart()
@@ -172,11 +167,6 @@ class Throughput(L.Callback):
             logger.log_metrics({f"throughput/{name}": value for name, value in metrics.items()}, trainer.global_step)
         self._waited_sec = waited
         self._restart()
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOPs per second of an NVIDIA device; None if it is unknown."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def _per_position(weight: Tensor, gradients_pass: bool) -> int:

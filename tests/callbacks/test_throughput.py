@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_s2s.callbacks import Throughput
-from lightning_s2s.callbacks.throughput import peak_flops
+from lightning_s2s.callbacks.throughput import get_available_flops
 from lightning_s2s.components.speech_decoders.interleaved import InterleavedSpeechDecoder
 from lightning_s2s.components.vocoders.pocket import PocketVocoder
 from lightning_s2s.data import batching
@@ -112,15 +112,10 @@ def test_flops_of_a_model(tokenizer_folder):
         assert callback._counts["flops"] == 2 * 10 * matrices + attention + 2 * 2 * 16 * model.llm.vocabulary
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA GeForce RTX 4090", 165e12), ("Tesla T4", None),
-    ],
-)  # fmt: skip
-def test_peaks(name, peak):
-    assert peak_flops(name) == peak
+def test_the_peak_of_a_gpu_is_lightnings(monkeypatch):
+    """Of dense matrices, as the data sheet has it: half of what is advertised for sparse ones."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    assert get_available_flops(torch.device("cuda"), torch.bfloat16) == 312e12
 
 
 def test_a_loader_tells_how_long_it_was_waited_for(monkeypatch):
