@@ -95,7 +95,7 @@ class TimeMLP(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
-class Stage(nn.ModuleList):
+class UNetLevel(nn.ModuleList):
     """A level of the U-Net: a ResNet block, Transformer blocks and, where the level has one, a change of the rate."""
 
     def __init__(self, config: FlowConfig, channels: int, out_channels: int, *resample: nn.Module):
@@ -125,15 +125,17 @@ class Estimator(nn.Module):
             return named(conv=nn.ConvTranspose1d(width, width, 4, 2, 1) if up else nn.Conv1d(width, width, 3, 2, 1))
 
         self.down_blocks = nn.ModuleList(
-            Stage(config, before, after, resample(after, level, up=False))
+            UNetLevel(config, before, after, resample(after, level, up=False))
             for level, (before, after) in enumerate(
                 zip([config.estimator_in_channels, *channels], channels, strict=False)
             )
         )
-        self.mid_blocks = nn.ModuleList(Stage(config, channels[-1], channels[-1]) for _ in range(config.num_mid_blocks))
+        self.mid_blocks = nn.ModuleList(
+            UNetLevel(config, channels[-1], channels[-1]) for _ in range(config.num_mid_blocks)
+        )
         upwards = [*channels[::-1], channels[0]]
         self.up_blocks = nn.ModuleList(
-            Stage(config, 2 * before, after, resample(after, level, up=True))
+            UNetLevel(config, 2 * before, after, resample(after, level, up=True))
             for level, (before, after) in enumerate(zip(upwards, upwards[1:], strict=False))
         )
         self.final_block = _conv_block(channels[0], channels[0])
