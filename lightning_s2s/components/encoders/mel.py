@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_s2s.components.contracts import AudioEncoder, lengths_to_mask
 from lightning_s2s.components.encoders.specaugment import SpecAugment
+from lightning_s2s.components.encoders.speech_level import set_active_level
 from lightning_s2s.components.log_mel import LogMelSpectrogram
 from lightning_s2s.components.registry import ENCODERS
 from lightning_s2s.components.weights import load_weights
@@ -21,7 +22,8 @@ from lightning_s2s.support.ranges import Count, Layers, Natural, NonNegative, Ra
 class MelEncoder(AudioEncoder):
     """Log-mel, two strided convolutions and a Transformer: 16 kHz -> 25 Hz, a few MB, for training from scratch.
 
-    The spectrogram is not normalised, since loudness and brightness carry emotion.
+    The spectrogram is not normalised, since loudness and brightness carry emotion. But a clip's level depends on the
+    microphone as much as on the voice: `active_level_db` removes it, and keeps how loudness changes within the clip.
 
     Args:
         checkpoint: Folder with the weights of a trained encoder of the same sizes; None starts from random weights.
@@ -37,6 +39,8 @@ class MelEncoder(AudioEncoder):
         mel_warp: Largest random stretching of a clip's mel axis in training, as a share; imitates other vocal tracts
             (Jaitly & Hinton, 2013).
         time_warp: Largest random stretching of a batch's time axis in training, as a share.
+        active_level_db: Level in dB relative to full scale to which each clip's active speech is brought before the
+            spectrogram, such as -26; None leaves the level as it is.
     """
 
     rates = "16 kHz -> 25 Hz"
@@ -58,9 +62,10 @@ class MelEncoder(AudioEncoder):
         time_warp: Share = 0.08,
         time_mask_sec: NonNegative = 0.2,
         mel_mask_bands: Natural = 12,
+        active_level_db: Annotated[float, Range(-60, 0)] | None = None,
     ):
         super().__init__()
-        self.width, self.gain_db = width, gain_db
+        self.width, self.gain_db, self.active_level_db = width, gain_db, active_level_db
         self.mel_warp, self.time_warp = mel_warp, time_warp
         self.mel = LogMelSpectrogram(self.sample_rate, 80, 160, 400)
         self.spec_augment = SpecAugment(time_masks, mel_masks, round(100 * time_mask_sec), mel_mask_bands)
@@ -80,6 +85,8 @@ class MelEncoder(AudioEncoder):
             load_weights(self, checkpoint)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.active_level_db is not None:
+            waveform = set_active_level(waveform, lengths, self.sample_rate, self.active_level_db)
         features = (self.mel(waveform) + 6.0) / 3.0
         lengths = lengths // self.mel.hop_length
         if self.training:
