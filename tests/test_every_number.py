@@ -27,7 +27,7 @@ PLAIN = {
 """Numbers whose range other options, or the checkpoint, decide; they must be finite all the same."""
 MODULES = [
     name for name in FILES
-    if name.startswith(("construction", "evaluation.", "data.datamodule", "stages.", "callbacks."))
+    if name.startswith(("construction", "evaluation.", "data.augmentation", "data.datamodule", "stages.", "callbacks."))
     and not name.endswith(("ray", "memory_plan", "strategies", "generation"))
 ]  # fmt: skip
 

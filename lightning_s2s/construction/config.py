@@ -8,9 +8,9 @@ from lightning_s2s.components.contracts import Vocoder
 from lightning_s2s.construction.filters import Filter
 from lightning_s2s.construction.running import Local, Runner
 from lightning_s2s.construction.speech import SpeechSynthesizer
-from lightning_s2s.construction.speech.augmentation import Augmentation
 from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.writing import DialogueWriter
+from lightning_s2s.data.augmentation import CorpusAugmentation
 from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.support.ranges import Seed, Share, Speed, checked
 from lightning_s2s.support.wording import unknown_name
@@ -64,7 +64,7 @@ class CorpusConfig:
     voice_traits: dict[str, dict[str, str]] = field(default_factory=dict)
     prosody: dict[str, Prosody] | None = None
     jitter: Share = 0.4
-    augmentation: Augmentation | None = None
+    augmentation: CorpusAugmentation | None = None
     filters: list[Filter] = field(default_factory=list)
     dataset: bool = False
     licences: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class CorpusConfig:
             raise ValueError(f"prosody: lacks {', '.join(missing)}, which the writer's lines are said with")
         unknown = set(self.augmentation.splits if self.augmentation else ()) - set(SPLITS)
         if unknown:
-            raise ValueError(f"augmentation: splits: {unknown_name('split', sorted(unknown)[0], SPLITS)}")
+            raise ValueError(f"augmentation.splits: {unknown_name('split', sorted(unknown)[0], SPLITS)}")
         if empty := [split for split in SPLITS if not self.user_voices[split]]:
             raise ValueError(f"user_voices: {empty[0]}: is empty; at least one voice is needed")
         voices = [voice for split in SPLITS for voice in self.user_voices[split]]

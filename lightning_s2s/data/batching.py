@@ -123,6 +123,8 @@ class ResumableLoader:
         batch_sampler: Sampler that determines the order.
         collate: Maps items of the dataset to a batch and notes on problems of the items.
         on_notes: Called with the notes, in the main process.
+        in_epoch: Maps the number of an epoch to the dataset as it is in that epoch, for the workers of that epoch; None
+            uses `dataset` in every epoch.
         loader_options: Options of torch's DataLoader.
 
     Attributes:
@@ -136,12 +138,13 @@ class ResumableLoader:
         batch_sampler: DurationBatchSampler,
         collate: Callable[[list[Any]], tuple[Any, list[Note]]],
         on_notes: Callable[[list[Note]], None],
+        in_epoch: Callable[[int], Any] | None = None,
         **loader_options: Any,
     ):
         self.batch_sampler = batch_sampler
         self.dataset = dataset
         self.waited_sec = 0.0
-        self._on_notes = on_notes
+        self._on_notes, self._in_epoch = on_notes, in_epoch
         self._options = {"collate_fn": collate, **loader_options}
         self._place = {"epoch": 0, "trainer_epoch": 0, "batches": 0}
         self._resume_from: dict[str, int] | None = None
@@ -163,7 +166,8 @@ class ResumableLoader:
             epoch = place["epoch"] + 1
         self._ahead = trainer_epoch - epoch
         batches = self.batch_sampler.batches(epoch)[done:]
-        for batch, notes in self._timed(DataLoader(self.dataset, batch_sampler=batches, **self._options)):
+        dataset = self.dataset if self._in_epoch is None else self._in_epoch(epoch)
+        for batch, notes in self._timed(DataLoader(dataset, batch_sampler=batches, **self._options)):
             if notes:
                 self._on_notes(notes)
             done += 1

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import lightning as L
 import torch
 
+from lightning_s2s.data.augmentation import Augmentation
+from lightning_s2s.data.augmented_examples import LEVEL_LIMITED, AugmentedExamples
 from lightning_s2s.data.batching import DurationBatchSampler, Note, ResumableLoader
 from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, collate_vocoder
 from lightning_s2s.data.dataset import SpeechDialogueDataset
@@ -40,13 +42,16 @@ class SpeechDialogueData(L.LightningDataModule):
         on_error: "raise" at a broken line or file, or "skip" and count it.
         min_audio_sec: rows with shorter audio are dropped and counted.
         cache_audio: keep decoded audio in memory, for small corpora; needs `num_workers: 0`.
-        seed: with the epoch, all that the order of training depends on.
+        seed: with the epoch, all that the order of training and its augmentation depend on.
+        augmentation: what may happen to the users' audio in training, drawn anew for each clip in each epoch; None
+            leaves it as it is. See `lightning_s2s.data.augmentation.Augmentation`.
 
     Attributes:
-        problems: "train" and "validation" -> reason -> number of rows left out, or of clipped files.
+        problems: "train" and "validation" -> reason -> number of rows left out, or of files with a remark.
 
     Raises:
-        ValueError: an option is out of range, or (at setup) a manifest or, with `on_error: raise`, a row is broken.
+        ValueError: an option is out of range, or (at setup) a manifest or, with `on_error: raise`, a row is broken, or
+            the stage can't train on augmented audio.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class SpeechDialogueData(L.LightningDataModule):
         min_audio_sec: NonNegative = 0.5,
         cache_audio: bool = False,
         seed: Seed = 0,
+        augmentation: Augmentation | None = None,
     ):
         super().__init__()
         if on_error not in ("skip", "raise"):
@@ -70,7 +76,7 @@ class SpeechDialogueData(L.LightningDataModule):
         self.manifests = {"train": _as_list(train), "validation": _as_list(validation)}
         self.batch_duration_sec, self.max_batch_size, self.num_buckets = batch_duration_sec, max_batch_size, num_buckets
         self.num_workers, self.on_error, self.min_audio_sec = num_workers, on_error, min_audio_sec
-        self.cache_audio, self.seed = cache_audio, seed
+        self.cache_audio, self.seed, self.augmentation = cache_audio, seed, augmentation
         self.datasets: dict[str, SpeechDialogueDataset] = {}
         self._collate: Callable[..., Any] = collate_vocoder
         self._left_out: dict[str, Counter[str]] = {}
@@ -98,9 +104,12 @@ class SpeechDialogueData(L.LightningDataModule):
         """The dataset of "train" or "validation", without a trainer.
 
         Raises:
-            ValueError: a manifest or, with `on_error: raise`, a row is broken; or a stage that trains speech finds no
-                units.
+            ValueError: a manifest or, with `on_error: raise`, a row is broken; a stage that trains speech finds no
+                units; or training can't use augmented audio.
         """
+        augmentation = self.augmentation if split == "train" else None
+        if augmentation is not None:
+            _check_augmentation(augmentation, requirements)
         dataset = SpeechDialogueDataset(
             self.manifests[split],
             requirements,
@@ -108,6 +117,7 @@ class SpeechDialogueData(L.LightningDataModule):
             min_audio_sec=self.min_audio_sec,
             max_duration_sec=self.batch_duration_sec,
             cache_audio=self.cache_audio,
+            longest_stretch=augmentation.longest_stretch if augmentation else 1.0,
         )
         if requirements.trains_speech and not dataset.num_spoken:
             names = ", ".join(self.manifests[split])
@@ -137,7 +147,7 @@ class SpeechDialogueData(L.LightningDataModule):
         return self.loader("validation", shuffle=False) if self.manifests["validation"] else []
 
     def loader(self, split: str, shuffle: bool) -> ResumableLoader:
-        """A loader over a prepared split."""
+        """A loader over a prepared split; what is shuffled, the audio of training alone, is augmented."""
         dataset = self.datasets[split]
         replicas: dict[str, Any] = {}
         if self.trainer is not None and self.trainer.world_size > 1:
@@ -157,7 +167,10 @@ class SpeechDialogueData(L.LightningDataModule):
         collate = SkippingCollate(dataset, self._collate)
         # From pinned memory a batch is copied to a GPU while the GPU computes.
         options = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
-        return ResumableLoader(dataset, sampler, collate, partial(self._note, split), **options)
+        in_epoch = None
+        if self.augmentation is not None and split == "train" and shuffle:
+            in_epoch = partial(AugmentedExamples, dataset, self.augmentation, self.seed)
+        return ResumableLoader(dataset, sampler, collate, partial(self._note, split), in_epoch, **options)
 
     def teardown(self, stage: str) -> None:
         """Sum up what decoding showed."""
@@ -171,7 +184,22 @@ class SpeechDialogueData(L.LightningDataModule):
             key = (note.reason, note.place)
             if key not in self._noted[split]:
                 self._noted[split][key] = note.reason
-                log.warning("%s", note.message)
+                # A loud corpus would give a warning for each of its files; they are counted, and summed up in the end.
+                log.log(logging.INFO if note.reason == LEVEL_LIMITED else logging.WARNING, "%s", note.message)
+
+
+def _check_augmentation(augmentation: Augmentation, requirements: DataRequirements) -> None:
+    """Raise ValueError where training can't use augmented audio; warn where it reads none."""
+    if requirements.task == "vocoder":
+        raise ValueError("data.augmentation: must be null for a vocoder, which learns to reproduce its audio as it is")
+    if requirements.fixed_audio:
+        raise ValueError(
+            "data.augmentation: must be null with scaling.encoder_cache, which encodes each clip once; leave out either"
+        )
+    if requirements.sample_rate is None:
+        log.warning("data.augmentation: has no effect, since this stage has no encoder and reads no audio")
+    else:
+        augmentation.check_sample_rate(requirements.sample_rate)
 
 
 def _as_list(manifests: str | list[str] | None) -> list[str]:

@@ -87,6 +87,7 @@ class SpeechDialogueDataset:
             without units where these are all that is learnt.
         max_duration_sec: rows that cost more can't be put into a batch and count as broken; None allows all.
         cache_audio: keep decoded audio in memory, for corpora that fit.
+        longest_stretch: factor by which the users' audio may become longer after decoding; `durations` count it.
 
     Attributes:
         durations: cost of each example in seconds.
@@ -105,11 +106,13 @@ class SpeechDialogueDataset:
         min_audio_sec: float = 0.5,
         max_duration_sec: float | None = None,
         cache_audio: bool = False,
+        longest_stretch: float = 1.0,
     ):
         self.requirements = requirements
         self.on_error = on_error
         self.min_audio_sec = min_audio_sec
         self.max_duration_sec = max_duration_sec
+        self.longest_stretch = longest_stretch
         self.manifests = [Manifest(path) for path in manifests]
         self.problems: Counter[str] = Counter()
         self._cache: dict[str, tuple[Waveform, tuple[Remark, ...]]] | None = {} if cache_audio else None
@@ -184,7 +187,7 @@ class SpeechDialogueDataset:
         items = [item for message in messages for item in content_items(message["content"])]
         text_bytes = sum(len((item.get(key) or "").encode()) for item in items for key in ("text", "audio_text"))
         duration = SEC_PER_TEXT_TOKEN * text_bytes / BYTES_PER_TEXT_TOKEN
-        duration += self._audio_sec(row, list(user_audio_items(messages)))
+        duration += self.longest_stretch * self._audio_sec(row, list(user_audio_items(messages)))
         num_units = sum(len(self._units(row, message)) for message in spoken)
         return duration + num_units / (self.requirements.unit_rate_hz or UNIT_RATE_HZ)
 

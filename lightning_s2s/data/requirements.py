@@ -23,6 +23,7 @@ class DataRequirements:
         needs_units: Whether to skip rows whose assistant turns have no units.
         trains_speech: Whether the stage also trains a speech decoder, for which some training data must have units.
         needs_transcripts: Whether the user's audio must have a transcript, which a loss reads.
+        fixed_audio: Whether a clip must be the same in every epoch, since the encoder's output for it is kept.
         task: "dialogue" for the stages, "vocoder" for pairs of audio and text.
 
     Raises:
@@ -37,6 +38,7 @@ class DataRequirements:
     needs_units: bool = False
     trains_speech: bool = False
     needs_transcripts: bool = False
+    fixed_audio: bool = False
     task: Literal["dialogue", "vocoder"] = "dialogue"
 
     def __post_init__(self) -> None:

@@ -23,9 +23,10 @@ from lightning_s2s.construction.filters import (
     WordError,
 )
 from lightning_s2s.construction.speech import SpeechSynthesizer
-from lightning_s2s.construction.speech.augmentation import COLOURS, Augmentation
 from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
+from lightning_s2s.data.augmentation import CorpusAugmentation
+from lightning_s2s.data.effects import COLOURS
 from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.reporting.pages import TEMPLATES
 from lightning_s2s.reporting.tables import escape_markdown, markdown_table
@@ -233,14 +234,20 @@ def _prosody(of_emotions: Mapping[str, Prosody]) -> str:
     return "; ".join(changes)
 
 
-def _augmentation(augmentation: Augmentation) -> str:
+def _augmentation(augmentation: CorpusAugmentation) -> str:
     parts = [f"{augmentation.share:.0%} of the questions of {', '.join(augmentation.splits)}"]
+    if augmentation.tempo:
+        parts.append(f"tempo {_range(augmentation.tempo)}")
+    if augmentation.pitch_semitones:
+        parts.append(f"pitch {_range(augmentation.pitch_semitones)} semitones")
     if augmentation.room_sec:
         parts.append(f"simulated room, reverberation {_range(augmentation.room_sec)} s")
     if augmentation.noise:
         parts.append(f"noise ({', '.join(augmentation.noise)}) at {_range(augmentation.snr_db)} dB")
     if augmentation.bands_hz:
         parts.append(f"band {' or '.join(map(_range, augmentation.bands_hz))} Hz")
+    if augmentation.codecs:
+        parts.append(f"codec {' or '.join(augmentation.codecs)}")
     if augmentation.level_db:
         parts.append(f"level {_range(augmentation.level_db)} dB")
     return "; ".join(parts)

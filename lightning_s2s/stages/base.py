@@ -95,6 +95,7 @@ class Stage(L.LightningModule):
             unit_rate_hz=vocoder.unit_rate_hz if vocoder else None,
             num_units=self.model.num_units,
             codebooks_per_frame=vocoder.codebooks_per_frame if vocoder else 1,
+            fixed_audio=self.encoder_cache is not None,
         )
 
     def configure_model(self) -> None:

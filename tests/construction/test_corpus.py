@@ -18,11 +18,11 @@ from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.filters import WordCount
 from lightning_s2s.construction.pipeline import lines_of
 from lightning_s2s.construction.speech import speaking
-from lightning_s2s.construction.speech.augmentation import Augmentation
 from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.speech.speaking import Delivery, SpeakLines, SpeakTexts
 from lightning_s2s.construction.writing import GrammarWriter
 from lightning_s2s.data.audio import load_audio
+from lightning_s2s.data.augmentation import CorpusAugmentation
 from lightning_s2s.data.manifest import read_manifest
 from lightning_s2s.data.tasks import EMOTIONS, SPLITS
 from lightning_s2s.evaluation.grammar import DialogueGrammar
@@ -104,7 +104,11 @@ def test_a_broken_grammar(tmp_path, broken, message):
     ("key", "value", "message"),
     [
         ("user_voices", {"train": ["bob"], "test": ["eve"]}, "user_voices: needs the keys train, validation, test"),
-        ("augmentation", Augmentation(["training"], level_db=(0, 1)), "unknown split 'training'; did you mean train"),
+        (
+            "augmentation",
+            CorpusAugmentation(level_db=(0, 1), splits=["training"]),
+            "unknown split 'training'; did you mean train",
+        ),
         ("prosody", None, "prosody: Tone speaks every emotion alike"),
         ("prosody", {"happy": Prosody()}, "prosody: lacks neutral, sad, angry, which the writer's lines are said with"),
         ("user_voices", {"train": ["bob"], "validation": ["bob"], "test": ["eve"]}, r"shared: \['bob'\]"),
@@ -301,7 +305,7 @@ def test_without_a_vocoder_it_ends_with_the_replies(config, capsys):
 
 def test_augmentation_is_recorded_and_changes_the_training_questions_alone(corpus, tmp_path):
     augmented = replace(
-        corpus, output_dir=str(tmp_path / "again"), augmentation=Augmentation(noise=["white"], snr_db=(0.0, 9.0))
+        corpus, output_dir=str(tmp_path / "again"), augmentation=CorpusAugmentation(noise=["white"], snr_db=(0.0, 9.0))
     )
     make_corpus(augmented)
     for split, changes in (("train", True), ("test", False)):
@@ -355,7 +359,7 @@ def test_a_kept_clip_is_never_taken_for_other_words(config, tmp_path):
         key(replace(line, text="Something else.")),
         key(replace(line, voice="someone")),
         key(line, tts=Tone(has_emotions=True)),
-        key(line, replace(delivery, augmentation=Augmentation(level_db=(-3, 3)))),
+        key(line, replace(delivery, augmentation=CorpusAugmentation(level_db=(-3, 3)))),
         key(line, replace(delivery, speed=1.5)),
         key(line, replace(delivery, seed=2)),
     ]

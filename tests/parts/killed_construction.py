@@ -22,9 +22,9 @@ from lightning_s2s.construction.chat import ChatReply
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.filters import Duration, Filter, NearDuplicates, Rejection, WordCount
 from lightning_s2s.construction.running import Local
-from lightning_s2s.construction.speech.augmentation import Augmentation
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
+from lightning_s2s.data.augmentation import CorpusAugmentation
 from lightning_s2s.support.journal import Journal
 from parts.construction import RULES, FakeCodec, Tone, Writer
 
@@ -85,7 +85,7 @@ def configuration(kind: str, runner=None) -> CorpusConfig:
         output_dir="corpus", work_dir="work", writer=writer, tts=HashTone(True),
         assistant_tts=HashTone(), vocoder=FakeCodec(), assistant_voice="anna",
         user_voices={"train": ["bob", "cleo"], "validation": ["dan"], "test": ["eve"]},
-        augmentation=Augmentation(noise=["white"], share=0.5), dataset=True,
+        augmentation=CorpusAugmentation(noise=["white"], share=0.5), dataset=True,
         filters=[WordCount(), NearDuplicates(), Duration(), Lottery()],
         runner=runner or Local(2 if kind == "processes" else 1),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from lightning_s2s.construction.chat.base import ChatModel
 from lightning_s2s.construction.config import CorpusConfig
@@ -26,11 +27,11 @@ from lightning_s2s.construction.filters import (
 )
 from lightning_s2s.construction.outcome import Outcome
 from lightning_s2s.construction.speech import SpeechSynthesizer
-from lightning_s2s.construction.speech.augmentation import Augmentation
 from lightning_s2s.construction.speech.prosody import Prosody
 from lightning_s2s.construction.usage import Usage
 from lightning_s2s.construction.writing import GrammarWriter, PromptedWriter
 from lightning_s2s.construction.writing.seeds import Seeds
+from lightning_s2s.data.augmentation import CorpusAugmentation
 from lightning_s2s.data.tasks import EMOTIONS
 from lightning_s2s.reporting.construction_card import card, metadata, size_category, write_card
 from parts.data_cards import bullet, metadata_of, table
@@ -240,7 +241,7 @@ def test_an_engine_with_emotions_and_another_for_the_replies():
 
 
 def test_augmentation_and_units():
-    augmentation = Augmentation(
+    augmentation = CorpusAugmentation(
         share=0.5, room_sec=(0.1, 0.6), noise=["pink"], snr_db=(5, 25), bands_hz=[(300, 3400), (50, 7000)]
     )
     text = written({"augmentation": augmentation, "vocoder": TinyCodec()}, weights="abc123")
@@ -302,9 +303,9 @@ def test_licences_of_the_configuration_come_first():
 
 
 def test_noise_of_files_has_a_licence_of_its_own(tmp_path):
-    (tmp_path / "street.wav").touch()
-    assert "noise" not in licences(written({"augmentation": Augmentation(noise=["pink"])}))
-    recorded = Augmentation(noise=["pink", str(tmp_path)])
+    soundfile.write(tmp_path / "street.wav", np.full(1600, 0.1), 16_000)
+    assert "noise" not in licences(written({"augmentation": CorpusAugmentation(noise=["pink"])}))
+    recorded = CorpusAugmentation(noise=["pink", str(tmp_path)])
     assert licences(written({"augmentation": recorded}))["noise"] == "not stated"
 
 
@@ -353,7 +354,7 @@ def test_replies_whose_emotion_is_not_heard():
 
 
 def test_filters_did_not_hear_the_augmentation():
-    augmented = {"augmentation": Augmentation(level_db=(-6, 0))}
+    augmented = {"augmentation": CorpusAugmentation(level_db=(-6, 0))}
     text = limits(written(augmented | {"filters": [Quality()]}))
     assert "**Filters heard the recordings before augmentation**" in text
     assert "before augmentation" not in limits(written(augmented | {"filters": [WordCount()]}))

@@ -10,6 +10,7 @@ from lightning_s2s.components.adapters.conv import ConvAdapter
 from lightning_s2s.components.encoders.mel import MelEncoder
 from lightning_s2s.components.encoders.whisper import WhisperEncoder
 from lightning_s2s.components.llms.causal import CausalLanguageModel
+from lightning_s2s.data.augmentation import Augmentation
 from lightning_s2s.data.datamodule import SpeechDialogueData
 from lightning_s2s.scale.encoder_cache import EncoderCache
 from lightning_s2s.scale.parallelize import ScalingOptions
@@ -130,3 +131,14 @@ def test_where_it_is_refused(tokenizer_folder, tmp_path):
             ConvAdapter(inner_width=8, silence_padding=False),
             scaling=ScalingOptions(encoder_cache="c"),
         )
+
+
+def test_augmentation_is_refused_before_training(tokenizer_folder, tiny_corpus, tmp_path):
+    module = stage(tokenizer_folder, scaling=ScalingOptions(encoder_cache=str(tmp_path / "cache")))
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=1, default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"data.augmentation: must be null with scaling.encoder_cache"):
+        trainer.fit(module, SpeechDialogueData(tiny_corpus.train, augmentation=Augmentation()))
+    assert not (tmp_path / "cache").exists()

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lightning_s2s.construction.emotion_classifier.features import SAMPLE_RATE, prosody_features
-from lightning_s2s.construction.speech.augmentation import COLOURS, ClipAugmentation, augment
 from lightning_s2s.data.audio import AudioError, load_audio
+from lightning_s2s.data.augmentation import ClipAugmentation, augment
 from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.effects import COLOURS
 from lightning_s2s.data.manifest import ManifestError, read_manifest
 
 
@@ -126,4 +127,6 @@ def _measure(job: ClipJob) -> np.ndarray:
         waveform = load_audio(job.audio, job.folder, SAMPLE_RATE)
     except AudioError as error:
         raise ManifestError(job.manifest, job.line, error.reason, str(error)) from None
-    return prosody_features(augment(waveform, SAMPLE_RATE, job.noise) if job.noise else waveform, SAMPLE_RATE)
+    if job.noise:
+        waveform = augment(waveform, SAMPLE_RATE, job.noise).waveform
+    return prosody_features(waveform, SAMPLE_RATE)

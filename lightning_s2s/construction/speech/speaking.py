@@ -17,11 +17,11 @@ import soxr
 from lightning_s2s.construction.running import ItemFailure, PipelineStep
 from lightning_s2s.construction.running.base import fingerprint
 from lightning_s2s.construction.speech import SpeechError, SpeechSynthesizer
-from lightning_s2s.construction.speech.augmentation import Augmentation, ClipAugmentation, augment
 from lightning_s2s.construction.speech.opus import encode_opus
 from lightning_s2s.construction.speech.prosody import Analysis, Prosody, analyse, render
 from lightning_s2s.construction.speech.renderings import Renderings
 from lightning_s2s.construction.usage import track_usage
+from lightning_s2s.data.augmentation import ClipAugmentation, CorpusAugmentation, augment
 from lightning_s2s.support.files import write_bytes
 
 QUESTION_RATE = 16_000
@@ -57,7 +57,7 @@ class Delivery:
     speed: float
     prosody: dict[str, Prosody] | None
     jitter: float
-    augmentation: Augmentation | None
+    augmentation: CorpusAugmentation | None
     seed: int
 
     def draw_prosody(self, line: Line) -> Prosody | None:
@@ -68,16 +68,16 @@ class Delivery:
 
     def draw_augmentation(self, line: Line) -> ClipAugmentation | None:
         """What happens to a line's recording, drawn by its id and the seed; None leaves it clean."""
-        if self.augmentation is None:
+        if self.augmentation is None or line.split not in self.augmentation.splits:
             return None
-        return self.augmentation.draw(line.split, random.Random(f"{self.seed}-{line.id}-augmentation"))
+        return self.augmentation.draw(random.Random(f"{self.seed}-{line.id}-augmentation"))
 
 
 class SpeakLines(PipelineStep[list[Line]]):
     """Records groups of lines that share words and voice: in the engine's own emotions, by prosody, or both.
 
     A result says for each line's id: `clip`, its recording in `folder`; `clean`, the same before augmentation; `sec`;
-    and `augmentation`, what happened to it. `usage` counts what was retried.
+    and `augmentation`, what happened to it, as far as its level allowed. `usage` counts what was retried.
 
     Args:
         tts: Engine that speaks.
@@ -131,13 +131,15 @@ class SpeakLines(PipelineStep[list[Line]]):
                     analyses[emotion] = analyse(self._render(line, emotion), QUESTION_RATE)
                 waveform = render(analyses[emotion], QUESTION_RATE, prosody)
             clean = clip = self._write(line, None, waveform)
+            applied = None
             if drawn:
-                clip = self._write(line, drawn, augment(waveform, QUESTION_RATE, drawn))
+                waveform, applied = augment(waveform, QUESTION_RATE, drawn)
+                clip = self._write(line, drawn, waveform)
             clips[line.id] = {
                 "clip": clip,
                 "clean": clean,
                 "sec": round(len(waveform) / QUESTION_RATE, 3),
-                "augmentation": drawn.figures() if drawn else None,
+                "augmentation": applied.figures() if applied else None,
             }
         return clips
 
