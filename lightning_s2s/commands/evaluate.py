@@ -20,14 +20,16 @@ def answers(config: EvaluateAnswersConfig) -> None:
     from lightning_s2s.checkpoints.sources import find_model
     from lightning_s2s.evaluation.runs import read_training_run
     from lightning_s2s.reporting.answers_report import write_report
-    from lightning_s2s.reporting.tables import print_metrics, print_table
+    from lightning_s2s.reporting.tables import print_conditions, print_metrics, print_table
 
     config.model = str(find_model(config.model))
-    results, metrics = evaluate_answers(config)
+    runs = [read_training_run(run) for run in config.runs]
+    evaluation = evaluate_answers(config)
     page = Path(config.output_dir) / "report.html"
-    write_report(page, config.title, results, metrics, [read_training_run(run) for run in config.runs])
-    print_table(results)
-    print_metrics(metrics)
+    write_report(page, config.title, evaluation.answers, evaluation.metrics, runs, conditions=evaluation.scores)
+    print_table(evaluation.answers)
+    print_conditions(evaluation.scores)
+    print_metrics(evaluation.metrics)
     print(f"\nlisten and look: {page}")
 
 

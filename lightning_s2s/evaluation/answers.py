@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import soundfile as sf
+import torch
 
 from lightning_s2s.checkpoints.model_folder import load_model
-from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec, load_audio
-from lightning_s2s.data.dataset import user_audio_items
-from lightning_s2s.data.manifest import ManifestError, read_manifest
-from lightning_s2s.data.tasks import EMOTIONS, TASKS
+from lightning_s2s.components.weights import weights_fingerprint
+from lightning_s2s.evaluation.conditions import Condition
 from lightning_s2s.evaluation.grammar import DialogueGrammar
-from lightning_s2s.evaluation.results import AnswerResult, Metric, percentile
+from lightning_s2s.evaluation.questions import Question, read_questions
+from lightning_s2s.evaluation.recording import RECORDED, Pass, Recorded, Recorder, Timing
+from lightning_s2s.evaluation.results import AnswerResult, ConditionScores, Metric
+from lightning_s2s.evaluation.scores import emotion_named, score, summarise
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
-from lightning_s2s.streaming.session import respond
-from lightning_s2s.support.files import replacing, write_text
-from lightning_s2s.support.ranges import Natural, checked
+from lightning_s2s.streaming.events import Reply
+from lightning_s2s.support.files import write_text
+from lightning_s2s.support.journal import Journal
+from lightning_s2s.support.ranges import Count, Natural, checked
+
+JOURNAL = "answers.partial"
+"""File in the output folder with what the model has said so far; it is deleted at the end."""
 
 
 @checked
@@ -35,183 +40,180 @@ class EvaluateAnswersConfig:
         questions: Manifest with one spoken question per line, with `transcript` and `emotion` beside its audio.
         grammar: YAML of the lines and replies, by which the form, emotion and topic of a reply are judged.
         output_dir: Folder for `answers.jsonl`, `figures.json`, `report.html` and `replies/*.wav`.
+        slots: Number of sessions that run at the same time; the answers do not depend on it.
+        latency_questions: Number of questions, evenly spread over the manifest, on which latency is measured, one
+            session at a time; 0 measures none.
         num_warmup: Number of answers before latency is measured.
         limit: Number of questions to ask, from the start of the manifest; 0 asks all.
+        conditions: Conditions under which all questions are asked again.
         title: Heading of the report.
         runs: Folders of the training runs behind the model; the report shows their curves.
         trust_sources: Also load what the model folder names outside of itself: hub ids, URLs, other files.
+
+    Raises:
+        ValueError: An option is out of range, or two conditions have the same title.
     """
 
     model: str
     questions: str
     grammar: str
     output_dir: str
+    slots: Count = 16
+    latency_questions: Natural = 20
     num_warmup: Natural = 2
     limit: Natural = 0
+    conditions: list[Condition] = field(default_factory=list)
     title: str = "Spoken questions and answers"
     runs: list[str] = field(default_factory=list)
     trust_sources: bool = False
 
+    def __post_init__(self) -> None:
+        titles = [RECORDED, *(condition.title for condition in self.conditions)]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"conditions: {title!r} is the title of several; give each a name of its own")
 
-def evaluate_answers(config: EvaluateAnswersConfig) -> tuple[list[AnswerResult], list[Metric]]:
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of `evaluate_answers`.
+
+    Attributes:
+        answers: The answers to the questions as they were recorded, in their order.
+        metrics: Summary of them.
+        scores: Scores of the questions as recorded and, if there are conditions, of each of these; else empty.
+    """
+
+    answers: list[AnswerResult]
+    metrics: list[Metric]
+    scores: list[ConditionScores]
+
+
+def evaluate_answers(config: EvaluateAnswersConfig) -> Evaluation:
     """Answer every question, judge the answers, and write everything except the report.
 
-    Raises:
-        ValueError: The model, manifest or grammar is missing or broken, or a row has no question that can be judged.
-    """
-    from tqdm import tqdm
+    An evaluation that was stopped resumes if model, manifests and options are the same.
 
+    Raises:
+        ValueError: The model, a manifest or the grammar is missing or broken, a row has no question that can be judged,
+            or the output folder holds the beginning of another evaluation.
+    """
     grammar = DialogueGrammar(config.grammar)
-    rows = read_manifest(config.questions)
-    rows = rows[: config.limit or None]
-    for row in rows:
-        check_question(row)
+    passes, digests = read_passes(config)
     model = load_model(config.model, trust_sources=config.trust_sources)
+    for condition in config.conditions:
+        condition.check_sample_rate(model.require_encoder()[0].sample_rate)
     output = Path(config.output_dir)
     (output / "replies").mkdir(parents=True, exist_ok=True)
-    for row in rows[: config.num_warmup]:
-        answer_question(model, row, grammar)
-    answers = [answer_question(model, row, grammar) for row in tqdm(rows, "answering", unit="question")]
-    metrics = summarise(answers, grammar)
-
-    lines = []
-    for answer, name in zip(answers, file_names([answer.id for answer in answers]), strict=True):
-        wav = output / "replies" / f"{name}.wav"
-        if answer.reply.waveform is not None:
-            with replacing(wav) as temporary:
-                sf.write(temporary, answer.reply.waveform.numpy(), answer.reply.sample_rate)
-        lines.append(json.dumps(_record(answer, wav), ensure_ascii=False))
-    write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
-    write_text(output / "figures.json", json.dumps({metric.name: metric.value for metric in metrics}, indent=2) + "\n")
-    return answers, metrics
+    with Journal(output / JOURNAL, fingerprint(config, model, digests), "evaluate answers") as journal:
+        recorder = Recorder(model, journal, output, passes)
+        timings = recorder.time(config.latency_questions, config.num_warmup)
+        recorded = recorder.ask(config.slots)
+        answers = [
+            as_result(question, record, timings.get(number, Timing()), recorder.sample_rate, output, grammar)
+            for number, (question, record) in enumerate(zip(passes[0].questions, recorded[0], strict=True))
+        ]
+        scores = [score(of.title, of.questions, said, grammar) for of, said in zip(passes, recorded, strict=True)]
+        evaluation = Evaluation(answers, summarise(answers, grammar, scores[1:]), scores if len(scores) > 1 else [])
+        write_results(evaluation, recorded[0], output)
+        journal.remove()
+    return evaluation
 
 
-def find_question(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The question of a row: the user's first content item with audio.
+def read_passes(config: EvaluateAnswersConfig) -> tuple[list[Pass], list[str]]:
+    """The questions of each condition, as recorded first, and the digests of their manifests.
 
     Raises:
-        ManifestError: The row has no such item, or the item has no emotion to judge the answer by.
+        ValueError: A manifest is missing or broken, or a row has no question that can be judged.
     """
-    item = next(iter(user_audio_items(row["messages"])), None)
-    if item is None:
-        problem = "messages: the user says nothing; a spoken question (an item with `audio`) is needed"
-        raise ManifestError(row["manifest"], row["line"], "no question", problem)
-    if not item.get("emotion"):
-        problem = f"emotion: is missing beside the audio {item['audio']!r}; answers are judged by it"
-        raise ManifestError(row["manifest"], row["line"], "no emotion", problem)
-    return item
+    known = {config.questions: read_questions(config.questions, config.limit)}
+    for condition in config.conditions:
+        if condition.manifest and condition.manifest not in known:
+            known[condition.manifest] = read_questions(condition.manifest, config.limit)
+    found = [known[config.questions], *(known[of.manifest or config.questions] for of in config.conditions)]
+    passes = [Pass(of[0], condition) for of, condition in zip(found, [None, *config.conditions], strict=True)]
+    return passes, [digest for _, digest in found]
 
 
-def check_question(row: Mapping[str, Any]) -> None:
-    """Check a row's question and the header of its audio, before the model is loaded.
+def fingerprint(config: EvaluateAnswersConfig, model: SpeechToSpeechModel, digests: Sequence[str]) -> dict[str, Any]:
+    """Everything that decides what the model says and which answers are needed."""
+    settings = hashlib.sha256((Path(config.model) / "config.json").read_bytes()).hexdigest()
+    fields = {
+        "model": [weights_fingerprint(model), settings],
+        "questions": digests[0],
+        "limit": config.limit,
+        "latency_questions": config.latency_questions,
+        "conditions": [[asdict(of), digest] for of, digest in zip(config.conditions, digests[1:], strict=True)],
+    }
+    return json.loads(json.dumps(fields))
 
-    Raises:
-        ManifestError: The row has no question, or its audio cannot be used.
+
+def as_result(
+    question: Question, record: Recorded, timing: Timing, sample_rate: int, folder: Path, grammar: DialogueGrammar
+) -> AnswerResult:
+    """Judge what the model said to a question, and load the audio of both.
+
+    Args:
+        question: The question.
+        record: What the model said.
+        timing: Latency of its reply, empty if it was not measured.
+        sample_rate: Sample rate at which the question is loaded, in Hz.
+        folder: The output folder.
+        grammar: Judges the reply.
     """
-    try:
-        audio_duration_sec(AudioReference.parse(find_question(row)["audio"], row["folder"]))
-    except AudioError as error:
-        raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
-
-
-def file_names(identities: Iterable[str]) -> list[str]:
-    """One file name per id: the id itself if it is a valid name that no earlier id has taken."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for identity in identities:
-        name = plain = re.sub(r"[^\w.-]", "_", identity)[:100].lstrip(".") or "_"
-        number = 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{plain}-{number}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def answer_question(model: SpeechToSpeechModel, row: dict[str, Any], grammar: DialogueGrammar) -> AnswerResult:
-    """Answer a row's question greedily, in text and speech, and ask the model which emotion it heard.
-
-    Raises:
-        ManifestError: The row has no question, or its audio cannot be used.
-    """
-    item = find_question(row)
-    sample_rate = model.require_encoder()[0].sample_rate
-    try:
-        waveform = load_audio(item["audio"], row["folder"], sample_rate)
-    except AudioError as error:
-        raise ManifestError(row["manifest"], row["line"], error.reason, str(error)) from None
-    reply = respond(model, waveform, sample_rate, greedy=True)
-    heard = respond(
-        model, waveform, sample_rate, greedy=True, instruction=TASKS["emotion"], speak=False, max_text_tokens=8
-    ).text.lower()
-    judged = grammar.judge(reply.text)
+    reply = Reply(record.reply, marks=timing.marks, real_time_factor=timing.real_time_factor)
+    if record.audio is not None and not record.silent:
+        waveform, reply.sample_rate = sf.read(folder / record.audio, dtype="float32")
+        reply.waveform = torch.from_numpy(waveform)
+    judged = grammar.judge(record.reply)
     return AnswerResult(
-        id=row["id"],
-        speaker=str(row.get("speaker") or ""),
-        pair=str(row.get("pair") or row["id"]),
-        ambiguous=bool(row.get("ambiguous")),
-        said=item.get("transcript") or "",
-        emotion_spoken=item["emotion"],
-        emotion_heard=heard if heard in EMOTIONS else None,
+        id=question.id,
+        speaker=question.speaker,
+        pair=question.pair,
+        ambiguous=question.ambiguous,
+        said=question.said,
+        emotion_spoken=question.emotion,
+        emotion_heard=emotion_named(record.named),
         reply=reply,
         reply_emotion=judged[0] if judged else None,
-        fits=bool(judged and judged[0] == item["emotion"]),
-        waveform=waveform,
+        fits=bool(judged and judged[0] == question.emotion),
+        waveform=question.load(sample_rate),
         sample_rate=sample_rate,
     )
 
 
-def summarise(answers: Sequence[AnswerResult], grammar: DialogueGrammar) -> list[Metric]:
-    """Metrics of the answers, with their targets."""
+def write_results(evaluation: Evaluation, recorded: Sequence[Recorded], output: Path) -> None:
+    """Write `answers.jsonl`, and `figures.json` last: it tells that an evaluation is finished.
 
-    def share(values: Iterable[bool]) -> float:
-        values = list(values)
-        return sum(values) / len(values) if values else float("nan")
-
-    pairs = [answer for answer in answers if answer.ambiguous]
-    per_pair = [len({other.emotion_spoken for other in pairs if other.pair == answer.pair}) for answer in pairs]
-    chance = statistics.mean(1 / count for count in per_pair) if per_pair else float("nan")
-    topics = [
-        ((grammar.judge(answer.reply.text) or ("", ""))[1], grammar.find_topic(answer.said)) for answer in answers
+    Args:
+        evaluation: The results.
+        recorded: What the model said to the questions as they were recorded.
+        output: The output folder.
+    """
+    lines = [
+        json.dumps(
+            {
+                "id": answer.id,
+                "speaker": answer.speaker,
+                "pair": answer.pair,
+                "said": answer.said,
+                "emotion_spoken": answer.emotion_spoken,
+                "emotion_heard": answer.emotion_heard,
+                "reply": answer.reply.text,
+                "reply_emotion": answer.reply_emotion,
+                "fits": answer.fits,
+                "marks": answer.reply.marks,
+                "real_time_factor": answer.reply.real_time_factor,
+                "audio": record.audio,
+            },
+            ensure_ascii=False,
+        )
+        for answer, record in zip(evaluation.answers, recorded, strict=True)
     ]
-    first_audio = [a.reply.marks["first_audio"] for a in answers if "first_audio" in a.reply.marks]
-    factors = [a.reply.real_time_factor for a in answers if a.reply.real_time_factor is not None]
-    return [
-        Metric(
-            "emotion recognised",
-            share(a.heard for a in answers),
-            0.85,
-            note="speakers and sentences never heard in training",
-        ),
-        Metric(
-            "minimal pairs: reply fits the emotion",
-            share(a.fits for a in pairs),
-            0.8,
-            note=f"from the words alone: {100 * chance:.0f} %",
-        ),
-        Metric("replies well-formed and of the right emotion", share(a.fits for a in answers), 0.9),
-        Metric(
-            "replies on the topic asked about", share(said is not None and replied == said for replied, said in topics)
-        ),
-        Metric("first audio, median", percentile(first_audio, 50), 0.5, True, "seconds"),
-        Metric("first audio, 95th percentile", percentile(first_audio, 95), None, True, "seconds"),
-        Metric("real-time factor, median", percentile(factors, 50), 0.5, True, ""),
-    ]
-
-
-def _record(answer: AnswerResult, wav: Path) -> dict[str, Any]:
-    return {
-        "id": answer.id,
-        "speaker": answer.speaker,
-        "pair": answer.pair,
-        "said": answer.said,
-        "emotion_spoken": answer.emotion_spoken,
-        "emotion_heard": answer.emotion_heard,
-        "reply": answer.reply.text,
-        "reply_emotion": answer.reply_emotion,
-        "fits": answer.fits,
-        "marks": answer.reply.marks,
-        "real_time_factor": answer.reply.real_time_factor,
-        "audio": str(wav.relative_to(wav.parent.parent)),
-    }
+    write_text(output / "answers.jsonl", "\n".join(lines) + "\n")
+    figures: dict[str, Any] = {metric.name: metric.value for metric in evaluation.metrics}
+    if evaluation.scores:
+        figures["conditions"] = {
+            of.title: {key: value for key, value in asdict(of).items() if key != "title"} for of in evaluation.scores
+        }
+    write_text(output / "figures.json", json.dumps(figures, indent=2) + "\n")

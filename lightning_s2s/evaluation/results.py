@@ -29,6 +29,7 @@ class AnswerResult:
         emotion_spoken: Emotion that the question was said with.
         emotion_heard: Emotion that the model named; None if it named none.
         reply: Reply of the streaming session; `text`, `marks`, `real_time_factor`, `waveform`, `sample_rate` are read.
+            A reply whose latency was not measured has no marks.
         reply_emotion: Emotion that the reply's text belongs to; None if the text is not well-formed.
         fits: True if the reply is well-formed and has the emotion of the question.
         waveform: (T,) float32 in [-1, 1], audio of the question.
@@ -52,6 +53,33 @@ class AnswerResult:
     def heard(self) -> bool:
         """True if the model named the emotion that was spoken."""
         return self.emotion_heard == self.emotion_spoken
+
+
+@dataclass(frozen=True)
+class ConditionScores:
+    """How well the questions were answered under one condition.
+
+    Attributes:
+        title: The condition.
+        num_questions: Number of questions.
+        heard: Share of questions whose emotion the model named.
+        recall: Emotion -> the same share of the questions that were said with it.
+        chance: Best value of `heard` without listening: the share of the most frequent emotion.
+        fits: Share of replies that are well-formed and have the emotion of the question.
+        pairs_fit: The same share of the ambiguous questions; NaN without any.
+        num_limited: Number of questions whose level was lowered, since they would have clipped.
+        limited_db: Mean number of decibels by which these were lowered.
+    """
+
+    title: str
+    num_questions: int
+    heard: float
+    recall: Mapping[str, float]
+    chance: float
+    fits: float
+    pairs_fit: float
+    num_limited: int = 0
+    limited_db: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning_s2s.evaluation.hardware import describe_hardware
-from lightning_s2s.evaluation.results import MARKS, AnswerResult, Metric, percentile, stage_durations
+from lightning_s2s.evaluation.results import (
+    MARKS,
+    AnswerResult,
+    ConditionScores,
+    Metric,
+    percentile,
+    stage_durations,
+)
 from lightning_s2s.evaluation.runs import TrainingRun
+from lightning_s2s.evaluation.scores import worst_of
+from lightning_s2s.reporting.condition_chart import condition_chart
 from lightning_s2s.reporting.emotion_pairs import group_pairs, in_order
 from lightning_s2s.reporting.pages import write_page
 from lightning_s2s.reporting.pictures import ClipPlayers, Sound, draw_curve
+from lightning_s2s.reporting.tables import condition_table
 
 MARK_NAMES = {
     "encoder_done": "encoder done",
@@ -30,8 +40,11 @@ def write_report(
     metrics: Sequence[Metric] = (),
     runs: Sequence[TrainingRun] = (),
     hardware: Mapping[str, str] | None = None,
+    conditions: Sequence[ConditionScores] = (),
 ) -> Path:
     """Write the report: metrics, latency, confusion of emotions, then every question and reply to play and compare.
+
+    Latency is that of the answers with marks, the ones that were timed.
 
     Args:
         path: HTML file to write.
@@ -40,6 +53,7 @@ def write_report(
         metrics: Summary of the evaluation.
         runs: Training runs behind the model.
         hardware: Label -> text about the machine; None describes the machine that this runs on.
+        conditions: Scores of the questions as recorded and of each condition; empty without conditions.
     Returns:
         `path`.
     """
@@ -68,7 +82,9 @@ def write_report(
         "num_speakers": len({answer.speaker for answer in answers}),
         "emotions": in_order(answer.emotion_spoken for answer in answers),
         "latency": latency(answers),
+        "num_timed": sum(bool(answer.reply.marks) for answer in answers),
         "confusion": confusion(answers),
+        "conditions": _conditions(conditions),
         "hardware": describe_hardware() if hardware is None else hardware,
         "runs": [
             {"name": run.name, "facts": run.facts, "curves": [draw_curve(*curve) for curve in run.curves.items()]}
@@ -79,6 +95,21 @@ def write_report(
     }
     write_page(path, "answers.html", values)
     return path
+
+
+def _conditions(scores: Sequence[ConditionScores]) -> dict[str, Any] | None:
+    """Values of the section on conditions; None without any."""
+    worst = worst_of(scores[1:])
+    if worst is None:
+        return None
+    columns, *rows = condition_table(scores)
+    return {
+        "chart": condition_chart(scores),
+        "columns": columns,
+        "rows": [{"name": name, "numbers": numbers} for name, *numbers in rows],
+        "worst": worst,
+        "num_limited": sum(of.num_limited for of in scores),
+    }
 
 
 def _question(answer: AnswerResult) -> Sound:

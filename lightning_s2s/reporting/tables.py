@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
@@ -9,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from lightning_s2s.evaluation.results import AnswerResult, Metric, printable
+from lightning_s2s.evaluation.results import AnswerResult, ConditionScores, Metric, printable
 
 _MARKUP = re.compile(r"(`[^`]+`)|([\\`*\[\]<>~$&]|(?<!\w)_|_(?!\w))")
 
@@ -58,6 +59,30 @@ def format_table(answers: Sequence[AnswerResult], width: int) -> str:
         if number == 0:
             lines.append("  ".join("-" * size for size in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def condition_table(scores: Sequence[ConditionScores]) -> list[list[str]]:
+    """Header and rows of the table of conditions; cells in per cent without the sign, "-" where there is no value."""
+    emotions = list(dict.fromkeys(emotion for of in scores for emotion in of.recall))
+    rows = [["condition", "emotion heard", *emotions, "replies fit", "minimal pairs", "chance", "lowered"]]
+    for of in scores:
+        shares = [of.heard, *(of.recall.get(emotion, math.nan) for emotion in emotions)]
+        shares += [of.fits, of.pairs_fit, of.chance]
+        lowered = f"{of.num_limited} by {of.limited_db:.1f} dB" if of.num_limited else "-"
+        rows.append([of.title, *("-" if math.isnan(value) else f"{100 * value:.0f}" for value in shares), lowered])
+    return rows
+
+
+def print_conditions(scores: Sequence[ConditionScores]) -> None:
+    """Print the table of conditions, in per cent; nothing without any."""
+    if not scores:
+        return
+    rows = condition_table(scores)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *padded]).rstrip())
 
 
 def print_metrics(metrics: Sequence[Metric]) -> None:

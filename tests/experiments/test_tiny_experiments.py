@@ -16,7 +16,7 @@ from parts.small_sizes import SHORT_RUN
 
 TINY = EXPERIMENTS / "tiny"
 CORPUS = TINY / "corpus"
-WITHOUT_FIT = {"answers", "construction", "emotion_classifier", "grammar", "model", "recipe"}
+WITHOUT_FIT = {"answers", "construction", "emotion_classifier", "grammar", "model", "recipe", "robustness"}
 WITHOUT_MODEL = {"0_language_model", "0_pocket_vocoder"}
 STAGES = sorted(path.stem for path in TINY.glob("*.yaml") if path.stem not in WITHOUT_FIT)
 
@@ -93,6 +93,17 @@ def test_answers_after_each_stage(stage: str, speaks: bool, chain: Path, tmp_pat
     reply = json.loads(out.read_text())
     assert set(reply) >= {"text", "text_ids", "unit_ids", "events"}
     assert (tmp_path / "reply.wav").exists() == speaks
+
+
+def test_robustness_after_stage_3(chain: Path, tmp_path: Path, experiments: Path, monkeypatch) -> None:
+    if not (chain / "3_tuning").exists():
+        pytest.skip("3_tuning was not fitted in this run of the tests")
+    monkeypatch.chdir(experiments.parent)
+    configs = ["--config", "experiments/tiny/answers.yaml", "--config", "experiments/tiny/robustness.yaml"]
+    options = ["--model", str(chain / "3_tuning"), "--runs", "[]", "--output_dir", str(tmp_path), "--limit", "1"]
+    assert main(["evaluate", "answers", *configs, *options]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures["conditions"])[:2] == ["as recorded", "gain -12 dB"] and len(figures["conditions"]) == 13
 
 
 @pytest.fixture

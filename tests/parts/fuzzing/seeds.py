@@ -112,6 +112,8 @@ def answers(folder: Path) -> dict[str, Any]:
     return {
         "model": str(folder / "run" / "model"), "questions": str(folder / "corpus" / "validation.jsonl"),
         "grammar": str(folder / "grammar.yaml"), "output_dir": "answers", "num_warmup": 0, "limit": 1,
+        "slots": 2, "latency_questions": 1,
+        "conditions": [{"name": "loud", "gain_db": 6, "noise": "white", "snr_db": 5}],
     }  # fmt: skip
 
 
