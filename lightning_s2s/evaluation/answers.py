@@ -16,7 +16,7 @@ from lightning_s2s.checkpoints.model_folder import load_model
 from lightning_s2s.components.weights import weights_fingerprint
 from lightning_s2s.evaluation.conditions import Condition
 from lightning_s2s.evaluation.grammar import DialogueGrammar
-from lightning_s2s.evaluation.questions import Question, read_questions
+from lightning_s2s.evaluation.questions import EvaluationQuestion, read_questions
 from lightning_s2s.evaluation.recording import RECORDED, Pass, Recorded, Recorder, Timing
 from lightning_s2s.evaluation.results import AnswerResult, ConditionScores, Metric
 from lightning_s2s.evaluation.scores import emotion_named, score, summarise
@@ -149,7 +149,12 @@ def fingerprint(config: EvaluateAnswersConfig, model: SpeechToSpeechModel, diges
 
 
 def as_result(
-    question: Question, record: Recorded, timing: Timing, sample_rate: int, folder: Path, grammar: DialogueGrammar
+    question: EvaluationQuestion,
+    record: Recorded,
+    timing: Timing,
+    sample_rate: int,
+    folder: Path,
+    grammar: DialogueGrammar,
 ) -> AnswerResult:
     """Judge what the model said to a question, and load the audio of both.
 

@@ -14,7 +14,7 @@ from lightning_s2s.data.manifest import Manifest, ManifestError
 
 
 @dataclass(frozen=True)
-class Question:
+class EvaluationQuestion:
     """One spoken question of a manifest.
 
     Attributes:
@@ -40,7 +40,7 @@ class Question:
     line: int
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Question:
+    def from_row(cls, row: Mapping[str, Any]) -> EvaluationQuestion:
         """The question of a manifest's row: the user's first content item with audio.
 
         Raises:
@@ -91,7 +91,7 @@ class Question:
         return ManifestError(self.manifest, self.line, error.reason, str(error))
 
 
-def read_questions(path: str | Path, limit: int = 0) -> tuple[list[Question], str]:
+def read_questions(path: str | Path, limit: int = 0) -> tuple[list[EvaluationQuestion], str]:
     """Read and check the questions of a manifest.
 
     Args:
@@ -108,7 +108,7 @@ def read_questions(path: str | Path, limit: int = 0) -> tuple[list[Question], st
 
     manifest = Manifest(path)
     rows = list(manifest.scan(lambda row: row, fail))
-    questions = [Question.from_row(row) for row in rows[: limit or None]]
+    questions = [EvaluationQuestion.from_row(row) for row in rows[: limit or None]]
     for question in questions:
         question.check()
     return questions, manifest.digest

@@ -13,7 +13,7 @@ import torch
 from lightning_s2s.data.audio import Waveform
 from lightning_s2s.evaluation.asking import Asked, ask_all, last_reply
 from lightning_s2s.evaluation.conditions import Condition
-from lightning_s2s.evaluation.questions import Question, file_names
+from lightning_s2s.evaluation.questions import EvaluationQuestion, file_names
 from lightning_s2s.model.speech_to_speech import SpeechToSpeechModel
 from lightning_s2s.streaming.engine import StreamingEngine
 from lightning_s2s.streaming.events import Reply
@@ -34,7 +34,7 @@ class Pass:
         condition: What is done to them; None asks them as they were recorded.
     """
 
-    questions: Sequence[Question]
+    questions: Sequence[EvaluationQuestion]
     condition: Condition | None = None
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_s2s.data.tasks import EMOTIONS
 from lightning_s2s.evaluation.grammar import DialogueGrammar
-from lightning_s2s.evaluation.questions import Question
+from lightning_s2s.evaluation.questions import EvaluationQuestion
 from lightning_s2s.evaluation.recording import Recorded
 from lightning_s2s.evaluation.results import AnswerResult, ConditionScores, Metric, percentile
 
@@ -19,7 +19,7 @@ def emotion_named(text: str) -> str | None:
 
 
 def score(
-    title: str, questions: Sequence[Question], said: Sequence[Recorded], grammar: DialogueGrammar
+    title: str, questions: Sequence[EvaluationQuestion], said: Sequence[Recorded], grammar: DialogueGrammar
 ) -> ConditionScores:
     """Scores of what the model said to the questions under one condition."""
     spoken = [question.emotion for question in questions]

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from lightning_s2s.evaluation.answers import EvaluateAnswersConfig, evaluate_answers
-from lightning_s2s.evaluation.questions import Question, file_names
+from lightning_s2s.evaluation.questions import EvaluationQuestion, file_names
 from parts.paths import EXPERIMENTS
 
 GRAMMAR = str(EXPERIMENTS / "tiny" / "grammar.yaml")
@@ -48,7 +48,7 @@ def test_the_question_is_the_users_first_audio():
             *asked({"text": "t"}, question, {"audio": "c.wav"})["messages"],
         ]
     }
-    found = Question.from_row(row | {"id": "a", "manifest": "m", "line": 1})
+    found = EvaluationQuestion.from_row(row | {"id": "a", "manifest": "m", "line": 1})
     assert (found.audio, found.emotion, found.pair) == ("b.wav", "sad", "a")
 
 
