@@ -24,6 +24,7 @@ import yaml  # noqa: E402
 from parts.byte_tokenizer import byte_tokenizer  # noqa: E402
 from parts.paths import EXPERIMENTS, OPENS2S_CHECKPOINT  # noqa: E402
 from parts.small_sizes import TINY_LM, WHOLE_WHISPER  # noqa: E402
+from parts.stage_settings import hearing_parts, speaking_parts  # noqa: E402
 from parts.tiny_corpus import TinyCorpus, write_tiny_corpus  # noqa: E402
 
 torch.set_num_threads(1)
@@ -146,14 +147,7 @@ def configuration(tmp_path, tiny_corpus, tokenizer_folder) -> Path:
         "model": {
             "class_path": "EmpatheticInstructionTuning",
             "init_args": {
-                "encoder": {"class_path": "mel", "init_args": {"width": 16, "num_layers": 1, "num_heads": 2}},
-                "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
-                "llm": {"class_path": "causal", "init_args": {"config": TINY_LM, "tokenizer": str(tokenizer_folder)}},
-                "speech_decoder": {
-                    "class_path": "interleaved",
-                    "init_args": {"interleave": "1:2", "config": TINY_LM, "max_units": 8},
-                },
-                "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
+                **hearing_parts(TINY_LM, tokenizer_folder), **speaking_parts(TINY_LM),
                 "num_generated": 0,
                 "optimizer": {"warmup_steps": 1},
             },

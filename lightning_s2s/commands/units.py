@@ -8,6 +8,7 @@ from lightning_s2s.commands.messages import CommandError
 from lightning_s2s.components.contracts import Vocoder
 from lightning_s2s.construction.units import add_units
 from lightning_s2s.support.ranges import Count, Device, Positive, check_device
+from lightning_s2s.support.wording import counted
 
 
 def units(
@@ -58,5 +59,4 @@ def units(
     if report.num_kept:
         print(f"{report.num_kept} clips had units and keep them (--redo makes them anew)")
     if report.problems:
-        left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(report.problems.items()))
-        print(f"{report.problems.total()} rows left out: {left_out}")
+        print(f"{report.problems.total()} rows left out: {counted(report.problems)}")

@@ -89,7 +89,7 @@ def model_config(config: Mapping[str, Any], where: str, what: str = "model") -> 
     check_sizes(config, where)
     settings = dict(config)
     model_type = settings.pop("model_type", None)
-    try:
+    with _fitting(where, what, model_type):
         default = AutoConfig.for_model(model_type)
         for key, value in settings.items():
             if key in FETCHES and value:
@@ -101,12 +101,6 @@ def model_config(config: Mapping[str, Any], where: str, what: str = "model") -> 
             if meant:
                 raise ValueError(f"unknown key {key!r}; did you mean {meant[0]}?")
         built = AutoConfig.for_model(model_type, **settings)
-    except ImportError:
-        raise
-    except Exception as error:  # configurations raise many kinds of errors
-        raise ValueError(
-            f"{where}: no {what} of transformers fits model_type {model_type!r} ({_reason(error)})"
-        ) from None
     check_attention(built, where)
     return built
 
@@ -137,14 +131,20 @@ def build_from(auto_class: str, config: Any, where: str, what: str = "model") ->
     """
     import transformers
 
-    try:
+    with _fitting(where, what, config.model_type):
         return getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _fitting(where: str, what: str, model_type: Any) -> Iterator[None]:
+    """Raise whatever transformers finds wrong with a configuration as a ValueError that names where it was given."""
+    try:
+        yield
     except ImportError:
         raise
-    except Exception as error:  # models raise many kinds of errors
-        raise ValueError(
-            f"{where}: no {what} of transformers fits model_type {config.model_type!r} ({_reason(error)})"
-        ) from None
+    except Exception as error:  # configurations and models raise many kinds of errors
+        reason = _reason(error)
+        raise ValueError(f"{where}: no {what} of transformers fits model_type {model_type!r} ({reason})") from None
 
 
 def without_code(config: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lightning_s2s.construction.rows import reading_row, recording_rows, write_m
 from lightning_s2s.data.audio import AudioError, AudioReference, audio_duration_sec
 from lightning_s2s.support.journal import Journal
 from lightning_s2s.support.ranges import Count, Device, NonNegative, Positive, checked
-from lightning_s2s.support.wording import unknown_name
+from lightning_s2s.support.wording import counted, unknown_name
 
 TASKS = ("transcribe", "emotion", "continue")
 
@@ -201,4 +201,4 @@ def partial_path(out: Path) -> Path:
 
 def describe(counts: Counter[str]) -> str:
     """`3 x no such file; 1 x another split`."""
-    return "; ".join(f"{count} x {reason}" for reason, count in sorted(counts.items())) or "nothing was left out"
+    return counted(counts) or "nothing was left out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lightning_s2s.construction.dialogue import Candidate
@@ -41,6 +42,12 @@ class Outcome:
     def kept(self) -> list[Candidate]:
         """What was not left out."""
         return [candidate for candidate in self.candidates if candidate.kept]
+
+    def speech_sec(self, candidates: Iterable[Candidate]) -> tuple[float, float]:
+        """Seconds of the users' and of the assistant's speech in some of the dialogues."""
+        chosen = list(candidates)
+        asked = sum(self.seconds[self.clips[name]] for c in chosen for name in c.dialogue.clip_ids)
+        return asked, sum(self.seconds[clip] for c in chosen for clip in c.replies)
 
     def rejections(self) -> Counter[str]:
         """Step -> dialogues that it left out, in the order of the steps."""

@@ -201,9 +201,7 @@ class Construction:
     def _write_out(self) -> None:
         """Write the files of `output_dir`, with units where there is a vocoder."""
         config, outcome, kept = self.config, self.outcome, self.outcome.kept
-        for candidate in kept:
-            outcome.question_sec += sum(outcome.seconds[outcome.clips[name]] for name in candidate.dialogue.clip_ids)
-            outcome.reply_sec += sum(outcome.seconds[clip] for clip in candidate.replies)
+        outcome.question_sec, outcome.reply_sec = outcome.speech_sec(kept)
         replies = self.script.spoken_replies
         if replies is None:
             replies = list(replies_of(candidate.dialogue for candidate in kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_s2s.construction.config import CorpusConfig
 from lightning_s2s.construction.outcome import Outcome
+from lightning_s2s.support.wording import counted
 
 
 def summarise(outcome: Outcome, config: CorpusConfig) -> str:
@@ -14,8 +15,7 @@ def summarise(outcome: Outcome, config: CorpusConfig) -> str:
     for step, count in outcome.rejections().items():
         lines.append(f"left out by {step}: {count}")
     if outcome.usage.problems:
-        listed = "; ".join(f"{count} x {reason}" for reason, count in sorted(outcome.usage.problems.items()))
-        lines.append(f"asked for again: {listed}")
+        lines.append(f"asked for again: {counted(outcome.usage.problems)}")
     if outcome.usage.output_tokens:
         cost = config.writer.cost(outcome.usage)
         price = "" if cost is None else f", cost {cost:.4f}"

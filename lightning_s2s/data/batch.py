@@ -42,7 +42,7 @@ class Batch:
     """What every batch has.
 
     Attributes:
-        rows: the B rows of the manifest.
+        rows: The B rows of the manifest.
         waveform: (N, T) float32, in order of appearance.
         waveform_lengths: (N,) samples.
     """
@@ -53,8 +53,7 @@ class Batch:
 
     def pin_memory(self: AnyBatch) -> AnyBatch:
         """A copy in pinned memory, from which tensors move to a GPU while it computes; torch's loader calls it."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        pinned = {name: value.pin_memory() for name, value in tensors.items() if hasattr(value, "pin_memory")}
+        pinned = {name: value.pin_memory() for name, value in vars(self).items() if hasattr(value, "pin_memory")}
         return dataclasses.replace(self, **pinned)
 
 
@@ -70,7 +69,7 @@ class DialogueBatch(Batch):
         units: (M, U) int64, padded with 0.
         unit_lengths: (M,) units.
         speaker_embedding: (M, 512) float32, zeros where the speaker is unknown.
-        encoded: the encoder's output for the audios, where it is cached; None has the model compute it.
+        encoded: The encoder's output for the audios if it is cached; None lets the model compute it.
     """
 
     input_ids: Tensor
@@ -98,7 +97,7 @@ class TranscribedBatch(Batch):
     """Speech with its text, for the vocoder: one audio a row, N = B.
 
     Attributes:
-        texts: what each audio says.
+        texts: What each audio says.
     """
 
     texts: list[str]

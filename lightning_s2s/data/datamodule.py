@@ -19,6 +19,7 @@ from lightning_s2s.data.collate import SkippingCollate, collate_dialogues, colla
 from lightning_s2s.data.dataset import SpeechDialogueDataset
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.support.ranges import Count, NonNegative, Positive, Range, Seed, checked
+from lightning_s2s.support.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ class SpeechDialogueData(L.LightningDataModule):
     """Spoken dialogues from JSONL manifests, in batches of bounded duration.
 
     What tokenizer, sample rate and units the batches must fit, it asks the stage (`data_requirements()`). Training
-    resumes mid-epoch with the same order. The keys of a batch: `lightning_s2s.data.collate.collate_dialogues` and,
-    for the vocoder, `collate_vocoder`.
+    resumes mid-epoch with the same order. Batches are `DialogueBatch` or, for the vocoder, `TranscribedBatch`, see
+    `lightning_s2s.data.batch`.
 
     Args:
         train: manifest or manifests (JSONL) to train on.
@@ -79,16 +80,13 @@ class SpeechDialogueData(L.LightningDataModule):
         self.cache_audio, self.seed, self.augmentation = cache_audio, seed, augmentation
         self.datasets: dict[str, SpeechDialogueDataset] = {}
         self._collate: Callable[..., Any] = collate_vocoder
-        self._left_out: dict[str, Counter[str]] = {}
-        self._noted: dict[str, dict[tuple[str, str], str]] = {"train": {}, "validation": {}}
+        self._noted: dict[str, set[tuple[str, str]]] = {"train": set(), "validation": set()}
 
     @property
     def problems(self) -> dict[str, Counter[str]]:
         """What was left out or is clipped so far; what only decoding shows is counted when a row is first read."""
-        return {
-            split: self._left_out.get(split, Counter()) + Counter(noted.values())
-            for split, noted in self._noted.items()
-        }
+        left_out = {split: dataset.problems for split, dataset in self.datasets.items()}
+        return {split: left_out.get(split, Counter()) + self._count_notes(split) for split in self._noted}
 
     def setup(self, stage: str) -> None:
         """Check the manifests and measure the rows; done once for each split."""
@@ -134,7 +132,6 @@ class SpeechDialogueData(L.LightningDataModule):
         else:
             self._collate = collate_vocoder
         self.datasets[split] = dataset
-        self._left_out[split] = dataset.problems
         return dataset
 
     def train_dataloader(self) -> ResumableLoader:
@@ -176,14 +173,16 @@ class SpeechDialogueData(L.LightningDataModule):
         """Sum up what decoding showed."""
         for split, noted in self._noted.items():
             if noted:
-                counts = "; ".join(f"{count} x {reason}" for reason, count in sorted(Counter(noted.values()).items()))
-                log.warning("%s: noted while reading audio: %s", split, counts)
+                log.warning("%s: noted while reading audio: %s", split, counted(self._count_notes(split)))
+
+    def _count_notes(self, split: str) -> Counter[str]:
+        return Counter(reason for reason, _ in self._noted[split])
 
     def _note(self, split: str, notes: list[Note]) -> None:
         for note in notes:
             key = (note.reason, note.place)
             if key not in self._noted[split]:
-                self._noted[split][key] = note.reason
+                self._noted[split].add(key)
                 # A loud corpus would give a warning for each of its files; they are counted, and summed up in the end.
                 log.log(logging.INFO if note.reason == LEVEL_LIMITED else logging.WARNING, "%s", note.message)
 

@@ -17,6 +17,7 @@ from lightning_s2s.data.chat import content_items, has_units
 from lightning_s2s.data.manifest import Manifest, ManifestError, Row, message_units, parse_speaker
 from lightning_s2s.data.requirements import DataRequirements
 from lightning_s2s.data.row_checks import RowProblem, check_stated_sec
+from lightning_s2s.support.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class SpeechDialogueDataset:
                     self.num_spoken += entry.spoken
         names = ", ".join(str(manifest.path) for manifest in self.manifests)
         num_rows = sum(len(manifest.line_numbers) for manifest in self.manifests)
-        left_out = "; ".join(f"{count} x {reason}" for reason, count in sorted(self.problems.items()))
+        left_out = counted(self.problems)
         if self.problems:
             log.warning("%s: %d of %d rows left out: %s", names, self.problems.total(), num_rows, left_out)
         if not self._entries:

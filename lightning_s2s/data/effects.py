@@ -100,9 +100,10 @@ def _read_noise(name: str, length: int, sample_rate: int, rng: np.random.Generat
     import soundfile
     import soxr
 
-    check_noise(name)
     try:
         with soundfile.SoundFile(name) as file:
+            if file.frames <= 0:
+                raise ValueError(f"augmentation.noise: {name}: holds no sound")
             missing = -(-length * file.samplerate // sample_rate)
             file.seek(int(rng.integers(file.frames)))
             parts = []

@@ -131,6 +131,19 @@ class Manifest:
             if len(seen) > MOST_WARNINGS:
                 log.warning("%s: has %d more keys that are not read", self.path, len(seen) - MOST_WARNINGS)
 
+    def rows(self) -> list[Row]:
+        """All rows, in order, with warnings of unknown keys.
+
+        Raises:
+            ManifestError: A line is invalid (`FILE:LINE: problem`).
+            ValueError: The file was changed since it was opened.
+        """
+
+        def fail(error: ManifestError) -> None:
+            raise error
+
+        return list(self.scan(lambda row: row, fail))
+
     def _parse(self, line: int) -> tuple[Row, list[UnknownKey]]:
         try:
             text = self._lines.text(line)
@@ -145,11 +158,7 @@ def read_manifest(path: str | Path) -> list[Row]:
     Raises:
         ValueError: There is no such file, or a line is invalid (`FILE:LINE: problem`).
     """
-
-    def fail(error: ManifestError) -> None:
-        raise error
-
-    return list(Manifest(path).scan(lambda row: row, fail))
+    return Manifest(path).rows()
 
 
 def parse_line(text: str, manifest: str | Path, line: int) -> tuple[Row, list[UnknownKey]]:

@@ -102,13 +102,8 @@ def read_questions(path: str | Path, limit: int = 0) -> tuple[list[EvaluationQue
     Raises:
         ValueError: There is no such file, a line is invalid, or a row has no question that can be judged.
     """
-
-    def fail(error: ManifestError) -> None:
-        raise error
-
     manifest = Manifest(path)
-    rows = list(manifest.scan(lambda row: row, fail))
-    questions = [EvaluationQuestion.from_row(row) for row in rows[: limit or None]]
+    questions = [EvaluationQuestion.from_row(row) for row in manifest.rows()[: limit or None]]
     for question in questions:
         question.check()
     return questions, manifest.digest

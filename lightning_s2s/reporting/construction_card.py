@@ -151,8 +151,7 @@ def _contents(outcome: Outcome) -> dict[str, Any]:
 def _counts(outcome: Outcome, split: str) -> list[str]:
     """A row of the table of contents; `split` may be "all"."""
     chosen = [c for c in outcome.kept if split in (c.dialogue.split, "all")]
-    question_sec = sum(outcome.seconds[outcome.clips[name]] for c in chosen for name in c.dialogue.clip_ids)
-    reply_sec = sum(outcome.seconds[clip] for c in chosen for clip in c.replies)
+    question_sec, reply_sec = outcome.speech_sec(chosen)
     turns = sum(len(candidate.dialogue.turns) for candidate in chosen)
     counts = (len(chosen), turns, _num_minimal_pairs(chosen), len(_voices(chosen)))
     return [split, *(f"{count:,}" for count in counts), f"{question_sec / 60:.1f}", f"{reply_sec / 60:.1f}"]

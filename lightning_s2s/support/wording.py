@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def near_names(name: str, allowed: Iterable[str]) -> str:
@@ -26,6 +26,11 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
     near = near_names(name, names)
     hint = f"did you mean {near}? " if near else ""
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names) or 'none'}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """The wording for what was counted by reason: `3 x no such file; 1 x another split`."""
+    return "; ".join(f"{count} x {reason}" for reason, count in sorted(counts.items()))
 
 
 def unknown_suffix(option: str, path: object, allowed: Iterable[str]) -> str:

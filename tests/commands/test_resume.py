@@ -20,6 +20,7 @@ from parts.byte_tokenizer import byte_tokenizer
 from parts.command_line import last_line
 from parts.pickled_code import PickledCode
 from parts.small_sizes import TINY_LM
+from parts.stage_settings import hearing_parts
 from parts.tiny_corpus import write_tiny_corpus
 
 
@@ -38,11 +39,7 @@ def finished(tmp_path_factory) -> Path:
         "model": {
             "class_path": "SpeechUnderstandingPretraining",
             "init_args": {
-                "encoder": {"class_path": "mel", "init_args": {"width": 16, "num_layers": 1, "num_heads": 2}},
-                "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
-                "llm": {
-                    "class_path": "causal", "init_args": {"config": TINY_LM, "tokenizer": str(folder / "tokenizer")},
-                },
+                **hearing_parts(TINY_LM, folder / "tokenizer"),
                 "freeze": ["llm.*"], "num_generated": 0,
                 "optimizer": {"warmup_steps": 1, "lr_scale": {"encoder.*": 0.5}},
             },

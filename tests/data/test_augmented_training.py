@@ -23,7 +23,6 @@ EPOCHS = 2
 EVERYTHING = Augmentation(
     tempo=(0.9, 1.1), noise=["pink"], room_sec=(0.1, 0.2), codecs=["mp3"], probability={"codec": 0.5, "tempo": 0.7}
 )
-GAIN = Augmentation(level_db=(-12, 12))
 
 
 class Listener(L.LightningModule):

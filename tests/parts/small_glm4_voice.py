@@ -36,6 +36,15 @@ def build_glm4_voice(**options) -> Glm4VoiceVocoder:
     return vocoder
 
 
+def build_tokenizing() -> Glm4VoiceVocoder:
+    """The same with a tokenizer, whose layers are loud enough to give several units."""
+    vocoder = build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER})
+    with torch.no_grad():
+        for layer in vocoder.tokenizer.layers:
+            layer.fc2.weight.mul_(4.0)
+    return vocoder
+
+
 def random_units(num_rows: int, num_units: int, seed: int = 1) -> torch.Tensor:
     """(rows, units) of the small codebook."""
     return torch.randint(0, FLOW["vocab_size"], (num_rows, num_units), generator=torch.Generator().manual_seed(seed))

@@ -21,6 +21,7 @@ from lightning_s2s.cli import main
 from parts.byte_tokenizer import byte_tokenizer
 from parts.pickled_code import PickledCode
 from parts.small_sizes import SMALL_LM
+from parts.stage_settings import hearing_parts, speaking_parts
 from parts.tiny_corpus import write_tiny_corpus
 
 pytestmark = pytest.mark.slow  # the first run alone takes longer than the tests of most other files
@@ -52,16 +53,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {
             "class_path": "EmpatheticInstructionTuning",
             "init_args": {
-                "encoder": {"class_path": "mel", "init_args": {"width": 16, "num_layers": 1, "num_heads": 2}},
-                "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
-                "llm": {
-                    "class_path": "causal", "init_args": {"config": SMALL_LM, "tokenizer": str(folder / "tokenizer")},
-                },
-                "speech_decoder": {
-                    "class_path": "interleaved",
-                    "init_args": {"interleave": "1:2", "config": SMALL_LM, "max_units": 8, "dropout": 0.1},
-                },
-                "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
+                **hearing_parts(SMALL_LM, folder / "tokenizer"), **speaking_parts(SMALL_LM, dropout=0.1),
                 "num_generated": 2, "freeze": ["encoder.*"],
                 "optimizer": {"warmup_steps": 1}, "scaling": {"activation_checkpointing": ["llm"]},
             },

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_s2s.construction.emotion_classifier.features import SAMPLE_RATE, prosody_features
 from lightning_s2s.data.audio import AudioError, load_audio
 from lightning_s2s.data.augmentation import ClipAugmentation, augment
-from lightning_s2s.data.chat import content_items
+from lightning_s2s.data.dataset import user_audio_items
 from lightning_s2s.data.effects import COLOURS
 from lightning_s2s.data.manifest import ManifestError, read_manifest
 
@@ -66,9 +66,9 @@ def read_clips(path: str) -> LabelledClips:
     """
     clips, seen = LabelledClips(path), set()
     for row in read_manifest(path):
-        for item in (i for m in row["messages"] if m["role"] == "user" for i in content_items(m["content"])):
-            audio, emotion = item.get("audio"), item.get("emotion")
-            if not audio or not emotion or audio in seen:
+        for item in user_audio_items(row["messages"]):
+            audio, emotion = item["audio"], item.get("emotion")
+            if not emotion or audio in seen:
                 continue
             if not isinstance(row.get("speaker"), str) or not row["speaker"]:
                 message = f"speaker: got {row.get('speaker')!r}; a name is needed, no speaker may be in two splits"

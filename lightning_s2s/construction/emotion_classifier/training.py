@@ -13,10 +13,10 @@ import numpy as np
 from lightning_s2s.construction.emotion_classifier.classifier import ProsodyClassifier, limit_scores
 from lightning_s2s.construction.emotion_classifier.clips import check_splits, measure_clips, read_clips
 from lightning_s2s.construction.emotion_classifier.features import LEVEL
+from lightning_s2s.data.tasks import SPLITS
 from lightning_s2s.support.files import write_text
 from lightning_s2s.support.ranges import Count, Natural, Processes, Range, Seed, checked
 
-SPLITS = ("train", "validation", "test")
 NORMALISED_LEVEL_DB = -26.0
 """The level of every clip, relative to full scale, where the level must tell nothing."""
 FIGURES = "figures.json"

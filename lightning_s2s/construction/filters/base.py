@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class RecordedDialogue:
     dialogue: Dialogue
     questions: tuple[str, ...] = ()
     replies: tuple[str, ...] = ()
-    voices: tuple[str, ...] = field(default=())
+    voices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -205,17 +205,19 @@ class SpeakTexts(PipelineStep[tuple[str, str, str]]):
 
     def run(self, batch: Sequence[tuple[str, str, str]]) -> list[Any | ItemFailure]:
         results: list[Any | ItemFailure] = []
-        for voice, text, emotion in batch:
+        for item in batch:
+            voice, text, emotion = item
+            path = self._path(item)
             with track_usage() as usage:
                 try:
                     waveform, rate = self.renderings.speak(text, voice, self.speed, emotion)
                     if emotion in self.prosody:
                         waveform = render(analyse(waveform, rate), rate, self.prosody[emotion])
-                        write_bytes(self._path((voice, text, emotion)), encode_flac(waveform, rate))
+                        write_bytes(path, encode_flac(waveform, rate))
                 except SpeechError as error:
                     results.append(ItemFailure(str(error), usage))
                     continue
-            clip = self._path((voice, text, emotion)).relative_to(self.folder).as_posix()
+            clip = path.relative_to(self.folder).as_posix()
             results.append({"clip": clip, "sec": round(len(waveform) / rate, 3), "usage": usage.as_json()})
         return results
 

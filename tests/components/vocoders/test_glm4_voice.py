@@ -11,7 +11,7 @@ from lightning_s2s.components.vocoders.glm4_voice import Glm4VoiceVocoder
 from lightning_s2s.components.vocoders.glm4_voice.conformer import block_causal_mask, relative_positions
 from lightning_s2s.components.vocoders.glm4_voice.hift import HiftStreamState
 from parts import small_codecs
-from parts.small_glm4_voice import CONFIG, TOKENIZER, assert_same_sound, build_glm4_voice, random_units
+from parts.small_glm4_voice import assert_same_sound, build_glm4_voice, build_tokenizing, random_units
 from parts.tolerances import assert_equal_but_for_rounding
 
 NUM_UNITS = 47
@@ -30,11 +30,7 @@ def units() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def tokenizing() -> Glm4VoiceVocoder:
-    vocoder = build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER})
-    with torch.no_grad():
-        for layer in vocoder.tokenizer.layers:
-            layer.fc2.weight.mul_(4.0)
-    return vocoder
+    return build_tokenizing()
 
 
 # --- streaming ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from parts.small_glm4_voice import (
     TOKENIZER,
     assert_same_sound,
     build_glm4_voice,
+    build_tokenizing,
     random_units,
     write_decoder,
     write_tokenizer,
@@ -42,11 +43,7 @@ def units() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def tokenizing() -> Glm4VoiceVocoder:
-    vocoder = build_glm4_voice(config=CONFIG | {"tokenizer": TOKENIZER})
-    with torch.no_grad():
-        for layer in vocoder.tokenizer.layers:
-            layer.fc2.weight.mul_(4.0)
-    return vocoder
+    return build_tokenizing()
 
 
 def test_published_sizes_on_the_meta_device():

@@ -16,6 +16,7 @@ from parts.construction import RULES
 from parts.paths import OPENS2S_CHECKPOINT
 from parts.small_sizes import TINY_LM
 from parts.sounds import SAMPLE_RATE, sweep
+from parts.stage_settings import hearing_parts, speaking_parts
 from parts.tiny_corpus import write_tiny_corpus
 
 SOUND_SEC = 1.0
@@ -34,17 +35,7 @@ def stage(folder: Path) -> dict[str, Any]:
         "model": {
             "class_path": "EmpatheticInstructionTuning",
             "init_args": {
-                "encoder": {"class_path": "mel", "init_args": {"width": 16, "num_layers": 1, "num_heads": 2}},
-                "adapter": {"class_path": "conv", "init_args": {"kernel_sizes": [5], "inner_width": 8}},
-                "llm": {
-                    "class_path": "causal",
-                    "init_args": {"config": dict(TINY_LM), "tokenizer": str(folder / "tokenizer")},
-                },
-                "speech_decoder": {
-                    "class_path": "interleaved",
-                    "init_args": {"interleave": "1:2", "config": dict(TINY_LM), "max_units": 8},
-                },
-                "vocoder": {"class_path": "pocket", "init_args": {"encoder_width": 8, "decoder_width": 8}},
+                **hearing_parts(TINY_LM, folder / "tokenizer"), **speaking_parts(TINY_LM),
                 "num_generated": 0,
                 "optimizer": {"warmup_steps": 1},
             },
